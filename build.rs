@@ -1,2 +1,18 @@
 //! Compiles `proto/` with protox, so that nobody needs an installed protoc.
-fn main() {}
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+/// The one proto of the bridge, relative to `proto/`.
+const BRIDGE: &str = "mcprelay/bridge/v1/bridge.proto";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile([BRIDGE], ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("bridge_descriptor.bin"), descriptors.encode_to_vec())?;
+    // `bytes` fields as `Bytes`: a request or a chunk is then a view into the received frame, never a copy.
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}
