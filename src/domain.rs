@@ -108,6 +108,29 @@ impl fmt::Display for SessionKey {
     }
 }
 
+/// One task, for as long as it is under way. Never used twice in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskKey(pub u64);
+
+/// What a session said in its Hello.
+#[derive(Clone, Debug)]
+pub struct SessionHello {
+    /// Stable per installation.
+    pub client_id: String,
+    /// For people.
+    pub client_version: String,
+    /// The largest message the client accepts, in bytes.
+    pub max_message_bytes: usize,
+    /// Whether it is the agent's own provider host, which any session from outside outranks.
+    pub builtin: bool,
+}
+
+/// One entry of a snapshot: a provider, or the name as pushed and why it is refused.
+pub type Pushed = Result<Provider, (String, Failure)>;
+
+/// What became of the providers of one snapshot, in its order.
+pub type Verdicts = Vec<(String, Verdict)>;
+
 /// One LLM as its owner pushed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provider {

@@ -1,5 +1,6 @@
 //! mcprelay: the local agent between mcpd and the LLM providers of a workstation.
 
+pub mod bridge;
 pub mod core;
 pub mod domain;
 

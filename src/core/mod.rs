@@ -18,7 +18,8 @@ pub mod tasks;
 use std::time::{Duration, Instant};
 
 use crate::domain::{
-    CancelReason, Failure, FailureCode, Outcome, Provider, ProviderName, SessionKey, Task, TaskId, Verdict,
+    CancelReason, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello, SessionKey, Task, TaskId, TaskKey,
+    Verdicts,
 };
 
 pub use link::{LinkEffect, LinkInput};
@@ -42,10 +43,6 @@ pub const END_DELIVERY_BOUND: Duration = Duration::from_secs(60);
 pub const DRAIN_DELIVERY_BOUND: Duration = Duration::from_secs(10);
 /// Most bytes of requests held for tasks under way; beyond it new tasks are refused, whatever the queues allow.
 pub const MAX_HELD_BYTES: usize = 256 << 20;
-
-/// One task, for as long as it is under way. Never used twice in a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TaskKey(pub u64);
 
 /// The owner's settings that the decisions depend on.
 #[derive(Clone, Debug)]
@@ -102,25 +99,6 @@ pub enum Input {
     /// Something about the link to mcpd.
     Link(LinkInput),
 }
-
-/// What a session said in its Hello.
-#[derive(Clone, Debug)]
-pub struct SessionHello {
-    /// Stable per installation.
-    pub client_id: String,
-    /// For people.
-    pub client_version: String,
-    /// The largest message the client accepts, in bytes.
-    pub max_message_bytes: usize,
-    /// Whether it is the agent's own provider host, which any session from outside outranks.
-    pub builtin: bool,
-}
-
-/// One entry of a snapshot: a provider, or the name as pushed and why it is refused.
-pub type Pushed = Result<Provider, (String, Failure)>;
-
-/// What became of the providers of one snapshot, in its order.
-pub type Verdicts = Vec<(String, Verdict)>;
 
 /// Something to do.
 #[derive(Debug, PartialEq)]

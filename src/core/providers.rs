@@ -10,8 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Effect, Pushed, SESSION_GRACE, SessionHello, TaskKey, Verdicts};
-use crate::domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, SessionKey, Verdict};
+use super::{Effect, SESSION_GRACE};
+use crate::domain::{
+    Failure, FailureCode, Provider, ProviderName, ProviderState, Pushed, SessionHello, SessionKey, TaskKey, Verdict, Verdicts,
+};
 
 /// Most providers one session may push; more are refused one by one.
 pub const MAX_PROVIDERS: usize = 1000;

@@ -3,13 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Core,
+    Activity, Core,
     providers::Life,
     tasks::{Entry, Local, Upstream},
 };
-use crate::domain::{LinkStatus, Provider, SessionKey, TaskId, Verdict};
-
-use super::{Activity, TaskKey};
+use crate::domain::{LinkStatus, Provider, SessionKey, TaskId, TaskKey, Verdict};
 
 /// One connected local program.
 #[derive(Clone, Debug)]

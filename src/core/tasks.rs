@@ -16,8 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ActivityOf, DEADLINE_MARGIN, Settings, TaskKey, recent::Recent};
-use crate::domain::{Failure, FailureCode, ProviderName, SessionKey, Task, TaskId};
+use super::{ActivityOf, DEADLINE_MARGIN, Settings, recent::Recent};
+use crate::domain::{Failure, FailureCode, ProviderName, SessionKey, Task, TaskId, TaskKey};
 
 /// The local side of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

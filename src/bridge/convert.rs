@@ -1,0 +1,251 @@
+//! The bridge's words on the wire, to and from ours.
+
+use std::time::Duration;
+
+use crate::{
+    domain::{
+        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus, Outcome, Output,
+        Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage, Verdict, Verdicts,
+    },
+    pb,
+};
+
+/// Longest descriptive text of a provider that is kept, in bytes: type, model, tier, description, state detail.
+const MAX_TEXT: usize = 1024;
+/// Most features of a provider that are kept.
+const MAX_FEATURES: usize = 64;
+
+/// A duration in whole milliseconds; what does not fit becomes the largest number.
+pub fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A provider of a snapshot, or its name as pushed and why it is refused.
+pub fn provider(p: pb::Provider) -> Pushed {
+    let name = match ProviderName::new(&p.name) {
+        Ok(name) => name,
+        Err(why) => return Err((p.name.clone(), bad_name(&p.name, &why))),
+    };
+    let texts = [&p.r#type, &p.model, &p.tier, &p.description, &p.state_detail];
+    if texts.iter().any(|t| t.len() > MAX_TEXT) || p.features.len() > MAX_FEATURES {
+        let message = format!("a text of provider '{name}' is longer than {MAX_TEXT} bytes, or it has more than {MAX_FEATURES} features");
+        return Err((p.name, Failure::new(FailureCode::InvalidRequest, message)));
+    }
+    Ok(Provider {
+        name,
+        state: provider_state(p.state()),
+        kind: p.r#type,
+        model: p.model,
+        tier: p.tier,
+        description: p.description,
+        publish: p.publish,
+        max_in_flight: p.max_in_flight,
+        state_detail: p.state_detail,
+        features: p.features,
+        context_tokens: p.context_tokens,
+        max_output_tokens: p.max_output_tokens,
+    })
+}
+
+fn bad_name(name: &str, why: &BadName) -> Failure {
+    let shown: String = name.chars().take(40).flat_map(char::escape_default).collect();
+    Failure::new(FailureCode::InvalidRequest, format!("the provider name '{shown}' {why}"))
+}
+
+/// A provider as it was pushed.
+pub fn provider_to_pb(p: &Provider) -> pb::Provider {
+    let state = match p.state {
+        ProviderState::Ready => pb::ProviderState::Ready,
+        ProviderState::Loading => pb::ProviderState::Loading,
+        ProviderState::Unavailable => pb::ProviderState::Unavailable,
+    };
+    pb::Provider {
+        name: p.name.as_str().to_owned(),
+        r#type: p.kind.clone(),
+        model: p.model.clone(),
+        tier: p.tier.clone(),
+        description: p.description.clone(),
+        publish: p.publish,
+        max_in_flight: p.max_in_flight,
+        state: state.into(),
+        state_detail: p.state_detail.clone(),
+        features: p.features.clone(),
+        context_tokens: p.context_tokens,
+        max_output_tokens: p.max_output_tokens,
+    }
+}
+
+fn provider_state(state: pb::ProviderState) -> ProviderState {
+    match state {
+        pb::ProviderState::Unspecified | pb::ProviderState::Ready => ProviderState::Ready,
+        pb::ProviderState::Loading => ProviderState::Loading,
+        pb::ProviderState::Unavailable => ProviderState::Unavailable,
+    }
+}
+
+/// A piece of output; one without anything in it is a sign of life.
+pub fn output(output: Option<pb::task_chunk::Output>) -> Output {
+    match output {
+        Some(pb::task_chunk::Output::ChunkJson(json)) => Output::Raw(json),
+        Some(pb::task_chunk::Output::Delta(delta)) => Output::Delta(Delta {
+            content: delta.content,
+            reasoning: delta.reasoning,
+            tool_calls: delta.tool_calls.into_iter().map(tool_call_delta).collect(),
+            finish_reason: delta.finish_reason,
+        }),
+        None => Output::Alive,
+    }
+}
+
+fn tool_call_delta(call: pb::ToolCallDelta) -> ToolCallDelta {
+    ToolCallDelta { index: call.index, id: call.id, name: call.name, arguments: call.arguments }
+}
+
+/// How the local side ended a task.
+pub fn outcome(outcome: Option<pb::task_finished::Outcome>) -> Outcome {
+    use pb::task_finished::Outcome as Pb;
+    match outcome {
+        None => Outcome::Complete,
+        Some(Pb::BodyJson(body)) => Outcome::Body(body),
+        Some(Pb::Result(result)) => Outcome::Result(completion_result(result)),
+        Some(Pb::Error(error)) => Outcome::Failed(failure(error)),
+        Some(Pb::Cancelled(_)) => Outcome::Cancelled,
+    }
+}
+
+fn completion_result(result: pb::CompletionResult) -> CompletionResult {
+    let call = |(index, call): (usize, pb::ToolCall)| ToolCallDelta {
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+        id: call.id,
+        name: call.name,
+        arguments: call.arguments,
+    };
+    CompletionResult {
+        content: result.content,
+        reasoning: result.reasoning,
+        tool_calls: result.tool_calls.into_iter().enumerate().map(call).collect(),
+        finish_reason: result.finish_reason,
+    }
+}
+
+/// What an inference used.
+pub fn usage(usage: Option<pb::Usage>) -> Usage {
+    usage.map_or_else(Usage::default, |u| Usage { input_tokens: u.input_tokens, output_tokens: u.output_tokens })
+}
+
+/// What an inference used, where anything is known.
+pub fn usage_to_pb(usage: Usage) -> Option<pb::Usage> {
+    let known = usage.input_tokens.is_some() || usage.output_tokens.is_some();
+    known.then_some(pb::Usage { input_tokens: usage.input_tokens, output_tokens: usage.output_tokens })
+}
+
+/// A failure that a local program reports.
+pub fn failure(error: pb::Error) -> Failure {
+    let code = failure_code(error.code());
+    let message = if error.message.is_empty() { format!("the provider failed: {}", code.as_str()) } else { error.message };
+    Failure {
+        code,
+        message,
+        retryable: error.retryable,
+        retry_after: error.retry_after_ms.map(|ms| Duration::from_millis(ms.into())),
+        http_status: error.http_status.and_then(|s| u16::try_from(s).ok()),
+        body: error.body_json,
+    }
+}
+
+fn failure_code(code: pb::ErrorCode) -> FailureCode {
+    match code {
+        pb::ErrorCode::InvalidRequest => FailureCode::InvalidRequest,
+        pb::ErrorCode::ModelNotFound => FailureCode::ModelNotFound,
+        pb::ErrorCode::ProviderAuth => FailureCode::ProviderAuth,
+        pb::ErrorCode::RateLimited => FailureCode::RateLimited,
+        pb::ErrorCode::Overloaded => FailureCode::Overloaded,
+        pb::ErrorCode::ProviderUnavailable => FailureCode::Unavailable,
+        pb::ErrorCode::Timeout => FailureCode::ProviderTimeout,
+        pb::ErrorCode::ContextLength => FailureCode::ContextLength,
+        pb::ErrorCode::ContentFiltered => FailureCode::ContentFiltered,
+        pb::ErrorCode::Duplicate => FailureCode::Duplicate,
+        pb::ErrorCode::SlowConsumer => FailureCode::SlowConsumer,
+        pb::ErrorCode::Internal | pb::ErrorCode::Unspecified => FailureCode::Internal,
+    }
+}
+
+fn error_code(code: FailureCode) -> pb::ErrorCode {
+    use FailureCode as F;
+    match code {
+        F::InvalidRequest | F::TooLarge => pb::ErrorCode::InvalidRequest,
+        F::ModelNotFound => pb::ErrorCode::ModelNotFound,
+        F::ProviderAuth => pb::ErrorCode::ProviderAuth,
+        F::RateLimited => pb::ErrorCode::RateLimited,
+        F::Overloaded => pb::ErrorCode::Overloaded,
+        F::Unavailable | F::ProviderLost | F::ShuttingDown | F::Restarted => pb::ErrorCode::ProviderUnavailable,
+        F::ProviderTimeout | F::QueueTimeout | F::FirstTokenTimeout | F::IdleTokenTimeout | F::TaskTimeout => {
+            pb::ErrorCode::Timeout
+        }
+        F::ContextLength => pb::ErrorCode::ContextLength,
+        F::ContentFiltered => pb::ErrorCode::ContentFiltered,
+        F::Duplicate => pb::ErrorCode::Duplicate,
+        F::SlowConsumer => pb::ErrorCode::SlowConsumer,
+        F::BadOutput | F::DeliveryFailed | F::Internal => pb::ErrorCode::Internal,
+    }
+}
+
+fn error(failure: &Failure) -> pb::Error {
+    pb::Error {
+        code: error_code(failure.code).into(),
+        message: failure.message.clone(),
+        retryable: failure.retryable,
+        retry_after_ms: failure.retry_after.map(millis),
+        http_status: failure.http_status.map(u32::from),
+        body_json: failure.body.clone(),
+    }
+}
+
+/// A verdict's word, and why where it is a refusal.
+pub fn verdict(verdict: &Verdict) -> (pb::Verdict, Option<pb::Error>) {
+    match verdict {
+        Verdict::Published => (pb::Verdict::Published, None),
+        Verdict::NotOptedIn => (pb::Verdict::NotOptedIn, None),
+        Verdict::StandingBy => (pb::Verdict::StandingBy, None),
+        Verdict::Refused(failure) => (pb::Verdict::Refused, Some(error(failure))),
+    }
+}
+
+/// What became of a snapshot.
+pub fn snapshot_result(generation: u32, verdicts: &Verdicts) -> pb::session_response::Payload {
+    let one = |(name, v): &(String, Verdict)| {
+        let (verdict, error) = verdict(v);
+        pb::ProviderVerdict { name: name.clone(), verdict: verdict.into(), error }
+    };
+    let verdicts = verdicts.iter().map(one).collect();
+    pb::session_response::Payload::ProviderSnapshotResult(pb::ProviderSnapshotResult { generation, verdicts })
+}
+
+/// A request to stop a task.
+pub fn task_cancel(id: &str, reason: CancelReason) -> pb::session_response::Payload {
+    let reason = match reason {
+        CancelReason::CallerGone => pb::CancelReason::CallerGone,
+        CancelReason::Deadline => pb::CancelReason::Deadline,
+        CancelReason::UpstreamLost => pb::CancelReason::UpstreamLost,
+        CancelReason::Shutdown => pb::CancelReason::Shutdown,
+    };
+    pb::session_response::Payload::TaskCancel(pb::TaskCancel { task_id: id.to_owned(), reason: reason.into() })
+}
+
+/// The link to mcpd.
+pub fn link_status(status: &LinkStatus) -> pb::AgentStatus {
+    let state = match status.state {
+        LinkState::NoCredentials => pb::AgentState::NoCredentials,
+        LinkState::Idle => pb::AgentState::Idle,
+        LinkState::Connecting => pb::AgentState::Connecting,
+        LinkState::Online => pb::AgentState::Online,
+        LinkState::Backoff => pb::AgentState::Backoff,
+        LinkState::Refused => pb::AgentState::Refused,
+        LinkState::Draining => pb::AgentState::Draining,
+    };
+    pb::AgentStatus {
+        state: state.into(),
+        detail: status.detail.clone(),
+        next_attempt_ms: status.next_attempt.map(millis),
+    }
+}

@@ -1,0 +1,244 @@
+//! The socket: one agent per home, never for a moment wider than its mode, and nothing that is not ours removed.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::{
+        fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        net::UnixStream as StdUnixStream,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::sys::stat::{Mode, umask};
+use tokio::{net::UnixListener, sync::mpsc};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{service::InterceptorLayer, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::warn;
+
+use super::{
+    Event,
+    service::{Service, StatusFeed, UidGuard},
+};
+use crate::pb::{FILE_DESCRIPTOR_SET, bridge_service_server::BridgeServiceServer};
+
+/// HTTP/2 keep-alive: it detects a blocked Node event loop, which no TCP or socket state shows.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the answer to a keep-alive may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Flow-control window of one stream, in bytes: a session is one stream, and a burst of its chunks must not stall on it.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Flow-control window of one connection, in bytes.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Most streams on one connection: a session, a few watchers and calls.
+const MAX_STREAMS: u32 = 64;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another agent has this home.
+    #[error("another mcprelay{} already serves {}; stop it first, or use another --home or --socket", pid_text(.pid), .socket.display())]
+    Running {
+        /// The other one's process id, where it can be read.
+        pid: Option<u32>,
+        /// The socket it serves.
+        socket: PathBuf,
+    },
+    /// Something listens on the socket without holding the lock.
+    #[error("something else already listens on {}; use another --socket", .0.display())]
+    Live(PathBuf),
+    /// There is something that is not a socket.
+    #[error("{} is not a socket; it is left alone: move it away or use another --socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The file system says no.
+    #[error("cannot {what} {}: {error}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+fn pid_text(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}
+
+/// A bound socket with the lock that makes it the only one; both go when it is dropped.
+#[derive(Debug)]
+pub struct BoundSocket {
+    listener: Option<UnixListener>,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl BoundSocket {
+    /// Binds `path` with exactly `mode` under the lock beside it. A stale socket is replaced; anything else there is an error.
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+        if let Some(folder) = path.parent() {
+            make_folder(folder)?;
+        }
+        let lock = take_lock(path)?;
+        clear_stale(path)?;
+        let io_error = |what| move |error| BindError::Io { what, path: path.to_owned(), error };
+        let former = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(former);
+        let listener = bound.map_err(io_error("bind"))?;
+        if mode != 0o600 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of"))?;
+        }
+        Ok(Self { listener: Some(listener), path: path.to_owned(), _lock: lock })
+    }
+
+    /// Serves a listener that somebody else bound (systemd's socket activation); its file is left to its owner.
+    pub fn inherited(listener: UnixListener, path: &Path) -> Result<Self, BindError> {
+        if let Some(folder) = path.parent() {
+            make_folder(folder)?;
+        }
+        Ok(Self { listener: Some(listener), path: PathBuf::new(), _lock: take_lock(path)? })
+    }
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // Gone already is as good.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn make_folder(folder: &Path) -> Result<(), BindError> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| BindError::Io { what: "create the folder", path: folder.to_owned(), error })
+}
+
+/// Takes the lock `<socket>.lock`, which names its holder's process.
+fn take_lock(socket: &Path) -> Result<File, BindError> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let io_error = |what| {
+        let path = path.clone();
+        move |error| BindError::Io { what, path, error }
+    };
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(&path);
+    let mut file = open.map_err(io_error("open the lock"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            return Err(BindError::Running { pid, socket: socket.to_owned() });
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(io_error("lock")(error)),
+    }
+    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = written {
+        // A full disk must not keep the agent from starting: only the second one's message gets poorer.
+        warn!(%error, "cannot write the process id into {}", path.display());
+    }
+    Ok(file)
+}
+
+/// Removes a socket on which nobody listens. Only called under the lock.
+fn clear_stale(path: &Path) -> Result<(), BindError> {
+    let kind = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(BindError::Io { what: "look at", path: path.to_owned(), error }),
+        Ok(meta) => meta.file_type(),
+    };
+    if !kind.is_socket() {
+        return Err(BindError::NotASocket(path.to_owned()));
+    }
+    match StdUnixStream::connect(path) {
+        Ok(_) => Err(BindError::Live(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| BindError::Io { what: "remove the stale socket", path: path.to_owned(), error })
+        }
+        Err(error) => Err(BindError::Io { what: "probe the socket", path: path.to_owned(), error }),
+    }
+}
+
+/// What the server needs beside its socket.
+#[derive(Debug)]
+pub struct Serve {
+    /// Where what happens goes.
+    pub events: mpsc::Sender<Event>,
+    /// The status as the agent publishes it.
+    pub status: StatusFeed,
+    /// Uids that may connect besides our own and root's.
+    pub allow_uid: Vec<u32>,
+    /// The largest message taken, in bytes.
+    pub max_message_bytes: usize,
+    /// Told `false` when a drain begins: the health service says NOT_SERVING from then on.
+    pub serving: tokio::sync::watch::Receiver<bool>,
+}
+
+/// Serves the bridge until `shutdown`, which also ends every open stream, so that this returns in bounded time.
+pub async fn serve(mut socket: BoundSocket, serve: Serve, shutdown: CancellationToken) -> Result<(), tonic::transport::Error> {
+    let Some(listener) = socket.listener.take() else { return Ok(()) };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<BridgeServiceServer<Service>>().await;
+    let follow = tokio::spawn(follow_serving(health, serve.serving));
+    let service = Service::new(serve.events, serve.status, shutdown.clone());
+    let bridge = BridgeServiceServer::new(service)
+        .max_decoding_message_size(serve.max_message_bytes)
+        .max_encoding_message_size(usize::MAX);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .layer(InterceptorLayer::new(UidGuard::new(&serve.allow_uid)))
+        .add_service(health_service)
+        .add_service(reflection())
+        .add_service(bridge)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned())
+        .await;
+    follow.abort();
+    served
+}
+
+/// Reflection of everything that is served, so that grpcurl and its like need no proto files.
+fn reflection() -> impl tonic::codegen::Service<
+    tonic::codegen::http::Request<tonic::body::Body>,
+    Response = tonic::codegen::http::Response<tonic::body::Body>,
+    Error = std::convert::Infallible,
+    Future: Send,
+> + tonic::server::NamedService
++ Clone
++ Send
++ Sync
++ 'static {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were compiled with this program")
+}
+
+async fn follow_serving(health: HealthReporter, mut serving: tokio::sync::watch::Receiver<bool>) {
+    while serving.changed().await.is_ok() {
+        let status = if *serving.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        health.set_service_status("", status).await;
+        health.set_service_status("mcprelay.bridge.v1.BridgeService", status).await;
+    }
+}

@@ -1,0 +1,355 @@
+//! One stream of the bridge: a reader that takes what the local program says, and a handle through which the agent speaks.
+//!
+//! The two share the table of the session's tasks. The agent puts a task in when it offers it; the reader finds a chunk's sink there
+//! without asking anybody, so a token goes from the socket to its delivery without a stop in between. Nothing that the reader does
+//! for one task can make it wait for another: sinks never block.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::{BUILTIN_CLIENT, Event, convert};
+use crate::{
+    domain::{
+        CancelReason, Failure, FailureCode, LinkStatus, Outcome, Printable, ProviderName, SessionHello, SessionKey, Taken,
+        TaskId, TaskKey, TaskSink, Verdicts,
+    },
+    pb,
+};
+
+/// How long a stream may take to say Hello: any client says it at once.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Messages that may wait for a client that does not read. One that lets more pile up is as good as gone.
+pub(super) const OUTBOUND: usize = 1024;
+/// What a client without a number of its own accepts: the default of gRPC libraries, in bytes.
+const DEFAULT_MESSAGE_BYTES: u32 = 4 << 20;
+/// Longest client id or version kept, in bytes: they are shown, nothing else.
+const MAX_HELLO_TEXT: usize = 128;
+
+/// One message to the client, or the status that ends the stream.
+pub(super) type Outbound = Result<pb::SessionResponse, Status>;
+
+/// A task as it is offered.
+pub struct Offer {
+    /// The agent's key for it.
+    pub key: TaskKey,
+    /// mcpd's id.
+    pub id: TaskId,
+    /// The provider to run it on.
+    pub provider: ProviderName,
+    /// The OpenAI body, byte for byte.
+    pub request: Bytes,
+    /// Whether the caller wants a stream.
+    pub streaming: bool,
+    /// Time left for the whole task.
+    pub timeout: Duration,
+    /// W3C trace context to run under.
+    pub trace_context: BTreeMap<String, String>,
+    /// Where its output goes.
+    pub sink: Arc<dyn TaskSink>,
+}
+
+/// Why the agent ends a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Another session with the same client id came.
+    Replaced,
+    /// The agent is stopping.
+    Stopping,
+    /// The client does not read what it is sent.
+    NotReading,
+}
+
+impl CloseReason {
+    fn status(self) -> Status {
+        match self {
+            Self::Replaced => Status::aborted("replaced: another session with this client_id came; wait 60 s before reconnecting"),
+            Self::Stopping => Status::unavailable("the agent is stopping"),
+            Self::NotReading => Status::resource_exhausted("the client does not read what it is sent"),
+        }
+    }
+}
+
+struct LocalTask {
+    key: TaskKey,
+    sink: Arc<dyn TaskSink>,
+    any_output: bool,
+    /// The output was refused as broken; what else comes is dropped.
+    broken: bool,
+}
+
+type TaskTable = Mutex<HashMap<String, LocalTask>>;
+
+/// The agent's side of one session. Nothing here waits: a client that does not keep up is closed.
+#[derive(Clone)]
+pub struct SessionHandle {
+    out: mpsc::Sender<Outbound>,
+    tasks: Arc<TaskTable>,
+    closing: Arc<Mutex<Option<CloseReason>>>,
+    closed: CancellationToken,
+}
+
+impl fmt::Debug for SessionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionHandle").finish_non_exhaustive()
+    }
+}
+
+impl SessionHandle {
+    /// The first message of every session.
+    pub fn welcome(&self, session: SessionKey, max_message_bytes: usize, status: &LinkStatus) {
+        self.send(pb::session_response::Payload::Welcome(pb::Welcome {
+            session_id: session.to_string(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            max_message_bytes: u32::try_from(max_message_bytes).unwrap_or(u32::MAX),
+            agent_status: Some(convert::link_status(status)),
+        }));
+    }
+
+    /// Offers a task; its output goes to the offer's sink from now on.
+    pub fn offer(&self, offer: Offer) {
+        let local = LocalTask { key: offer.key, sink: offer.sink, any_output: false, broken: false };
+        lock(&self.tasks).insert(offer.id.as_str().to_owned(), local);
+        self.send(pb::session_response::Payload::TaskOffer(pb::TaskOffer {
+            task_id: offer.id.as_str().to_owned(),
+            provider_name: offer.provider.as_str().to_owned(),
+            request_json: offer.request,
+            streaming: offer.streaming,
+            timeout_ms: convert::millis(offer.timeout),
+            w3c_trace_context: offer.trace_context.into_iter().collect(),
+        }));
+    }
+
+    /// Asks the client to stop a task.
+    pub fn cancel(&self, id: &TaskId, reason: CancelReason) {
+        self.send(convert::task_cancel(id.as_str(), reason));
+    }
+
+    /// Lets go of a task that is over for the agent, whether or not the client has ended it.
+    pub fn forget(&self, id: &TaskId) {
+        lock(&self.tasks).remove(id.as_str());
+    }
+
+    /// Tells what became of the snapshot.
+    pub fn verdicts(&self, generation: u32, verdicts: &Verdicts) {
+        self.send(convert::snapshot_result(generation, verdicts));
+    }
+
+    /// Tells how the link to mcpd is.
+    pub fn status(&self, status: &LinkStatus) {
+        self.send(pb::session_response::Payload::AgentStatus(convert::link_status(status)));
+    }
+
+    /// Says goodbye; running tasks may finish within the grace.
+    pub fn drain(&self, grace: Duration, reason: &str) {
+        self.send(pb::session_response::Payload::Drain(pb::Drain {
+            grace_ms: convert::millis(grace),
+            reason: reason.to_owned(),
+        }));
+    }
+
+    /// Ends the stream.
+    pub fn close(&self, reason: CloseReason) {
+        self.closing.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.closed.cancel();
+    }
+
+    fn send(&self, payload: pb::session_response::Payload) {
+        match self.out.try_send(Ok(pb::SessionResponse { payload: Some(payload) })) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => self.close(CloseReason::NotReading),
+        }
+    }
+}
+
+/// A panic while the table was locked cannot leave it half changed: every change is one call.
+fn lock(tasks: &TaskTable) -> MutexGuard<'_, HashMap<String, LocalTask>> {
+    tasks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The reading side of one stream.
+pub(super) struct Reader {
+    key: SessionKey,
+    inbound: Streaming<pb::SessionRequest>,
+    events: mpsc::Sender<Event>,
+    handle: SessionHandle,
+}
+
+impl Reader {
+    /// A reader of `inbound`, whose answers go to `out`.
+    pub(super) fn new(
+        key: SessionKey,
+        inbound: Streaming<pb::SessionRequest>,
+        out: mpsc::Sender<Outbound>,
+        events: mpsc::Sender<Event>,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let handle = SessionHandle {
+            out,
+            tasks: Arc::default(),
+            closing: Arc::default(),
+            closed: shutdown.child_token(),
+        };
+        Self { key, inbound, events, handle }
+    }
+
+    /// Reads until the stream ends, and logs once how it did.
+    pub(super) async fn run(mut self) {
+        let session = self.key;
+        match self.run_inner().await {
+            Ok(()) => debug!(%session, "session ended"),
+            Err(status) => {
+                let message = Printable(status.message()).to_string();
+                info!(%session, code = ?status.code(), message, "session ended");
+                // Never swallowed into OK: the client sees why. A client that is gone does not.
+                let _ = self.handle.out.try_send(Err(status));
+            }
+        }
+        lock(&self.handle.tasks).clear();
+        let _ = self.events.send(Event::Closed(session)).await;
+    }
+
+    async fn run_inner(&mut self) -> Result<(), Status> {
+        let first = tokio::time::timeout(HELLO_DEADLINE, self.next()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no Hello came within 10 s"))??;
+        match first {
+            None => return Ok(()),
+            Some(pb::session_request::Payload::Hello(hello)) => self.hello(hello).await?,
+            Some(_) => return Err(Status::invalid_argument("the first message of a session must be Hello")),
+        }
+        while let Some(payload) = self.next().await? {
+            self.take(payload).await?;
+        }
+        Ok(())
+    }
+
+    /// The next message with a payload that is known here; `None` at the clean end.
+    async fn next(&mut self) -> Result<Option<pb::session_request::Payload>, Status> {
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = self.handle.closed.cancelled() => return Err(self.close_status()),
+                message = self.inbound.message() => message.map_err(inbound_error)?,
+            };
+            match message {
+                None => return Ok(None),
+                Some(pb::SessionRequest { payload: Some(payload) }) => return Ok(Some(payload)),
+                Some(pb::SessionRequest { payload: None }) => {}
+            }
+        }
+    }
+
+    fn close_status(&self) -> Status {
+        let reason = *self.handle.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        reason.unwrap_or(CloseReason::Stopping).status()
+    }
+
+    async fn hello(&mut self, hello: pb::Hello) -> Result<(), Status> {
+        if hello.client_id.is_empty() {
+            return Err(Status::invalid_argument("Hello has no client_id; it has to be stable per installation"));
+        }
+        if hello.client_id.len().max(hello.client_version.len()) > MAX_HELLO_TEXT {
+            return Err(Status::invalid_argument(format!(
+                "Hello's client_id and client_version may have {MAX_HELLO_TEXT} bytes at most"
+            )));
+        }
+        let limit = if hello.max_message_bytes == 0 { DEFAULT_MESSAGE_BYTES } else { hello.max_message_bytes };
+        let hello = SessionHello {
+            builtin: hello.client_id.starts_with(BUILTIN_CLIENT),
+            client_id: hello.client_id,
+            client_version: hello.client_version,
+            max_message_bytes: limit as usize,
+        };
+        info!(session = %self.key, client = %Printable(&hello.client_id), version = %Printable(&hello.client_version), "session opened");
+        self.emit(Event::Opened(self.key, hello, self.handle.clone())).await
+    }
+
+    async fn take(&mut self, payload: pb::session_request::Payload) -> Result<(), Status> {
+        use pb::session_request::Payload;
+        match payload {
+            Payload::TaskChunk(chunk) => self.chunk(chunk).await,
+            Payload::TaskFinished(finished) => self.finished(finished).await,
+            Payload::ProviderSnapshot(snapshot) => {
+                let pushed = snapshot.providers.into_iter().map(convert::provider).collect();
+                self.emit(Event::Snapshot(self.key, snapshot.generation, pushed)).await
+            }
+            Payload::Drain(drain) => {
+                info!(session = %self.key, reason = %Printable(&drain.reason), "session drains");
+                self.emit(Event::Draining(self.key)).await
+            }
+            Payload::Hello(_) => Err(Status::invalid_argument("Hello came twice; it is said once, as the first message")),
+        }
+    }
+
+    async fn chunk(&mut self, chunk: pb::TaskChunk) -> Result<(), Status> {
+        let output = convert::output(chunk.output);
+        let broken = {
+            let mut tasks = lock(&self.handle.tasks);
+            match tasks.get_mut(&chunk.task_id) {
+                None => None,
+                Some(task) if task.broken => return Ok(()),
+                Some(task) => {
+                    task.any_output |= !matches!(output, crate::domain::Output::Alive);
+                    match task.sink.output(output) {
+                        Taken::Accepted | Taken::Closed => return Ok(()),
+                        Taken::Broken(failure) => {
+                            task.broken = true;
+                            Some((task.key, failure))
+                        }
+                    }
+                }
+            }
+        };
+        match broken {
+            Some((key, failure)) => self.emit(Event::Broken(key, failure)).await,
+            None => {
+                self.unknown_task("chunk", &chunk.task_id);
+                Ok(())
+            }
+        }
+    }
+
+    async fn finished(&mut self, finished: pb::TaskFinished) -> Result<(), Status> {
+        let Some(task) = lock(&self.handle.tasks).remove(&finished.task_id) else {
+            // A second end, or one for a task that was taken back: there is nothing left to stop.
+            warn!(session = %self.key, task_id = %Printable(&finished.task_id), "end of a task that the session does not have; ignored");
+            return Ok(());
+        };
+        let usage = convert::usage(finished.usage);
+        let outcome = match convert::outcome(finished.outcome) {
+            Outcome::Body(_) | Outcome::Result(_) if task.any_output => Outcome::Failed(Failure::new(
+                FailureCode::BadOutput,
+                "the local program sent chunks and then a whole answer; after chunks a task ends without an outcome",
+            )),
+            outcome => outcome,
+        };
+        self.emit(Event::Finished(self.key, task.key, outcome, usage)).await
+    }
+
+    /// Output for a task that this session does not have: whoever produces it is told to stop.
+    fn unknown_task(&self, what: &str, id: &str) {
+        debug!(session = %self.key, task_id = %Printable(id), "{what} for a task that the session does not have; dropped");
+        self.handle.send(convert::task_cancel(id, CancelReason::CallerGone));
+    }
+
+    async fn emit(&self, event: Event) -> Result<(), Status> {
+        self.events.send(event).await.map_err(|_| CloseReason::Stopping.status())
+    }
+}
+
+/// What a broken inbound stream is called towards the client: its own words where they help.
+fn inbound_error(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
+        _ => status,
+    }
+}
