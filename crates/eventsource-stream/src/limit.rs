@@ -64,3 +64,21 @@ impl<S: Stream> Stream for LimitEvents<S> {
         this.inner.poll_next(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{FutureExt, StreamExt, stream};
+
+    /// The limit seen from inside a poll.
+    fn seen() -> impl Stream<Item = usize> + Unpin {
+        stream::repeat_with(current_limit)
+    }
+
+    #[test]
+    fn a_limit_holds_within_its_own_polls_only() {
+        let mut outer = limit_events(limit_events(seen(), 1).zip(seen()), 2);
+        assert_eq!(outer.next().now_or_never(), Some(Some((1, 2))));
+        assert_eq!(current_limit(), DEFAULT_EVENT_LIMIT);
+    }
+}

@@ -150,6 +150,16 @@ fn the_limit_holds_for_whatever_makes_an_event_grow() {
 }
 
 #[test]
+fn the_type_and_the_data_share_the_limit_as_decoded() {
+    let (ten, invalid) = (b"1234567890", [0xFF; 7]);
+    for [first, second] in [["data:", "event:"], ["event:", "data:"]] {
+        let bytes = [first.as_bytes(), ten, b"\n", second.as_bytes(), &invalid, b"\n\n"].concat();
+        assert_eq!(outcome_of([&bytes[..]], 31).iter().flatten().count(), 1);
+        assert_eq!(refusal(&outcome_of([&bytes[..]], 30)).0, 0);
+    }
+}
+
+#[test]
 fn comments_without_a_blank_line_between_them_never_add_up_to_the_limit() {
     let bytes = b":keep\n".repeat(1000);
     assert_eq!(outcome_of([&bytes[..]], 10), []);
