@@ -1,0 +1,84 @@
+//! A way to the limit of a stream that somebody else constructs.
+//!
+//! `reqwest-eventsource` makes its [`EventStream`](crate::EventStream) inside its own `poll_next`, with no
+//! way in. So the limit lies in a thread-local for the time of each poll: unlike a process-wide setting, that lets
+//! several agents with different limits live in one process, as tests need it.
+
+use crate::parser::DEFAULT_EVENT_LIMIT;
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use std::cell::Cell;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+thread_local! {
+    static LIMIT: Cell<usize> = const { Cell::new(DEFAULT_EVENT_LIMIT) };
+}
+
+/// What an event may take, bytes, in a stream that is made here and now.
+pub(crate) fn current_limit() -> usize {
+    LIMIT.get()
+}
+
+pin_project! {
+    /// See [`limit_events`].
+    #[derive(Debug)]
+    pub struct LimitEvents<S> {
+        #[pin]
+        inner: S,
+        bytes: usize,
+    }
+}
+
+/// Passes `inner` on, and gives every [`EventStream`](crate::EventStream) that `inner` makes while it is
+/// polled the limit of `bytes` for one event. Made for `reqwest_eventsource::EventSource`:
+///
+/// ```
+/// # fn connect(request: reqwest::RequestBuilder) -> Result<(), reqwest_eventsource::CannotCloneRequestError> {
+/// let mut source = reqwest_eventsource::EventSource::new(request)?;
+/// source.set_retry_policy(Box::new(reqwest_eventsource::retry::Never));
+/// let events = eventsource_stream::limit_events(source, 1024 * 1024);
+/// # drop(events);
+/// # Ok(())
+/// # }
+/// ```
+pub fn limit_events<S: Stream>(inner: S, bytes: usize) -> LimitEvents<S> {
+    LimitEvents { inner, bytes }
+}
+
+/// Puts the limit of the surroundings back, also when a poll panics.
+struct Restore(usize);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        LIMIT.set(self.0);
+    }
+}
+
+impl<S: Stream> Stream for LimitEvents<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let this = self.project();
+        let _restore = Restore(LIMIT.replace(*this.bytes));
+        this.inner.poll_next(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{FutureExt, StreamExt, stream};
+
+    /// The limit seen from inside a poll.
+    fn seen() -> impl Stream<Item = usize> + Unpin {
+        stream::repeat_with(current_limit)
+    }
+
+    #[test]
+    fn a_limit_holds_within_its_own_polls_only() {
+        let mut outer = limit_events(limit_events(seen(), 1).zip(seen()), 2);
+        assert_eq!(outer.next().now_or_never(), Some(Some((1, 2))));
+        assert_eq!(current_limit(), DEFAULT_EVENT_LIMIT);
+    }
+}
