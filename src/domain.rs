@@ -1,6 +1,11 @@
 //! The words everybody shares: names, providers, tasks, failures. Values only; no I/O, no clock.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -335,6 +340,8 @@ pub enum FailureCode {
     ShuttingDown,
     /// The agent was restarted while the task ran.
     Restarted,
+    /// mcpd's task event makes no sense.
+    BadTask,
     /// Anything else.
     Internal,
 }
@@ -364,6 +371,7 @@ impl FailureCode {
             Self::DeliveryFailed => "delivery_failed",
             Self::ShuttingDown => "shutting_down",
             Self::Restarted => "agent_restarted",
+            Self::BadTask => "bad_task",
             Self::Internal => "internal",
         }
     }
@@ -371,7 +379,7 @@ impl FailureCode {
     /// The HTTP status that says the same.
     pub fn http_status(self) -> u16 {
         match self {
-            Self::InvalidRequest | Self::ContextLength | Self::ContentFiltered => 400,
+            Self::InvalidRequest | Self::ContextLength | Self::ContentFiltered | Self::BadTask => 400,
             Self::ModelNotFound => 404,
             Self::Duplicate => 409,
             Self::TooLarge => 413,
@@ -485,6 +493,24 @@ impl LinkState {
             Self::Draining => "draining",
         }
     }
+}
+
+/// Why a call or the channel failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallFailure {
+    /// 401 or 403; whether the credentials have changed since the call.
+    Unauthorized {
+        /// What mcpd said, for people; never a secret.
+        detail: String,
+        /// Whether other credentials are there now.
+        changed: bool,
+    },
+    /// 404 or 410: mcpd does not know the session, or on register has no provider API.
+    Unknown(String),
+    /// 409 with the names that mcpd gives to somebody else.
+    Conflict(BTreeSet<ProviderName>),
+    /// Passing trouble; with what `Retry-After` asked for.
+    Passing(String, Option<Duration>),
 }
 
 /// Where a task's output goes: the bridge writes, the delivery to mcpd reads. Nothing here waits or blocks.

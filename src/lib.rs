@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod core;
 pub mod domain;
+pub mod upstream;
 
 /// The bridge's wire types and services, generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

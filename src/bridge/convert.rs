@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     domain::{
-        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus, Outcome, Output,
-        Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage, Verdict, Verdicts,
+        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus, Outcome,
+        Output, Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage, Verdict, Verdicts,
     },
     pb,
 };
@@ -28,7 +28,9 @@ pub fn provider(p: pb::Provider) -> Pushed {
     };
     let texts = [&p.r#type, &p.model, &p.tier, &p.description, &p.state_detail];
     if texts.iter().any(|t| t.len() > MAX_TEXT) || p.features.len() > MAX_FEATURES {
-        let message = format!("a text of provider '{name}' is longer than {MAX_TEXT} bytes, or it has more than {MAX_FEATURES} features");
+        let message = format!(
+            "a text of provider '{name}' is longer than {MAX_TEXT} bytes, or it has more than {MAX_FEATURES} features"
+        );
         return Err((p.name, Failure::new(FailureCode::InvalidRequest, message)));
     }
     Ok(Provider {
@@ -130,7 +132,10 @@ fn completion_result(result: pb::CompletionResult) -> CompletionResult {
 
 /// What an inference used.
 pub fn usage(usage: Option<pb::Usage>) -> Usage {
-    usage.map_or_else(Usage::default, |u| Usage { input_tokens: u.input_tokens, output_tokens: u.output_tokens })
+    usage.map_or_else(Usage::default, |u| Usage {
+        input_tokens: u.input_tokens,
+        output_tokens: u.output_tokens,
+    })
 }
 
 /// What an inference used, where anything is known.
@@ -142,7 +147,11 @@ pub fn usage_to_pb(usage: Usage) -> Option<pb::Usage> {
 /// A failure that a local program reports.
 pub fn failure(error: pb::Error) -> Failure {
     let code = failure_code(error.code());
-    let message = if error.message.is_empty() { format!("the provider failed: {}", code.as_str()) } else { error.message };
+    let message = if error.message.is_empty() {
+        format!("the provider failed: {}", code.as_str())
+    } else {
+        error.message
+    };
     Failure {
         code,
         message,
@@ -173,15 +182,19 @@ fn failure_code(code: pb::ErrorCode) -> FailureCode {
 fn error_code(code: FailureCode) -> pb::ErrorCode {
     use FailureCode as F;
     match code {
-        F::InvalidRequest | F::TooLarge => pb::ErrorCode::InvalidRequest,
+        F::InvalidRequest | F::TooLarge | F::BadTask => pb::ErrorCode::InvalidRequest,
         F::ModelNotFound => pb::ErrorCode::ModelNotFound,
         F::ProviderAuth => pb::ErrorCode::ProviderAuth,
         F::RateLimited => pb::ErrorCode::RateLimited,
         F::Overloaded => pb::ErrorCode::Overloaded,
-        F::Unavailable | F::ProviderLost | F::ShuttingDown | F::Restarted => pb::ErrorCode::ProviderUnavailable,
-        F::ProviderTimeout | F::QueueTimeout | F::FirstTokenTimeout | F::IdleTokenTimeout | F::TaskTimeout => {
-            pb::ErrorCode::Timeout
+        F::Unavailable | F::ProviderLost | F::ShuttingDown | F::Restarted => {
+            pb::ErrorCode::ProviderUnavailable
         }
+        F::ProviderTimeout
+        | F::QueueTimeout
+        | F::FirstTokenTimeout
+        | F::IdleTokenTimeout
+        | F::TaskTimeout => pb::ErrorCode::Timeout,
         F::ContextLength => pb::ErrorCode::ContextLength,
         F::ContentFiltered => pb::ErrorCode::ContentFiltered,
         F::Duplicate => pb::ErrorCode::Duplicate,
@@ -229,7 +242,10 @@ pub fn task_cancel(id: &str, reason: CancelReason) -> pb::session_response::Payl
         CancelReason::UpstreamLost => pb::CancelReason::UpstreamLost,
         CancelReason::Shutdown => pb::CancelReason::Shutdown,
     };
-    pb::session_response::Payload::TaskCancel(pb::TaskCancel { task_id: id.to_owned(), reason: reason.into() })
+    pb::session_response::Payload::TaskCancel(pb::TaskCancel {
+        task_id: id.to_owned(),
+        reason: reason.into(),
+    })
 }
 
 /// The link to mcpd.

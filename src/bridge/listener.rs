@@ -91,7 +91,8 @@ impl BoundSocket {
         umask(former);
         let listener = bound.map_err(io_error("bind"))?;
         if mode != 0o600 {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error("set the mode of"))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))
+                .map_err(io_error("set the mode of"))?;
         }
         Ok(Self { listener: Some(listener), path: path.to_owned(), _lock: lock })
     }
@@ -149,7 +150,8 @@ fn take_lock(socket: &Path) -> Result<File, BindError> {
         }
         Err(fs::TryLockError::Error(error)) => return Err(io_error("lock")(error)),
     }
-    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    let written =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     if let Err(error) = written {
         // A full disk must not keep the agent from starting: only the second one's message gets poorer.
         warn!(%error, "cannot write the process id into {}", path.display());
@@ -169,9 +171,8 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
     }
     match StdUnixStream::connect(path) {
         Ok(_) => Err(BindError::Live(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| BindError::Io { what: "remove the stale socket", path: path.to_owned(), error })
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|error| BindError::Io { what: "remove the stale socket", path: path.to_owned(), error }),
         Err(error) => Err(BindError::Io { what: "probe the socket", path: path.to_owned(), error }),
     }
 }
@@ -192,7 +193,11 @@ pub struct Serve {
 }
 
 /// Serves the bridge until `shutdown`, which also ends every open stream, so that this returns in bounded time.
-pub async fn serve(mut socket: BoundSocket, serve: Serve, shutdown: CancellationToken) -> Result<(), tonic::transport::Error> {
+pub async fn serve(
+    mut socket: BoundSocket,
+    serve: Serve,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     let Some(listener) = socket.listener.take() else { return Ok(()) };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<BridgeServiceServer<Service>>().await;
@@ -237,7 +242,8 @@ fn reflection() -> impl tonic::codegen::Service<
 
 async fn follow_serving(health: HealthReporter, mut serving: tokio::sync::watch::Receiver<bool>) {
     while serving.changed().await.is_ok() {
-        let status = if *serving.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status =
+            if *serving.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status("", status).await;
         health.set_service_status("mcprelay.bridge.v1.BridgeService", status).await;
     }

@@ -63,7 +63,8 @@ impl BridgeService for Service {
         request: Request<Streaming<pb::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| Status::resource_exhausted(format!("{MAX_SESSIONS} sessions are open already")))?;
+        let place = place
+            .map_err(|_| Status::resource_exhausted(format!("{MAX_SESSIONS} sessions are open already")))?;
         let (out, responses) = mpsc::channel(OUTBOUND);
         let key = SessionKey(self.next_session.fetch_add(1, Ordering::Relaxed));
         let reader = Reader::new(key, request.into_inner(), out, self.events.clone(), &self.shutdown);
@@ -83,21 +84,30 @@ impl BridgeService for Service {
         self.emit(Event::StatusWanted).await?;
         let updates = WatchStream::from_changes(feed).filter_map(|status| status.map(|s| Ok((*s).clone())));
         let stopped = self.shutdown.clone();
-        let until_stopped = futures_util::StreamExt::take_until(updates, async move { stopped.cancelled().await });
+        let until_stopped =
+            futures_util::StreamExt::take_until(updates, async move { stopped.cancelled().await });
         Ok(Response::new(Box::pin(until_stopped)))
     }
 
-    async fn set_paused(&self, request: Request<pb::SetPausedRequest>) -> Result<Response<pb::SetPausedResponse>, Status> {
+    async fn set_paused(
+        &self,
+        request: Request<pb::SetPausedRequest>,
+    ) -> Result<Response<pb::SetPausedResponse>, Status> {
         let request = request.into_inner();
         let name = match request.provider_name.as_str() {
             "" => None,
-            name => Some(ProviderName::new(name).map_err(|why| Status::invalid_argument(format!("provider_name {why}")))?),
+            name => Some(
+                ProviderName::new(name)
+                    .map_err(|why| Status::invalid_argument(format!("provider_name {why}")))?,
+            ),
         };
         let (reply, changed) = oneshot::channel();
         self.emit(Event::SetPaused(name.clone(), request.paused, reply)).await?;
         let changed = changed.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
         match name {
-            Some(name) if changed.is_empty() => Err(Status::not_found(format!("no provider named '{name}' was pushed"))),
+            Some(name) if changed.is_empty() => {
+                Err(Status::not_found(format!("no provider named '{name}' was pushed")))
+            }
             _ => Ok(Response::new(pb::SetPausedResponse { changed })),
         }
     }

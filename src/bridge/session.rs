@@ -20,8 +20,8 @@ use tracing::{debug, info, warn};
 use super::{BUILTIN_CLIENT, Event, convert};
 use crate::{
     domain::{
-        CancelReason, Failure, FailureCode, LinkStatus, Outcome, Printable, ProviderName, SessionHello, SessionKey, Taken,
-        TaskId, TaskKey, TaskSink, Verdicts,
+        CancelReason, Failure, FailureCode, LinkStatus, Outcome, Printable, ProviderName, SessionHello,
+        SessionKey, Taken, TaskId, TaskKey, TaskSink, Verdicts,
     },
     pb,
 };
@@ -72,7 +72,9 @@ pub enum CloseReason {
 impl CloseReason {
     fn status(self) -> Status {
         match self {
-            Self::Replaced => Status::aborted("replaced: another session with this client_id came; wait 60 s before reconnecting"),
+            Self::Replaced => Status::aborted(
+                "replaced: another session with this client_id came; wait 60 s before reconnecting",
+            ),
             Self::Stopping => Status::unavailable("the agent is stopping"),
             Self::NotReading => Status::resource_exhausted("the client does not read what it is sent"),
         }
@@ -255,14 +257,17 @@ impl Reader {
 
     async fn hello(&mut self, hello: pb::Hello) -> Result<(), Status> {
         if hello.client_id.is_empty() {
-            return Err(Status::invalid_argument("Hello has no client_id; it has to be stable per installation"));
+            return Err(Status::invalid_argument(
+                "Hello has no client_id; it has to be stable per installation",
+            ));
         }
         if hello.client_id.len().max(hello.client_version.len()) > MAX_HELLO_TEXT {
             return Err(Status::invalid_argument(format!(
                 "Hello's client_id and client_version may have {MAX_HELLO_TEXT} bytes at most"
             )));
         }
-        let limit = if hello.max_message_bytes == 0 { DEFAULT_MESSAGE_BYTES } else { hello.max_message_bytes };
+        let limit =
+            if hello.max_message_bytes == 0 { DEFAULT_MESSAGE_BYTES } else { hello.max_message_bytes };
         let hello = SessionHello {
             builtin: hello.client_id.starts_with(BUILTIN_CLIENT),
             client_id: hello.client_id,
@@ -286,7 +291,9 @@ impl Reader {
                 info!(session = %self.key, reason = %Printable(&drain.reason), "session drains");
                 self.emit(Event::Draining(self.key)).await
             }
-            Payload::Hello(_) => Err(Status::invalid_argument("Hello came twice; it is said once, as the first message")),
+            Payload::Hello(_) => {
+                Err(Status::invalid_argument("Hello came twice; it is said once, as the first message"))
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::Effect;
-use crate::domain::{LinkState, LinkStatus, Provider, ProviderName};
+use crate::domain::{CallFailure, LinkState, LinkStatus, Provider, ProviderName};
 
 /// Least time between the begins of two register calls (the contract's number).
 pub const REGISTER_SPACING: Duration = Duration::from_millis(250);
@@ -51,8 +51,8 @@ pub struct Settings {
 pub enum LinkInput {
     /// Usable credentials are there (`Ok`, with whether the mcpd URL is another one than before), or why not.
     Credentials(Result<UrlChange, String>),
-    /// A register call ended.
-    Registered(u64, Result<Registered, CallFailure>),
+    /// A register call ended, with the session's sticky id where mcpd took it.
+    Registered(u64, Result<String, CallFailure>),
     /// The channel's response headers came: it is open.
     ChannelOpened(u64),
     /// The channel's first byte came.
@@ -72,31 +72,6 @@ pub enum UrlChange {
     Same,
     /// Another: its sessions are not ours.
     Other,
-}
-
-/// mcpd's answer to a register call.
-#[derive(Clone, Debug)]
-pub struct Registered {
-    /// The session's sticky id.
-    pub session: String,
-}
-
-/// Why a call or the channel failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CallFailure {
-    /// 401 or 403; whether the credentials have changed since the call.
-    Unauthorized {
-        /// What mcpd said, for people; never a secret.
-        detail: String,
-        /// Whether other credentials are there now.
-        changed: bool,
-    },
-    /// 404 or 410: mcpd does not know the session, or on register has no provider API.
-    Unknown(String),
-    /// 409 with the names that mcpd gives to somebody else.
-    Conflict(BTreeSet<ProviderName>),
-    /// Passing trouble; with what `Retry-After` asked for.
-    Passing(String, Option<Duration>),
 }
 
 /// Something to do for the link.
@@ -254,7 +229,9 @@ impl Link {
                 self.reauthorized = false;
             }
             LinkInput::ChannelProved(epoch) if epoch == self.epoch => self.channel_proved(),
-            LinkInput::ChannelClosed(epoch, why) if epoch == self.epoch && self.channel != Channel::Closed => {
+            LinkInput::ChannelClosed(epoch, why)
+                if epoch == self.epoch && self.channel != Channel::Closed =>
+            {
                 self.channel_closed(why, now, fx);
             }
             LinkInput::ChannelOpened(_) | LinkInput::ChannelProved(_) | LinkInput::ChannelClosed(..) => {}
@@ -290,7 +267,8 @@ impl Link {
             _ => None,
         };
         let spacing = self.last_register.map(|at| at + REGISTER_SPACING);
-        let spaced = spacing.filter(|_| self.wait.is_none() && self.in_flight.is_none() && self.must_register());
+        let spaced =
+            spacing.filter(|_| self.wait.is_none() && self.in_flight.is_none() && self.must_register());
         [wait, heartbeat, proved, spaced, self.conflicts_until].into_iter().flatten().min()
     }
 
@@ -429,10 +407,16 @@ impl Link {
         self.close_channel(fx);
     }
 
-    fn registered(&mut self, attempt: u64, reply: Result<Registered, CallFailure>, now: Instant, fx: &mut Vec<Effect>) {
+    fn registered(
+        &mut self,
+        attempt: u64,
+        reply: Result<String, CallFailure>,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
         let Some((_, set)) = self.in_flight.take_if(|(current, _)| *current == attempt) else { return };
         match reply {
-            Ok(reply) => self.register_accepted(reply, set, now, fx),
+            Ok(session) => self.register_accepted(session, set, now, fx),
             // To deregister is best effort: mcpd lets the rows go by itself when the heartbeats stop.
             Err(_) if set.is_empty() => self.accepted = Some(set),
             Err(CallFailure::Conflict(names)) => self.conflicted(&names, &set, now),
@@ -446,7 +430,7 @@ impl Link {
 
     fn register_accepted(
         &mut self,
-        reply: Registered,
+        session: String,
         set: BTreeMap<ProviderName, Provider>,
         now: Instant,
         fx: &mut Vec<Effect>,
@@ -454,18 +438,23 @@ impl Link {
         self.listed = !set.is_empty();
         self.accepted = Some(set);
         self.reauthorized = false;
-        if self.session.as_ref() != Some(&reply.session) {
+        if self.session.as_ref() != Some(&session) {
             // Another session than the one the channel was opened for.
             self.close_channel(fx);
-            self.session = Some(reply.session.clone());
-            fx.push(Effect::Link(LinkEffect::Persist(reply.session)));
+            self.session = Some(session.clone());
+            fx.push(Effect::Link(LinkEffect::Persist(session)));
         }
         if self.heartbeat_at.is_none() && self.listed {
             self.heartbeat_at = Some(now + self.settings.heartbeat_interval);
         }
     }
 
-    fn conflicted(&mut self, names: &BTreeSet<ProviderName>, set: &BTreeMap<ProviderName, Provider>, now: Instant) {
+    fn conflicted(
+        &mut self,
+        names: &BTreeSet<ProviderName>,
+        set: &BTreeMap<ProviderName, Provider>,
+        now: Instant,
+    ) {
         let ours: BTreeSet<_> = names.iter().filter(|name| set.contains_key(*name)).cloned().collect();
         if ours.is_empty() {
             let detail = "mcpd answered 409 to register without naming a conflict".to_owned();
@@ -552,8 +541,12 @@ impl Link {
                 self.back_off(LinkState::Refused, detail, None, now);
             }
             CallFailure::Unknown(detail) => self.back_off(LinkState::Backoff, detail, None, now),
-            CallFailure::Conflict(_) => self.back_off(LinkState::Backoff, "mcpd answered 409".to_owned(), None, now),
-            CallFailure::Passing(detail, retry_after) => self.back_off(LinkState::Backoff, detail, retry_after, now),
+            CallFailure::Conflict(_) => {
+                self.back_off(LinkState::Backoff, "mcpd answered 409".to_owned(), None, now)
+            }
+            CallFailure::Passing(detail, retry_after) => {
+                self.back_off(LinkState::Backoff, detail, retry_after, now)
+            }
         }
     }
 

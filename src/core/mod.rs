@@ -18,8 +18,8 @@ pub mod tasks;
 use std::time::{Duration, Instant};
 
 use crate::domain::{
-    CancelReason, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello, SessionKey, Task, TaskId, TaskKey,
-    Verdicts,
+    CancelReason, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello, SessionKey, Task,
+    TaskId, TaskKey, Verdicts,
 };
 
 pub use link::{LinkEffect, LinkInput};
@@ -70,6 +70,8 @@ pub struct Settings {
 pub enum Input {
     /// mcpd handed over a task.
     Task(Task),
+    /// mcpd handed over a task that makes no sense: it is answered with the failure.
+    BadTask(Task, Failure),
     /// mcpd says that a task's caller went away.
     CallerLeft(TaskId),
     /// A session said Hello.
@@ -199,7 +201,11 @@ impl Core {
     /// Takes one input; the effects are appended to `fx` in the order in which they are to be carried out.
     pub fn handle(&mut self, input: Input, now: Instant, activity: ActivityOf<'_>, fx: &mut Vec<Effect>) {
         match input {
-            Input::Task(task) => self.task(task, now, fx),
+            Input::Task(task) => {
+                let admitted = self.admit(&task);
+                self.task(task, admitted, now, fx);
+            }
+            Input::BadTask(task, failure) => self.task(task, Err(failure), now, fx),
             Input::CallerLeft(id) => self.caller_left(&id, now, fx),
             Input::SessionOpened(session, hello) => self.session_opened(session, hello, now, activity, fx),
             Input::Snapshot(session, generation, pushed) => {
@@ -215,7 +221,9 @@ impl Core {
             Input::SessionClosed(session) => self.session_closed(session, now, activity, fx),
             Input::Settled(key) => self.settled(key, now, fx),
             Input::NobodyWaits(key) => self.nobody_waits(key, now, fx),
-            Input::DeliveryFailed(key, failure) => self.broken(key, failure, CancelReason::UpstreamLost, now, fx),
+            Input::DeliveryFailed(key, failure) => {
+                self.broken(key, failure, CancelReason::UpstreamLost, now, fx)
+            }
             Input::SetPaused(name, paused) => {
                 self.providers.set_paused(name, paused);
                 self.providers_changed(now, fx);
@@ -249,18 +257,24 @@ impl Core {
             Drain::Finishing(until) => Some(until),
             _ => None,
         };
-        let own = [self.providers.next_deadline(), self.tasks.next_deadline(), self.link.next_deadline(), drain];
+        let own =
+            [self.providers.next_deadline(), self.tasks.next_deadline(), self.link.next_deadline(), drain];
         own.into_iter().flatten().min()
     }
 
     // ---- tasks coming in -------------------------------------------------------------------------------------------
 
-    fn task(&mut self, task: Task, now: Instant, fx: &mut Vec<Effect>) {
+    fn task(
+        &mut self,
+        task: Task,
+        admitted: Result<ProviderName, Failure>,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
         if self.tasks.is_known(&task.id, now) {
             self.tasks.duplicates += 1;
             return;
         }
-        let admitted = self.admit(&task);
         let (key, entry) = self.tasks.begin(task, &self.settings, now);
         fx.push(Effect::Begin(key, entry.task.clone()));
         match admitted {
@@ -280,8 +294,9 @@ impl Core {
         if self.drain != Drain::No {
             return Err(shutting_down());
         }
-        let name = ProviderName::new(&task.llm)
-            .map_err(|why| Failure::new(FailureCode::Unavailable, format!("the LLM name of the task {why}")))?;
+        let name = ProviderName::new(&task.llm).map_err(|why| {
+            Failure::new(FailureCode::Unavailable, format!("the LLM name of the task {why}"))
+        })?;
         if self.tasks.held_bytes() + task.request.len() > MAX_HELD_BYTES {
             return Err(Refusal::Memory.failure(&name));
         }
@@ -320,7 +335,14 @@ impl Core {
         }
     }
 
-    fn finished(&mut self, session: SessionKey, key: TaskKey, outcome: Outcome, now: Instant, fx: &mut Vec<Effect>) {
+    fn finished(
+        &mut self,
+        session: SessionKey,
+        key: TaskKey,
+        outcome: Outcome,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
         if !self.tasks.is_with(key, session) {
             return;
         }
@@ -339,7 +361,13 @@ impl Core {
     }
 
     /// The stream of a session ended. Without a goodbye its providers get a grace, and tasks that sent nothing wait for it.
-    fn session_closed(&mut self, session: SessionKey, now: Instant, activity: ActivityOf<'_>, fx: &mut Vec<Effect>) {
+    fn session_closed(
+        &mut self,
+        session: SessionKey,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        fx: &mut Vec<Effect>,
+    ) {
         let Some(departure) = self.providers.closed(session, now) else { return };
         for key in self.tasks.of_session(session) {
             let name = self.tasks.provider(key);
@@ -393,7 +421,14 @@ impl Core {
         self.settled(key, now, fx);
     }
 
-    fn broken(&mut self, key: TaskKey, failure: Failure, reason: CancelReason, now: Instant, fx: &mut Vec<Effect>) {
+    fn broken(
+        &mut self,
+        key: TaskKey,
+        failure: Failure,
+        reason: CancelReason,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
         self.stop(key, End::Failed(failure), reason, now, fx);
     }
 
@@ -510,7 +545,11 @@ impl Core {
 const OFFER_OVERHEAD: usize = 4 << 10;
 
 fn shutting_down() -> Failure {
-    Failure::retryable(FailureCode::ShuttingDown, "the agent is stopping; try again elsewhere or later", Duration::from_secs(5))
+    Failure::retryable(
+        FailureCode::ShuttingDown,
+        "the agent is stopping; try again elsewhere or later",
+        Duration::from_secs(5),
+    )
 }
 
 fn withdrawn() -> Failure {
@@ -531,6 +570,8 @@ fn provider_lost() -> Failure {
 fn too_large(limit: usize) -> Failure {
     Failure::new(
         FailureCode::TooLarge,
-        format!("the request does not fit into a message of {limit} bytes, the most that the local program accepts"),
+        format!(
+            "the request does not fit into a message of {limit} bytes, the most that the local program accepts"
+        ),
     )
 }

@@ -12,7 +12,8 @@ use std::{
 
 use super::{Effect, SESSION_GRACE};
 use crate::domain::{
-    Failure, FailureCode, Provider, ProviderName, ProviderState, Pushed, SessionHello, SessionKey, TaskKey, Verdict, Verdicts,
+    Failure, FailureCode, Provider, ProviderName, ProviderState, Pushed, SessionHello, SessionKey, TaskKey,
+    Verdict, Verdicts,
 };
 
 /// Most providers one session may push; more are refused one by one.
@@ -145,7 +146,10 @@ impl Providers {
         for slot in &mut entry.pushed {
             let Ok(provider) = slot else { continue };
             let refused = if entry.providers.contains_key(&provider.name) {
-                Some(Failure::new(FailureCode::Duplicate, "the snapshot has this name twice; names are unique"))
+                Some(Failure::new(
+                    FailureCode::Duplicate,
+                    "the snapshot has this name twice; names are unique",
+                ))
             } else if entry.providers.len() >= MAX_PROVIDERS {
                 Some(Failure::new(
                     FailureCode::InvalidRequest,
@@ -186,7 +190,8 @@ impl Providers {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let ends = self.sessions.values().filter_map(|s| if let Life::Lost(at) = s.life { Some(at) } else { None });
+        let ends =
+            self.sessions.values().filter_map(|s| if let Life::Lost(at) = s.life { Some(at) } else { None });
         ends.min()
     }
 
@@ -248,7 +253,9 @@ impl Providers {
 
     /// The session whose provider gets the name's work now.
     fn serving(&self, name: &ProviderName) -> Option<(SessionKey, &Session, &Provider)> {
-        self.candidates(name).into_iter().find(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
+        self.candidates(name)
+            .into_iter()
+            .find(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
     }
 
     /// The provider that mcpd is to list under the name: the one that serves, or one whose session is in its grace.
@@ -266,7 +273,10 @@ impl Providers {
 
     /// The set to publish, by name.
     pub(super) fn published(&self) -> BTreeMap<ProviderName, Provider> {
-        self.names().into_iter().filter_map(|name| self.listed(name).map(|p| (name.clone(), p.clone()))).collect()
+        self.names()
+            .into_iter()
+            .filter_map(|name| self.listed(name).map(|p| (name.clone(), p.clone())))
+            .collect()
     }
 
     // ---- verdicts --------------------------------------------------------------------------------------------------
@@ -286,7 +296,11 @@ impl Providers {
         }
         if self.conflicts.contains(&provider.name) {
             let message = "mcpd has an LLM of this name from somebody else; choose another name";
-            return Verdict::Refused(Failure::retryable(FailureCode::Duplicate, message, Duration::from_secs(60)));
+            return Verdict::Refused(Failure::retryable(
+                FailureCode::Duplicate,
+                message,
+                Duration::from_secs(60),
+            ));
         }
         let first = self.serving(&provider.name).map_or(ranked[0].0, |(key, _, _)| key);
         if first == session { Verdict::Published } else { Verdict::StandingBy }
@@ -409,7 +423,8 @@ impl Providers {
 
     /// Empties the queues of names that nobody publishes any more.
     pub(super) fn strand_queues(&mut self) -> Vec<TaskKey> {
-        let stranded: Vec<_> = self.queues.keys().filter(|name| self.listed(name).is_none()).cloned().collect();
+        let stranded: Vec<_> =
+            self.queues.keys().filter(|name| self.listed(name).is_none()).cloned().collect();
         stranded.iter().filter_map(|name| self.queues.remove(name)).flatten().collect()
     }
 }

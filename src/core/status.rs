@@ -118,7 +118,9 @@ impl Core {
     /// Every pushed provider.
     pub fn providers(&self) -> Vec<ProviderView> {
         let sessions = self.providers.sessions.iter();
-        sessions.flat_map(|(key, s)| s.providers.values().map(|p| self.provider_view(*key, s.life, p))).collect()
+        sessions
+            .flat_map(|(key, s)| s.providers.values().map(|p| self.provider_view(*key, s.life, p)))
+            .collect()
     }
 
     fn provider_view(&self, session: SessionKey, life: Life, provider: &Provider) -> ProviderView {

@@ -113,8 +113,15 @@ impl Tasks {
         let asked = task.deadline.map_or(settings.task_timeout, |d| d.min(settings.task_timeout));
         let local = Local::Queued { until: now + settings.queue_timeout };
         let deadline = now + asked.saturating_sub(DEADLINE_MARGIN);
-        let entry =
-            Entry { task, provider: None, arrived: now, local, upstream: Upstream::Open, deadline, wake: None };
+        let entry = Entry {
+            task,
+            provider: None,
+            arrived: now,
+            local,
+            upstream: Upstream::Open,
+            deadline,
+            wake: None,
+        };
         self.entries.insert(key, entry);
         self.rearm(key, None);
         (key, self.entries.get_mut(&key).expect("just inserted"))
@@ -305,7 +312,10 @@ fn seconds(duration: Duration) -> String {
 
 fn task_timeout(entry: &Entry, now: Instant) -> Failure {
     let age = seconds(now.duration_since(entry.arrived));
-    Failure::new(FailureCode::TaskTimeout, format!("the inference did not end within its time: {age} since the task arrived"))
+    Failure::new(
+        FailureCode::TaskTimeout,
+        format!("the inference did not end within its time: {age} since the task arrived"),
+    )
 }
 
 fn queue_timeout(entry: &Entry, now: Instant) -> Failure {

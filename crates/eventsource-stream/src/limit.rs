@@ -1,4 +1,4 @@
-//! A way to the limit of a stream that somebody else constructs.
+//! A way to the limit of a stream that somebody else constructs, and to what it has received.
 //!
 //! `reqwest-eventsource` makes its [`EventStream`](crate::EventStream) inside its own `poll_next`, with no
 //! way in. So the limit lies in a thread-local for the time of each poll: unlike a process-wide setting, that lets
@@ -13,6 +13,12 @@ use std::task::{Context, Poll};
 
 thread_local! {
     static LIMIT: Cell<usize> = const { Cell::new(DEFAULT_EVENT_LIMIT) };
+    static RECEIVED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts bytes that came from a source, for the [`LimitEvents`] that polls it.
+pub(crate) fn count_received(bytes: usize) {
+    RECEIVED.set(RECEIVED.get() + bytes as u64);
 }
 
 /// What an event may take, bytes, in a stream that is made here and now.
@@ -27,6 +33,14 @@ pin_project! {
         #[pin]
         inner: S,
         bytes: usize,
+        received: u64,
+    }
+}
+
+impl<S> LimitEvents<S> {
+    /// Bytes that came so far. Unlike the events it counts comments too, which is how a keep-alive comment is noticed.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 }
 
@@ -43,15 +57,16 @@ pin_project! {
 /// # }
 /// ```
 pub fn limit_events<S: Stream>(inner: S, bytes: usize) -> LimitEvents<S> {
-    LimitEvents { inner, bytes }
+    LimitEvents { inner, bytes, received: 0 }
 }
 
-/// Puts the limit of the surroundings back, also when a poll panics.
-struct Restore(usize);
+/// Puts the limit and the count of the surroundings back, also when a poll panics.
+struct Restore(usize, u64);
 
 impl Drop for Restore {
     fn drop(&mut self) {
         LIMIT.set(self.0);
+        RECEIVED.set(self.1);
     }
 }
 
@@ -60,8 +75,10 @@ impl<S: Stream> Stream for LimitEvents<S> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let this = self.project();
-        let _restore = Restore(LIMIT.replace(*this.bytes));
-        this.inner.poll_next(cx)
+        let _restore = Restore(LIMIT.replace(*this.bytes), RECEIVED.replace(0));
+        let polled = this.inner.poll_next(cx);
+        *this.received += RECEIVED.get();
+        polled
     }
 }
 
@@ -73,6 +90,14 @@ mod tests {
     /// The limit seen from inside a poll.
     fn seen() -> impl Stream<Item = usize> + Unpin {
         stream::repeat_with(current_limit)
+    }
+
+    #[test]
+    fn comments_count_as_received() {
+        let pieces = stream::iter([Ok::<_, ()>(": ping\n\n"), Ok("data: x\n\n")]);
+        let mut events = limit_events(crate::EventStream::new(pieces), 100);
+        assert!(events.next().now_or_never().flatten().is_some());
+        assert_eq!(events.received(), 17);
     }
 
     #[test]

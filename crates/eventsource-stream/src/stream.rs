@@ -1,6 +1,6 @@
 //! The original's public face: a stream of bytes becomes a stream of events.
 
-use crate::limit::current_limit;
+use crate::limit::{count_received, current_limit};
 use crate::parser::{Event, Parser, TooLarge};
 use futures_core::Stream;
 use nom::error::{Error as NomError, ErrorKind};
@@ -63,7 +63,10 @@ where
                 Err(error) => break Some(Err(error.into())),
             }
             match ready!(this.source.as_mut().poll_next(cx)) {
-                Some(Ok(piece)) => this.parser.push(piece.as_ref()),
+                Some(Ok(piece)) => {
+                    count_received(piece.as_ref().len());
+                    this.parser.push(piece.as_ref());
+                }
                 Some(Err(error)) => break Some(Err(EventStreamError::Transport(error))),
                 None => break None,
             }

@@ -1,0 +1,327 @@
+//! The control channel: server-sent events in, typed events out. It lives once; who wants another one opens another one.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use eventsource_stream::{LimitEvents, limit_events, too_large};
+use futures_util::Stream as _;
+use reqwest_eventsource::{Error as SourceError, Event as SourceEvent, EventSource, retry::Never};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    Event,
+    client::Mcpd,
+    contract::{BrokenTaskEvent, CANCEL_EVENT, CancelEvent, INFER_KIND, TASK_EVENT, TaskEvent},
+};
+use crate::domain::{CallFailure, Failure, FailureCode, Printable, Task, TaskId};
+
+/// How long mcpd may take to answer the request that opens the channel.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest display name of a caller that is kept, in characters.
+const MAX_CALLER: usize = 64;
+/// Longest `tracestate` that is kept, in bytes (the standard's least guaranteed length).
+const MAX_TRACESTATE: usize = 512;
+
+/// What came, and the place that a task takes among those under way.
+pub type Delivered = (Event, Option<OwnedSemaphorePermit>);
+
+/// One control channel.
+#[derive(Debug)]
+pub struct Channel {
+    /// Names everything that comes from it.
+    pub epoch: u64,
+    /// The session it belongs to.
+    pub session: String,
+    /// Most bytes of one event.
+    pub event_limit: usize,
+    /// A channel that has shown a keep-alive and then stays silent so long is given up.
+    pub idle_timeout: Duration,
+    /// Where events go.
+    pub events: mpsc::Sender<Delivered>,
+    /// A place for every task under way: where there is none the channel is not read on, and mcpd has to wait.
+    pub places: Arc<Semaphore>,
+}
+
+/// What a look at the source gave.
+enum Seen {
+    FirstByte,
+    Event(SourceEvent),
+    Ended(Box<SourceError>),
+}
+
+struct Source {
+    inner: LimitEvents<EventSource>,
+    received: u64,
+    last_byte: Instant,
+    kept_alive: bool,
+}
+
+impl Channel {
+    /// Runs the channel until it ends or is cancelled; a cancelled one says nothing more.
+    pub async fn run(self, mcpd: Mcpd, cancelled: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = cancelled.cancelled() => debug!(epoch = self.epoch, "control channel closed"),
+            why = self.run_inner(&mcpd) => self.emit(Event::ChannelClosed(self.epoch, why)).await,
+        }
+    }
+
+    async fn run_inner(&self, mcpd: &Mcpd) -> CallFailure {
+        let mut source = match self.open(mcpd).await {
+            Ok(source) => source,
+            Err(why) => return why,
+        };
+        self.emit(Event::ChannelOpened(self.epoch)).await;
+        let mut proved = false;
+        loop {
+            // A channel that never sends anything is left to TCP's keep-alive.
+            let silent_until = source.last_byte + self.idle_timeout;
+            let seen = tokio::select! {
+                biased;
+                seen = source.next() => seen,
+                () = sleep_until(silent_until), if source.kept_alive => {
+                    if source.last_byte + self.idle_timeout <= Instant::now() {
+                        return CallFailure::Passing(format!("the control channel was silent for {} s", self.idle_timeout.as_secs()), None);
+                    }
+                    continue;
+                }
+            };
+            if !matches!(seen, Seen::Ended(_)) && !std::mem::replace(&mut proved, true) {
+                self.emit(Event::ChannelProved(self.epoch)).await;
+            }
+            match seen {
+                Seen::FirstByte => {}
+                Seen::Event(event) => self.take(event).await,
+                Seen::Ended(error) => return self.ended(mcpd, *error).await,
+            }
+        }
+    }
+
+    async fn open(&self, mcpd: &Mcpd) -> Result<Source, CallFailure> {
+        let request = mcpd.channel(&self.session)?;
+        let mut source = EventSource::new(request).map_err(|e| CallFailure::Passing(e.to_string(), None))?;
+        // The reconnect is ours: with jitter, with the contract's numbers, and only after a new registration.
+        source.set_retry_policy(Box::new(Never));
+        let inner = limit_events(source, self.event_limit);
+        let mut source = Source { inner, received: 0, last_byte: Instant::now(), kept_alive: false };
+        let late = || {
+            CallFailure::Passing(
+                format!("mcpd did not open the control channel within {} s", OPEN_TIMEOUT.as_secs()),
+                None,
+            )
+        };
+        match timeout(OPEN_TIMEOUT, source.next()).await.map_err(|_| late())? {
+            Seen::Ended(error) => Err(self.ended(mcpd, *error).await),
+            Seen::Event(_) | Seen::FirstByte => Ok(source),
+        }
+    }
+
+    async fn ended(&self, mcpd: &Mcpd, error: SourceError) -> CallFailure {
+        let passing = |text: String| CallFailure::Passing(text, None);
+        match error {
+            SourceError::StreamEnded => passing("mcpd closed the control channel".to_owned()),
+            SourceError::InvalidStatusCode(_, response) => mcpd.channel_refused(response).await,
+            SourceError::InvalidContentType(kind, _) => passing(format!(
+                "the control channel is no event stream but {}; is the URL really mcpd's?",
+                Printable(kind.to_str().unwrap_or("something unnamed"))
+            )),
+            SourceError::Parser(error) => {
+                let text = too_large(&error).unwrap_or("the control channel makes no sense");
+                passing(format!("{text}; --event-limit can raise it"))
+            }
+            SourceError::Transport(error) => {
+                let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
+                passing(format!("the control channel broke: {error}{cause}"))
+            }
+            other => passing(format!("the control channel failed: {other}")),
+        }
+    }
+
+    async fn take(&self, event: SourceEvent) {
+        let SourceEvent::Message(message) = event else { return };
+        match message.event.as_str() {
+            TASK_EVENT => match read_task(&message.data) {
+                Ok(task) => self.emit_task(Event::Task(task)).await,
+                Err(BadTask::Answerable(task, failure)) => {
+                    self.emit_task(Event::BadTask(*task, failure)).await
+                }
+                Err(BadTask::Lost(why)) => {
+                    warn!(
+                        bytes = message.data.len(),
+                        "mcpd sent a task event that cannot even be answered: {why}"
+                    );
+                }
+            },
+            CANCEL_EVENT => match serde_json::from_str::<CancelEvent>(&message.data)
+                .ok()
+                .and_then(|c| TaskId::new(&c.task_id).ok())
+            {
+                Some(id) => self.emit(Event::CallerLeft(id)).await,
+                None => warn!(
+                    bytes = message.data.len(),
+                    "mcpd sent a cancel event without a usable taskId; ignored"
+                ),
+            },
+            // Hello and ping have done their work by having come; anything else is for later agents.
+            _ => {}
+        }
+    }
+
+    async fn emit_task(&self, event: Event) {
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+        // A closed agent takes nothing more, and nothing has to be told to it.
+        let _ = self.events.send((event, Some(place))).await;
+    }
+
+    async fn emit(&self, event: Event) {
+        let _ = self.events.send((event, None)).await;
+    }
+}
+
+impl Source {
+    /// The next thing worth knowing. Comments are no events, but their bytes are seen.
+    async fn next(&mut self) -> Seen {
+        poll_fn(|cx| {
+            let polled = Pin::new(&mut self.inner).poll_next(cx);
+            if self.inner.received() != self.received {
+                self.received = self.inner.received();
+                self.last_byte = Instant::now();
+                if !std::mem::replace(&mut self.kept_alive, true) && polled.is_pending() {
+                    return Poll::Ready(Seen::FirstByte);
+                }
+            }
+            Poll::Ready(match ready!(polled) {
+                Some(Ok(event)) => Seen::Event(event),
+                Some(Err(error)) => Seen::Ended(Box::new(error)),
+                None => Seen::Ended(Box::new(SourceError::StreamEnded)),
+            })
+        })
+        .await
+    }
+}
+
+/// Why a task event is no task.
+#[derive(Debug)]
+enum BadTask {
+    /// Its id can be read, so its caller gets an error.
+    Answerable(Box<Task>, Failure),
+    /// Not even that.
+    Lost(String),
+}
+
+fn read_task(data: &str) -> Result<Task, BadTask> {
+    let event: TaskEvent<'_> = serde_json::from_str(data).map_err(|error| unreadable(data, &error))?;
+    let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;
+    if super::contract::result_path(&id).is_none() {
+        return Err(BadTask::Lost("its taskId cannot be put into a URL".to_owned()));
+    }
+    let task = Task {
+        id,
+        llm: event.llm_name.clone().into_owned(),
+        streaming: event.streaming,
+        request: event.request.map_or_else(Bytes::new, |raw| Bytes::copy_from_slice(raw.get().as_bytes())),
+        deadline: event.deadline(),
+        trace_context: trace_context(&event),
+        caller: event.caller.map(|c| c.chars().take(MAX_CALLER).collect()),
+    };
+    let bad = if event.kind != INFER_KIND {
+        let kind: String = event.kind.chars().take(MAX_CALLER).collect();
+        Some(format!("this agent does not know tasks of kind '{}'", Printable(&kind)))
+    } else if !task.request.starts_with(b"{") {
+        Some("the task has no OpenAI request body".to_owned())
+    } else {
+        None
+    };
+    match bad {
+        Some(why) => Err(BadTask::Answerable(Box::new(task), Failure::new(FailureCode::BadTask, why))),
+        None => Ok(task),
+    }
+}
+
+/// A task event that does not parse: answered where its id can be read, so that no caller hangs.
+fn unreadable(data: &str, error: &serde_json::Error) -> BadTask {
+    let broken: BrokenTaskEvent = serde_json::from_str(data).unwrap_or_default();
+    match broken.task_id.as_deref().map(TaskId::new) {
+        Some(Ok(id)) if super::contract::result_path(&id).is_some() => {
+            let task = Task {
+                id,
+                llm: String::new(),
+                streaming: false,
+                request: Bytes::new(),
+                deadline: None,
+                trace_context: BTreeMap::new(),
+                caller: None,
+            };
+            let why =
+                format!("the task event makes no sense at line {}, column {}", error.line(), error.column());
+            BadTask::Answerable(Box::new(task), Failure::new(FailureCode::BadTask, why))
+        }
+        _ => BadTask::Lost(format!("no task at line {}, column {}", error.line(), error.column())),
+    }
+}
+
+fn trace_context(event: &TaskEvent<'_>) -> BTreeMap<String, String> {
+    let mut context = BTreeMap::new();
+    if let Some(parent) = event.traceparent.as_ref().filter(|p| p.len() <= MAX_CALLER) {
+        context.insert("traceparent".to_owned(), parent.clone());
+        if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE) {
+            context.insert("tracestate".to_owned(), state.clone());
+        }
+    }
+    context
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(data: &str) -> (String, FailureCode) {
+        match read_task(data) {
+            Err(BadTask::Answerable(task, failure)) => (task.id.as_str().to_owned(), failure.code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_task_event_becomes_a_task_with_its_request_untouched() {
+        let task = read_task(r#"{"kind":"infer","taskId":"t/1","llmName":"a","streaming":true,"request":{ "x" : 1.0 },"deadlineMs":1500,"caller":"bob"}"#).unwrap();
+        assert_eq!(&task.request[..], br#"{ "x" : 1.0 }"#);
+        assert_eq!((task.id.as_str(), task.llm.as_str(), task.streaming), ("t/1", "a", true));
+        assert_eq!((task.deadline, task.caller.as_deref()), (Some(Duration::from_millis(1500)), Some("bob")));
+    }
+
+    #[test]
+    fn a_bad_task_event_is_answered_where_its_id_can_be_read() {
+        assert_eq!(answer(r#"{"kind":"dance","taskId":"t1"}"#), ("t1".to_owned(), FailureCode::BadTask));
+        assert_eq!(answer(r#"{"kind":7,"taskId":"t2"}"#), ("t2".to_owned(), FailureCode::BadTask));
+        assert_eq!(
+            answer(r#"{"kind":"infer","taskId":"t3","llmName":"a"}"#),
+            ("t3".to_owned(), FailureCode::BadTask)
+        );
+    }
+
+    #[test]
+    fn a_task_event_without_a_usable_id_is_lost_and_says_why() {
+        for data in [
+            "",
+            "no json",
+            r#"{"kind":"infer"}"#,
+            r#"{"kind":"infer","taskId":""}"#,
+            r#"{"kind":"infer","taskId":".."}"#,
+        ] {
+            assert!(matches!(read_task(data), Err(BadTask::Lost(_))), "{data}");
+        }
+    }
+}

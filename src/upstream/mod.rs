@@ -1,0 +1,31 @@
+//! mcpd: what is said and how it is said.
+//!
+//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`results`] the delivery of one task's output.
+
+pub mod client;
+pub mod contract;
+pub mod events;
+pub mod results;
+
+use crate::domain::{CallFailure, Failure, Task, TaskId};
+
+/// Something that came from mcpd.
+#[derive(Debug)]
+pub enum Event {
+    /// A register call ended, with the session's sticky id where mcpd took it.
+    Registered(u64, Result<String, CallFailure>),
+    /// A heartbeat ended.
+    Heartbeat(Result<(), CallFailure>),
+    /// The channel is open.
+    ChannelOpened(u64),
+    /// The channel's first byte came.
+    ChannelProved(u64),
+    /// The channel could not be opened, or ended.
+    ChannelClosed(u64, CallFailure),
+    /// A task.
+    Task(Task),
+    /// A task event that makes no sense, with the answer to it.
+    BadTask(Task, Failure),
+    /// A caller went away.
+    CallerLeft(TaskId),
+}
