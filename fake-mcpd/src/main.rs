@@ -1,2 +1,2 @@
-//! stub
+//! `fake-mcpd`: the library as a process, for tests in any language.
 fn main() {}
