@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::faults::{BadFault, Fault, Step};
 use crate::hub::Hub;
 use crate::server::{Reply, error_reply, json_reply};
+use crate::view::Snapshot;
 use crate::wire::{self, Route};
 
 /// Answers what is no call of the contract.
@@ -16,13 +17,16 @@ pub(crate) fn reply(hub: &Arc<Hub>, method: &Method, route: &Route, uri: &Uri, b
     let Route::Fake(path) = route else { return error_reply(404, "there is no such path") };
     match (method.as_str(), path.as_str()) {
         ("GET", "journal") => journal(hub, uri.query().unwrap_or_default()),
+        ("GET", "state") => json_reply(200, wire::json(&hub.look(|core| Snapshot::new(hub, core)))),
         ("GET", "verdict") => json_reply(200, wire::json(&hub.verdict())),
         ("POST", "faults") => faults(hub, &body),
         ("DELETE", "faults") => {
             hub.fault(Fault::Clear);
             json_reply(200, Bytes::from_static(b"{}"))
         }
-        _ => error_reply(404, "under /_fake/ there are GET journal, GET verdict, POST and DELETE faults"),
+        _ => {
+            error_reply(404, "under /_fake/ there are GET journal, state and verdict, POST and DELETE faults")
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::builder::Settings;
 use crate::callers::CALLER_GONE;
 use crate::faults::{Armed, Fault, Refused, Step, Trigger};
 use crate::journal::{Entry, Journal, Kind};
-use crate::state::{State, TaskEnd};
+use crate::state::{Delivery, State, TaskEnd};
 use crate::verdict::{Verdict, VerdictView};
 use crate::wire::{self, LlmView};
 
@@ -159,6 +159,11 @@ impl Hub {
         faults.into_iter().for_each(|(_, fault)| self.fault(fault));
     }
 
+    /// Ends every task and channel.
+    pub(crate) fn stop(&self) {
+        self.act(Core::forget);
+    }
+
     /// How the agent under test has done so far.
     pub(crate) fn verdict(&self) -> VerdictView {
         self.look(|core| {
@@ -199,10 +204,14 @@ impl Core {
     /// Sends an event on a session's channel and journals it; false if there is no channel that takes it.
     pub(crate) fn send(&mut self, session: &str, event: Event, entry: Entry) -> bool {
         let frame = wire::event_frame(event.name(), &entry.body);
-        let sent = self.state.send(session, frame);
+        let delivery = self.state.send(session, frame);
         let entry = Entry { kind: event.kind(), session: Some(session.to_owned()), ..entry };
-        self.log(|| if sent { entry } else { entry.note("no channel takes it") });
-        sent
+        self.log(|| match delivery {
+            Delivery::Sent => entry,
+            Delivery::Swallowed => entry.note("swallowed by the half-open channel"),
+            Delivery::Impossible => entry.note("no channel takes it"),
+        });
+        delivery != Delivery::Impossible
     }
 
     /// Ends a task for its caller, tells the agent if it cannot know, and journals.

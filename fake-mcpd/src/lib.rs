@@ -34,6 +34,7 @@ mod hub;
 mod journal;
 mod openai;
 mod providers;
+pub mod scenario;
 mod server;
 mod state;
 mod trace;
@@ -191,5 +192,7 @@ impl FakeMcpd {
 impl Drop for FakeMcpd {
     fn drop(&mut self) {
         self.running.iter().for_each(AbortHandle::abort);
+        // Callers of this process must not wait for a server that is gone.
+        self.hub.stop();
     }
 }

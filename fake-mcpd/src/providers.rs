@@ -121,6 +121,9 @@ pub(crate) fn stream(hub: &Arc<Hub>, seen: &Seen) -> Reply {
     let id = seen.entry.session.as_deref().unwrap_or_default();
     let opened = hub.act(|core| {
         core.check_heartbeats(id);
+        if core.state.take_channel(id).is_some() {
+            core.log(|| Entry::new(Kind::ChannelClosed).session(id).note("replaced"));
+        }
         let opened = core.state.open_channel(core.now, id);
         core.log(|| seen.answered(if opened.is_some() { 200 } else { 404 }));
         if opened.is_some() {

@@ -280,6 +280,9 @@ async fn checked(hub: &Arc<Hub>, route: Route, seen: Seen) -> Result<Reply, Cut>
         tokio::time::sleep(delay).await;
     }
     if let Some(answer) = orders.answer {
+        if result.is_some() && matches!(answer.status, 404 | 410) {
+            hub.look(|core| core.verdict.told_gone(task, part));
+        }
         return Ok(ordered(hub, &seen, &answer));
     }
     let lost = orders.lose_reply;

@@ -49,10 +49,22 @@ pub(crate) struct ChannelControl {
     pub(crate) broken: AtomicBool,
 }
 
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Sent,
+    /// The channel is half-open.
+    Swallowed,
+    /// There is no channel, or its reader does not read.
+    Impossible,
+}
+
 impl Channel {
-    /// Puts a frame on the channel; false if nobody takes it. A silent channel swallows.
-    fn send(&self, frame: Bytes) -> bool {
-        self.control.silent.load(Ordering::Relaxed) || self.frames.try_send(frame).is_ok()
+    fn send(&self, frame: Bytes) -> Delivery {
+        if self.control.silent.load(Ordering::Relaxed) {
+            return Delivery::Swallowed;
+        }
+        self.frames.try_send(frame).map_or(Delivery::Impossible, |()| Delivery::Sent)
     }
 }
 
@@ -295,10 +307,10 @@ impl State {
         self.sessions.get_mut(id)?.channel.take()
     }
 
-    /// Puts a frame on a session's channel; false if there is none that takes it.
-    pub(crate) fn send(&self, session: &str, frame: Bytes) -> bool {
+    /// Puts a frame on a session's channel.
+    pub(crate) fn send(&self, session: &str, frame: Bytes) -> Delivery {
         let channel = self.sessions.get(session).and_then(|session| session.channel.as_ref());
-        channel.is_some_and(|channel| channel.send(frame))
+        channel.map_or(Delivery::Impossible, |channel| channel.send(frame))
     }
 
     /// The session that serves an LLM now.
