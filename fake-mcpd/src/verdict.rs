@@ -1,0 +1,340 @@
+//! Did the agent under test keep the contract? Every call of its providers' side is held against the rules.
+//!
+//! Only what cannot be an honest agent's bad luck counts: a part that a fault refused, a reply that was cut, a
+//! heartbeat that a refused connection kept away are no violations.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::wire::{Part, ResultBody};
+
+/// Register calls of one session may follow each other after 250 ms; the network's jitter takes some of it.
+const REGISTER_GAP: Duration = Duration::from_millis(200);
+/// Violations kept in words; beyond that they are counted.
+const KEPT: usize = 1_000;
+/// Tasks whose parts are remembered, ended ones included.
+const TASKS_REMEMBERED: usize = 20_000;
+
+/// A clause of the contract that can be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// A part came with a number that is not the next one.
+    PartOutOfOrder,
+    /// A part came after the task's end, or after mcpd had said that nobody waits.
+    ResultAfterEnd,
+    /// A second end came under another key.
+    TwoEnds,
+    /// A key was used again with other bytes.
+    RepeatedKeyOtherBytes,
+    /// A chunk was sent again although mcpd does not drop repeated keys.
+    ChunkSentTwice,
+    /// Two parts of one task were under way at once.
+    ConcurrentParts,
+    /// A result came without a key, or with one of another task.
+    MissingKey,
+    /// A chunk or `[DONE]` came for a task that asked for no stream.
+    ChunkOnPlainTask,
+    /// A `{"status"}` came for a stream that had begun, or a 200 of it for a stream at all.
+    StatusInStream,
+    /// A result is none of the contract's five bodies.
+    MalformedResult,
+    /// Heartbeats paused for over two intervals while the channel was open.
+    MissingHeartbeat,
+    /// A heartbeat came for a session that never registered.
+    HeartbeatBeforeRegister,
+    /// A register call came while another one was under way.
+    RegisterUnderWay,
+    /// Two register calls followed each other within 250 ms.
+    RegisterTooOften,
+}
+
+/// One breach of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Violation {
+    /// Milliseconds since the start.
+    pub at_ms: u64,
+    /// The rule.
+    pub rule: Rule,
+    /// The task or session it is about.
+    pub subject: String,
+    /// One sentence for people.
+    pub detail: String,
+}
+
+/// What one task's parts were so far.
+#[derive(Debug, Default)]
+struct TaskAudit {
+    attempts: BTreeMap<Part, PartAudit>,
+    next: u64,
+    begun: bool,
+    under_way: Option<Part>,
+    ended_by: Option<Part>,
+    told_gone_on: Option<Part>,
+}
+
+/// One key: the bytes it was first sent with, and whether they were accepted.
+#[derive(Debug, Clone, Copy)]
+struct PartAudit {
+    hash: u64,
+    accepted: bool,
+}
+
+/// What one session's registers and heartbeats were so far.
+#[derive(Debug, Default)]
+struct SessionAudit {
+    last_register: Option<Instant>,
+    registering: bool,
+    last_beat: Option<Instant>,
+}
+
+/// The checker.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    started: Instant,
+    heartbeat: Duration,
+    /// This process follows an earlier one: sessions it has not seen may be honest.
+    restarted: bool,
+    tasks: BTreeMap<String, TaskAudit>,
+    order: VecDeque<String>,
+    sessions: BTreeMap<String, SessionAudit>,
+    refused_until: Option<Instant>,
+    violations: Vec<Violation>,
+    count: u64,
+}
+
+/// A result part as it arrived, before any fault touched it.
+pub(crate) struct Attempt<'a> {
+    pub(crate) task: &'a str,
+    pub(crate) part: Option<Part>,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) body: &'a Result<ResultBody, String>,
+}
+
+impl Verdict {
+    /// A checker that expects a heartbeat every `heartbeat`.
+    pub(crate) fn new(started: Instant, heartbeat: Duration, restarted: bool) -> Self {
+        Self {
+            started,
+            heartbeat,
+            restarted,
+            tasks: BTreeMap::new(),
+            order: VecDeque::new(),
+            sessions: BTreeMap::new(),
+            refused_until: None,
+            violations: Vec::new(),
+            count: 0,
+        }
+    }
+
+    fn report(&mut self, now: Instant, rule: Rule, subject: &str, detail: impl Into<String>) {
+        self.count += 1;
+        if self.violations.len() < KEPT {
+            let at_ms = now.duration_since(self.started).as_millis() as u64;
+            self.violations.push(Violation {
+                at_ms,
+                rule,
+                subject: subject.to_owned(),
+                detail: detail.into(),
+            });
+        }
+    }
+
+    fn task(&mut self, id: &str) -> &mut TaskAudit {
+        if !self.tasks.contains_key(id) {
+            self.order.push_back(id.to_owned());
+            if self.order.len() > TASKS_REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.tasks.remove(&oldest);
+            }
+        }
+        self.tasks.entry(id.to_owned()).or_default()
+    }
+
+    /// A result call arrived.
+    pub(crate) fn attempt(&mut self, now: Instant, attempt: &Attempt<'_>) {
+        let id = attempt.task;
+        if let Err(reason) = attempt.body {
+            self.report(now, Rule::MalformedResult, id, format!("the body is no result: {reason}"));
+        }
+        let Some(part) = attempt.part else {
+            return self.report(now, Rule::MissingKey, id, "a result has no Idempotency-Key of its task");
+        };
+        let hash = hash(attempt.bytes);
+        let audit = self.task(id);
+        let concurrent = audit.under_way.filter(|other| *other != part);
+        let known = audit.attempts.get(&part).map(|known| known.hash);
+        audit.attempts.entry(part).or_insert(PartAudit { hash, accepted: false });
+        if let Some(other) = concurrent {
+            self.report(now, Rule::ConcurrentParts, id, format!("{part} came while {other} was under way"));
+        }
+        match known {
+            Some(before) if before != hash => {
+                self.report(
+                    now,
+                    Rule::RepeatedKeyOtherBytes,
+                    id,
+                    format!("{part} was sent again with other bytes"),
+                );
+            }
+            Some(_) => {}
+            None => self.new_part(now, id, part, attempt.body),
+        }
+    }
+
+    /// A part under a new key: may it come at all, and is its number the next one?
+    fn new_part(&mut self, now: Instant, id: &str, part: Part, body: &Result<ResultBody, String>) {
+        // An agent that crashed cannot know which of its tasks had ended.
+        let Part::Index(n) = part else { return };
+        let audit = self.task(id);
+        let expected = audit.next;
+        audit.next = expected.max(n + 1);
+        let (ended, gone) = (audit.ended_by, audit.told_gone_on);
+        let is_end = body.as_ref().is_ok_and(ResultBody::is_end);
+        if let Some(end) = ended {
+            let rule = if is_end { Rule::TwoEnds } else { Rule::ResultAfterEnd };
+            return self.report(now, rule, id, format!("{part} came after the task had ended with {end}"));
+        }
+        if let Some(told) = gone {
+            let detail = format!("{part} came although {told} was told that nobody waits");
+            return self.report(now, Rule::ResultAfterEnd, id, detail);
+        }
+        // A part that never got through may be given up for an explicit error.
+        let gives_up = n > expected && body.as_ref().is_ok_and(ResultBody::is_failure);
+        if n != expected && !gives_up {
+            self.report(now, Rule::PartOutOfOrder, id, format!("{part} came where part {expected} was due"));
+        }
+    }
+
+    /// Marks a part as under way while its reply is held back.
+    pub(crate) fn hold(&mut self, task: &str, part: Option<Part>) {
+        self.task(task).under_way = part;
+    }
+
+    /// The held part's call ended.
+    pub(crate) fn release(&mut self, task: &str, part: Option<Part>) {
+        let audit = self.task(task);
+        if audit.under_way == part {
+            audit.under_way = None;
+        }
+    }
+
+    /// A part was applied.
+    pub(crate) fn accepted(&mut self, now: Instant, task: &str, part: Option<Part>, body: &ResultBody) {
+        let audit = self.task(task);
+        let begun = std::mem::replace(&mut audit.begun, !body.is_end());
+        let known = part.and_then(|part| audit.attempts.get_mut(&part));
+        let again = known.is_some_and(|known| std::mem::replace(&mut known.accepted, true));
+        if body.is_end() {
+            audit.ended_by = audit.ended_by.or(part);
+        } else if again {
+            let detail = "a chunk was sent again, and mcpd does not drop repeated keys";
+            self.report(now, Rule::ChunkSentTwice, task, detail);
+        }
+        if begun && matches!(body, ResultBody::Status { .. }) {
+            self.report(now, Rule::StatusInStream, task, "a status came for a stream that had begun");
+        }
+    }
+
+    /// A part was answered that nobody waits.
+    pub(crate) fn told_gone(&mut self, task: &str, part: Option<Part>) {
+        let audit = self.task(task);
+        audit.told_gone_on = audit.told_gone_on.or(part);
+    }
+
+    /// Reports a breach that the state found while applying a part.
+    pub(crate) fn breach(&mut self, now: Instant, rule: Rule, subject: &str, detail: &str) {
+        self.report(now, rule, subject, detail);
+    }
+
+    /// A register call arrived from this session (or, without an id, for these names).
+    pub(crate) fn register_began(&mut self, now: Instant, who: &str) {
+        let session = self.sessions.entry(who.to_owned()).or_default();
+        let under_way = std::mem::replace(&mut session.registering, true);
+        let last = session.last_register;
+        if under_way {
+            self.report(now, Rule::RegisterUnderWay, who, "a register call came while another was under way");
+        }
+        if let Some(last) = last.filter(|last| now.duration_since(*last) < REGISTER_GAP) {
+            let gap = now.duration_since(last).as_millis();
+            let detail = format!("a register call came {gap} ms after the one before it");
+            self.report(now, Rule::RegisterTooOften, who, detail);
+        }
+    }
+
+    /// A register call ended, one way or the other.
+    pub(crate) fn register_ended(&mut self, who: &str) {
+        self.sessions.entry(who.to_owned()).or_default().registering = false;
+    }
+
+    /// A register call was accepted.
+    pub(crate) fn registered(&mut self, now: Instant, id: &str) {
+        let session = self.sessions.entry(id.to_owned()).or_default();
+        session.last_register = Some(now);
+        session.last_beat = Some(now);
+    }
+
+    /// A heartbeat arrived; `channel` is when the session's open channel was opened.
+    pub(crate) fn heartbeat(&mut self, now: Instant, id: &str, channel: Option<Instant>) {
+        if !self.restarted && !self.sessions.contains_key(id) {
+            let detail = "a heartbeat came for a session that has not registered";
+            return self.report(now, Rule::HeartbeatBeforeRegister, id, detail);
+        }
+        self.check_gap(now, id, channel);
+        self.sessions.entry(id.to_owned()).or_default().last_beat = Some(now);
+    }
+
+    /// Looks for a pause in the heartbeats of a session with an open channel, once per pause.
+    pub(crate) fn check_gap(&mut self, now: Instant, id: &str, channel: Option<Instant>) {
+        let Some((opened, session)) = channel.zip(self.sessions.get_mut(id)) else { return };
+        let since = [session.last_beat, self.refused_until].into_iter().flatten().fold(opened, Instant::max);
+        let gap = now.saturating_duration_since(since);
+        if gap > self.heartbeat * 2 {
+            session.last_beat = Some(now);
+            let detail = format!("no heartbeat for {} ms with the channel open", gap.as_millis());
+            self.report(now, Rule::MissingHeartbeat, id, detail);
+        }
+    }
+
+    /// A fault kept calls away: what is missing until now is not the agent's.
+    pub(crate) fn forgive_silence(&mut self, now: Instant) {
+        self.refused_until = Some(now);
+    }
+
+    /// The breaches so far.
+    pub(crate) fn view(&self) -> VerdictView {
+        VerdictView { ok: self.count == 0, count: self.count, violations: self.violations.clone() }
+    }
+}
+
+/// What there is to say of the agent under test.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerdictView {
+    /// Whether it kept the contract.
+    pub ok: bool,
+    /// How many violations there were.
+    pub count: u64,
+    /// The first 1000 of them.
+    pub violations: Vec<Violation>,
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Index(n) => write!(formatter, "part {n}"),
+            Self::Restart => formatter.write_str("the end after a restart"),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Everything that has a name on the wire: paths, headers, events and JSON shapes of the provider contract.
+//!
+//! A name that turns out different in a real mcpd is changed here and nowhere else.
+
+use std::borrow::Cow;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use hyper::Method;
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
+use serde_json::value::RawValue;
+
+/// The prefix of every call about LLMs, on the providers' and on the callers' side.
+const LLMS: &str = "/api/v1/llms";
+/// Names the session on the control channel's request.
+pub(crate) const SESSION_HEADER: &str = "x-mcpctl-provider-session";
+/// Numbers a result part: `<percent-encoded taskId>/<n>`.
+pub(crate) const KEY_HEADER: &str = "idempotency-key";
+/// A caller's deadline in milliseconds from now; becomes the task's `deadlineMs`.
+pub(crate) const DEADLINE_HEADER: &str = "x-mcpctl-deadline-ms";
+/// A caller's display name; becomes the task's `caller`.
+pub(crate) const CALLER_HEADER: &str = "x-mcpctl-caller";
+/// W3C trace context of a caller.
+pub(crate) const TRACEPARENT_HEADER: &str = "traceparent";
+/// W3C vendor state of a caller, forwarded unread.
+pub(crate) const TRACESTATE_HEADER: &str = "tracestate";
+/// Tells a caller which task served it, so that it can be found in the journal.
+pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
+/// The feature that tells agents a repeated result part is dropped.
+pub(crate) const IDEMPOTENT_RESULTS: &str = "idempotent-results";
+/// The last frame of a stream that ended well.
+pub(crate) const DONE_FRAME: &[u8] = b"data: [DONE]\n\n";
+/// A keep-alive as an event.
+pub(crate) const PING_EVENT: &[u8] = b"event: ping\ndata: {}\n\n";
+/// A keep-alive as a comment, which SSE parsers do not show to applications.
+pub(crate) const PING_COMMENT: &[u8] = b": ping\n\n";
+
+/// What kind of call a request is; faults are aimed and the journal is sorted by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CallKind {
+    /// `POST /api/v1/llms/_provider-register`
+    Register,
+    /// `GET /api/v1/llms/_provider-stream`
+    Stream,
+    /// `POST /api/v1/llms/_provider-heartbeat`
+    Heartbeat,
+    /// `POST /api/v1/llms/_provider-task/{taskId}/result`
+    Result,
+    /// `GET /api/v1/llms`
+    List,
+    /// `POST /api/v1/llms/{name}/infer`
+    Infer,
+    /// `GET /v1/models`
+    Models,
+    /// `POST /v1/chat/completions`
+    Chat,
+}
+
+/// A request's target, read once; names and ids are percent-decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route {
+    Register,
+    Stream,
+    Heartbeat,
+    Result(String),
+    List,
+    Infer(String),
+    Models(Option<String>),
+    Chat,
+    /// `/_fake/...`, with what follows the prefix.
+    Fake(String),
+    /// No such path, or not with this method.
+    Unknown,
+}
+
+impl Route {
+    /// Reads a method and a raw path.
+    pub(crate) fn parse(method: &Method, path: &str) -> Self {
+        if let Some(rest) = path.strip_prefix("/_fake/") {
+            return Self::Fake(rest.to_owned());
+        }
+        let post = method == Method::POST;
+        let get = method == Method::GET;
+        match path.strip_prefix(LLMS) {
+            Some("") if get => Self::List,
+            Some("/_provider-register") if post => Self::Register,
+            Some("/_provider-heartbeat") if post => Self::Heartbeat,
+            Some("/_provider-stream") if get => Self::Stream,
+            Some(rest) if post => Self::parse_named(rest).unwrap_or(Self::Unknown),
+            _ => Self::parse_openai(get, post, path),
+        }
+    }
+
+    fn parse_named(rest: &str) -> Option<Self> {
+        if let Some(rest) = rest.strip_prefix("/_provider-task/") {
+            return Some(Self::Result(decode(one_segment(rest.strip_suffix("/result")?)?)));
+        }
+        let name = rest.strip_prefix('/')?.strip_suffix("/infer")?;
+        Some(Self::Infer(decode(one_segment(name)?)))
+    }
+
+    fn parse_openai(get: bool, post: bool, path: &str) -> Self {
+        match path.strip_prefix("/v1/") {
+            Some("models") if get => Self::Models(None),
+            Some("chat/completions") if post => Self::Chat,
+            Some(rest) if get => match rest.strip_prefix("models/") {
+                Some(name) => Self::Models(Some(decode(name))),
+                None => Self::Unknown,
+            },
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The kind of call, if the target belongs to the contract.
+    pub(crate) fn call(&self) -> Option<CallKind> {
+        Some(match self {
+            Self::Register => CallKind::Register,
+            Self::Stream => CallKind::Stream,
+            Self::Heartbeat => CallKind::Heartbeat,
+            Self::Result(_) => CallKind::Result,
+            Self::List => CallKind::List,
+            Self::Infer(_) => CallKind::Infer,
+            Self::Models(_) => CallKind::Models,
+            Self::Chat => CallKind::Chat,
+            Self::Fake(_) | Self::Unknown => return None,
+        })
+    }
+}
+
+fn one_segment(text: &str) -> Option<&str> {
+    (!text.is_empty() && !text.contains('/')).then_some(text)
+}
+
+fn decode(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// Which part of a task's result an `Idempotency-Key` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// The n-th part, from 0.
+    Index(u64),
+    /// The end that an agent posts for a task of its former life.
+    Restart,
+}
+
+impl Part {
+    /// Reads a key; `None` unless it belongs to this task.
+    pub(crate) fn parse(key: &str, task: &str) -> Option<Self> {
+        let (id, part) = key.rsplit_once('/')?;
+        if !percent_decode_str(id).eq(task.bytes()) {
+            return None;
+        }
+        if part == "restart" { Some(Self::Restart) } else { part.parse().ok().map(Self::Index) }
+    }
+}
+
+/// One entry of a register call's `providers`. Unknown fields are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderSpec {
+    /// The name of the virtual LLM; unique in the list.
+    pub name: String,
+    /// What serves it, such as `openai` or `ollama`.
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// The model behind it.
+    #[serde(default)]
+    pub model: String,
+    /// The tier it is offered in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// A text for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// The body of a register call.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RegisterBody {
+    #[serde(default)]
+    pub(crate) provider_session_id: Option<String>,
+    pub(crate) providers: Vec<ProviderSpec>,
+}
+
+/// The one field that heartbeats (and, for the journal, registers) are read for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SessionBody {
+    #[serde(default)]
+    pub(crate) provider_session_id: Option<String>,
+}
+
+/// One LLM as `GET /api/v1/llms` and a register's reply list it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LlmView {
+    /// The row's id; stays the same as long as the name lives.
+    pub id: String,
+    /// What the provider said of itself.
+    #[serde(flatten)]
+    pub spec: ProviderSpec,
+    /// Always `virtual`.
+    #[serde(rename = "kind")]
+    pub llm_kind: &'static str,
+    /// `active` or `inactive`.
+    pub status: &'static str,
+    /// The session that owns the row.
+    pub provider_session_id: String,
+    /// When that session was last heard of, RFC 3339.
+    pub last_heartbeat_at: String,
+}
+
+/// A register call's reply; the id is left out by a fault only.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RegisterReply {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) provider_session_id: Option<String>,
+    pub(crate) llms: Vec<LlmView>,
+    pub(crate) features: Vec<&'static str>,
+}
+
+/// The data of a `task` event.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TaskData<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) task_id: &'a str,
+    pub(crate) llm_name: &'a str,
+    pub(crate) streaming: bool,
+    pub(crate) request: &'a RawValue,
+    pub(crate) traceparent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tracestate: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) caller: Option<&'a str>,
+}
+
+/// What callers' bodies are read for; the rest goes to the agent unread.
+#[derive(Debug, Deserialize)]
+pub(crate) struct CallerPeek<'a> {
+    #[serde(default)]
+    pub(crate) stream: Option<bool>,
+    #[serde(default, borrow)]
+    pub(crate) model: Option<Cow<'a, str>>,
+}
+
+/// A result body, one of the contract's five.
+#[derive(Debug)]
+pub(crate) enum ResultBody {
+    /// A piece of a stream, already framed for an SSE caller.
+    Chunk(Bytes),
+    /// `[DONE]`.
+    Done,
+    /// A whole reply with an HTTP meaning.
+    Status { status: u16, retry_after: Option<String>, body: Bytes },
+    /// A failure in words.
+    Error(String),
+}
+
+impl ResultBody {
+    /// Reads a body; unknown fields are ignored. The error says what is wrong with it.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, String> {
+        let raw: RawResult<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        if let Some(chunk) = raw.chunk {
+            let done = chunk.done || chunk.data.0 == DONE_FRAME;
+            return Ok(if done { Self::Done } else { Self::Chunk(chunk.data.0) });
+        }
+        if let Some(error) = raw.error {
+            return Ok(Self::Error(error));
+        }
+        let status = raw.status.ok_or("none of status, chunk and error is there")?;
+        if !(200..600).contains(&status) {
+            return Err(format!("{status} is no HTTP status of a reply"));
+        }
+        let retry_after = raw.headers.and_then(|headers| headers.retry_after);
+        let body = raw.body.map_or("null", RawValue::get);
+        Ok(Self::Status { status, retry_after, body: Bytes::copy_from_slice(body.as_bytes()) })
+    }
+
+    /// Whether it is an explicit failure.
+    pub(crate) fn is_failure(&self) -> bool {
+        matches!(self, Self::Error(_) | Self::Status { status: 400.., .. })
+    }
+
+    /// Whether the task ends with it.
+    pub(crate) fn is_end(&self) -> bool {
+        !matches!(self, Self::Chunk(_))
+    }
+}
+
+#[derive(Deserialize)]
+struct RawResult<'a> {
+    status: Option<u16>,
+    #[serde(borrow)]
+    body: Option<&'a RawValue>,
+    headers: Option<RawHeaders>,
+    chunk: Option<RawChunk>,
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawHeaders {
+    #[serde(default, rename = "retry-after", alias = "Retry-After")]
+    retry_after: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawChunk {
+    data: Framed,
+    #[serde(default)]
+    done: bool,
+}
+
+/// A JSON string read straight into the SSE frame its caller gets: one copy, on the path that every token takes.
+struct Framed(Bytes);
+
+impl<'de> Deserialize<'de> for Framed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Framed;
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a chunk as JSON text")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Framed, E> {
+                Ok(Framed(data_frame(text.as_bytes())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// The SSE frame of one JSON text. Line ends, which JSON has between its tokens only, become spaces.
+pub(crate) fn data_frame(json: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(json.len() + FRAME_START.len() + FRAME_END.len());
+    frame.put_slice(FRAME_START);
+    frame.extend(json.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
+    frame.put_slice(FRAME_END);
+    frame.freeze()
+}
+
+/// The JSON text of a frame that [`data_frame`] made.
+pub(crate) fn frame_data(frame: &Bytes) -> Bytes {
+    frame.slice(FRAME_START.len()..frame.len() - FRAME_END.len())
+}
+
+const FRAME_START: &[u8] = b"data: ";
+const FRAME_END: &[u8] = b"\n\n";
+
+/// A frame of the control channel.
+pub(crate) fn event_frame(event: &str, data: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(event.len() + data.len() + 16);
+    frame.put_slice(b"event: ");
+    frame.put_slice(event.as_bytes());
+    frame.put_slice(b"\n");
+    frame.unsplit(BytesMut::from(data_frame(data)));
+    frame.freeze()
+}
+
+/// An error in the OpenAI shape, which every caller gets.
+pub(crate) fn openai_error(message: &str, kind: &str, code: &str) -> Bytes {
+    json(&serde_json::json!({"error": {"message": message, "type": kind, "code": code}}))
+}
+
+/// Serialises a value of ours, whose serialisation cannot fail.
+pub(crate) fn json<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).expect("our own types have string keys and no failing serialisers"))
+}

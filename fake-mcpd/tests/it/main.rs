@@ -1,0 +1,4 @@
+//! fake-mcpd driven from outside: by a small client that speaks the contract with bare HTTP calls, rightly or wrongly.
+
+mod agent;
+mod relay;
