@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -280,6 +280,39 @@ pub enum Outcome {
     Failed(Failure),
     /// It stopped because it was asked to.
     Cancelled,
+}
+
+/// How a task ends upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// With its answer: complete, a body or a plain result.
+    Answer(Outcome),
+    /// With an error.
+    Failed(Failure),
+    /// With nothing: nobody waits.
+    Nobody,
+}
+
+impl End {
+    /// Its word in the status, in logs, traces and metrics: "ok", "cancelled", or the failure's code.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Answer(_) => "ok",
+            Self::Failed(failure) => failure.code.as_str(),
+            Self::Nobody => "cancelled",
+        }
+    }
+}
+
+/// What a task's output has shown so far; read when a deadline is due, never per token.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Activity {
+    /// Whether any output was taken for delivery.
+    pub any_output: bool,
+    /// Whether the first non-empty delta came.
+    pub first_token: bool,
+    /// The last output or sign of life.
+    pub last_sign: Option<Instant>,
 }
 
 /// Why the local side is asked to stop a task.

@@ -27,7 +27,7 @@ pub enum Event {
     /// It ended a task.
     Finished(SessionKey, TaskKey, Outcome, Usage),
     /// A task's output cannot go on; the program has still to end the task.
-    Broken(TaskKey, Failure),
+    Broken(SessionKey, TaskKey, Failure),
     /// It said goodbye and finishes what runs.
     Draining(SessionKey),
     /// Its stream ended. Always the last event of a session.

@@ -141,6 +141,12 @@ impl SessionHandle {
         lock(&self.tasks).remove(id.as_str());
     }
 
+    /// Cuts the session off from all its tasks. Once this returns nothing that it still sends can reach one, so that they can be
+    /// offered to somebody else.
+    pub fn detach(&self) {
+        lock(&self.tasks).clear();
+    }
+
     /// Tells what became of the snapshot.
     pub fn verdicts(&self, generation: u32, verdicts: &Verdicts) {
         self.send(convert::snapshot_result(generation, verdicts));
@@ -317,7 +323,7 @@ impl Reader {
             }
         };
         match broken {
-            Some((key, failure)) => self.emit(Event::Broken(key, failure)).await,
+            Some((key, failure)) => self.emit(Event::Broken(self.key, key, failure)).await,
             None => {
                 self.unknown_task("chunk", &chunk.task_id);
                 Ok(())

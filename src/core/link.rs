@@ -213,6 +213,12 @@ impl Link {
         }
     }
 
+    /// Whether no register call is under way or due: what a stopping agent waits for.
+    pub(super) fn is_quiet(&self) -> bool {
+        let due = self.credentials.is_ok() && self.wait.is_none() && self.must_register();
+        self.in_flight.is_none() && !due
+    }
+
     /// Deregisters, best effort; the channel and the heartbeat stay for the work that still runs.
     pub(super) fn drain(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.draining = true;

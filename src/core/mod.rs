@@ -18,8 +18,8 @@ pub mod tasks;
 use std::time::{Duration, Instant};
 
 use crate::domain::{
-    CancelReason, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello, SessionKey, Task,
-    TaskId, TaskKey, Verdicts,
+    Activity, CancelReason, End, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello,
+    SessionKey, Task, TaskId, TaskKey, Verdicts,
 };
 
 pub use link::{LinkEffect, LinkInput};
@@ -81,7 +81,7 @@ pub enum Input {
     /// A session ended a task.
     Finished(SessionKey, TaskKey, Outcome),
     /// A task's output cannot go on; the local side still has to end it.
-    Broken(TaskKey, Failure),
+    Broken(SessionKey, TaskKey, Failure),
     /// A session says goodbye; it finishes what runs.
     SessionDraining(SessionKey),
     /// A session's stream ended.
@@ -125,39 +125,6 @@ pub enum Effect {
     Link(LinkEffect),
     /// The last task is over and the link is closed: nothing is left to do.
     Drained,
-}
-
-/// How a task ends upstream.
-#[derive(Clone, Debug, PartialEq)]
-pub enum End {
-    /// With its answer: complete, a body or a plain result.
-    Answer(Outcome),
-    /// With an error.
-    Failed(Failure),
-    /// With nothing: nobody waits.
-    Nobody,
-}
-
-impl End {
-    /// Its word in the status, in logs, traces and metrics: "ok", "cancelled", or the failure's code.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Answer(_) => "ok",
-            Self::Failed(failure) => failure.code.as_str(),
-            Self::Nobody => "cancelled",
-        }
-    }
-}
-
-/// What a task's output has shown so far; read when a deadline is due, never per token.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Activity {
-    /// Whether any output was taken for delivery.
-    pub any_output: bool,
-    /// Whether the first non-empty delta came.
-    pub first_token: bool,
-    /// The last output or sign of life.
-    pub last_sign: Option<Instant>,
 }
 
 /// Reads a task's [`Activity`].
@@ -213,7 +180,10 @@ impl Core {
                 self.providers_changed(now, fx);
             }
             Input::Finished(session, key, outcome) => self.finished(session, key, outcome, now, fx),
-            Input::Broken(key, failure) => self.broken(key, failure, CancelReason::UpstreamLost, now, fx),
+            Input::Broken(session, key, failure) if self.tasks.is_with(key, session) => {
+                self.broken(key, failure, CancelReason::UpstreamLost, now, fx);
+            }
+            Input::Broken(..) => {}
             Input::SessionDraining(session) => {
                 self.providers.draining(session);
                 self.providers_changed(now, fx);
@@ -534,7 +504,8 @@ impl Core {
     /// What follows from there being tasks or not, after every input.
     fn settle_down(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.link.set_busy(!self.tasks.is_empty(), now, fx);
-        if matches!(self.drain, Drain::Finishing(_) | Drain::Ending(_)) && self.tasks.is_empty() {
+        let draining = matches!(self.drain, Drain::Finishing(_) | Drain::Ending(_));
+        if draining && self.tasks.is_empty() && self.link.is_quiet() {
             self.drain = Drain::Over;
             fx.push(Effect::Drained);
         }

@@ -139,7 +139,8 @@ impl Providers {
 
     /// Replaces a session's whole set. A lost session of the same client ends here: its successor has spoken.
     pub(super) fn snapshot(&mut self, session: SessionKey, generation: u32, pushed: Vec<Pushed>) {
-        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        // A session that is lost or replaced has nothing more to say.
+        let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else { return };
         entry.generation = generation;
         entry.providers.clear();
         entry.pushed = pushed;
@@ -168,7 +169,7 @@ impl Providers {
     }
 
     pub(super) fn draining(&mut self, session: SessionKey) {
-        if let Some(entry) = self.sessions.get_mut(&session) {
+        if let Some(entry) = self.sessions.get_mut(&session).filter(|s| s.life == Life::Live) {
             entry.life = Life::Draining;
         }
     }

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Activity, Core,
+    Core,
     providers::Life,
     tasks::{Entry, Local, Upstream},
 };
-use crate::domain::{LinkStatus, Provider, SessionKey, TaskId, TaskKey, Verdict};
+use crate::domain::{Activity, LinkStatus, Provider, SessionKey, TaskId, TaskKey, Verdict};
 
 /// One connected local program.
 #[derive(Clone, Debug)]
