@@ -1,0 +1,408 @@
+//! Everything that mcpd and the agent have to agree on by name: paths, headers, events, features and JSON.
+//!
+//! Nothing else in the agent spells one of these names, so a name that turns out different is a change of one line.
+//! Fields that mcpd adds are ignored, and what it leaves out is absent, never an error, unless the type says otherwise.
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, value::RawValue};
+
+use crate::domain::{Provider, TaskId};
+
+/// `POST`: registers the whole set of this session's providers.
+pub const REGISTER_PATH: &str = "/api/v1/llms/_provider-register";
+/// `GET`: the control channel, a `text/event-stream` that stays open.
+pub const STREAM_PATH: &str = "/api/v1/llms/_provider-stream";
+/// `POST`: keeps the session's rows alive.
+pub const HEARTBEAT_PATH: &str = "/api/v1/llms/_provider-heartbeat";
+/// `GET`: the list of all LLMs, for callers.
+pub const LLMS_PATH: &str = "/api/v1/llms";
+
+/// Carries the session's id when the control channel is opened.
+pub const SESSION_HEADER: &str = "x-mcpctl-provider-session";
+/// Carries [`idempotency_key`] on every result `POST`.
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
+/// The media type of the control channel and of a streamed inference.
+pub const EVENT_STREAM: &str = "text/event-stream";
+
+/// First event of the control channel; its data is a [`HelloEvent`].
+pub const HELLO_EVENT: &str = "hello";
+/// Work; its data is a [`TaskEvent`].
+pub const TASK_EVENT: &str = "task";
+/// A caller went away; its data is a [`CancelEvent`].
+pub const CANCEL_EVENT: &str = "cancel";
+/// Keep-alive.
+pub const PING_EVENT: &str = "ping";
+
+/// The one [`TaskEvent::kind`] there is: an inference.
+pub const INFER_KIND: &str = "infer";
+/// The `kind` of the rows that providers publish.
+pub const VIRTUAL_KIND: &str = "virtual";
+/// The `status` of a row that takes work.
+pub const ACTIVE_STATUS: &str = "active";
+/// A [`RegisterReply::features`] word: mcpd drops a result part whose key it has already applied.
+pub const IDEMPOTENT_RESULTS: &str = "idempotent-results";
+/// The data of the last chunk of a streamed answer.
+pub const DONE: &str = "[DONE]";
+
+/// Where one task's result parts go; `None` for an id that no URL can carry.
+pub fn result_path(task: &TaskId) -> Option<String> {
+    Some(format!("/api/v1/llms/_provider-task/{}/result", segment(task.as_str())?))
+}
+
+/// Where callers infer on one LLM; `None` for a name that no URL can carry.
+pub fn infer_path(llm: &str) -> Option<String> {
+    Some(format!("{LLMS_PATH}/{}/infer", segment(llm)?))
+}
+
+/// The key of a task's `part`, counted from 0: a part that is sent again has the same one.
+pub fn idempotency_key(task: &TaskId, part: u32) -> String {
+    format!("{}/{part}", percent_encoded(task.as_str()))
+}
+
+/// The key under which a restarted agent ends a task that its predecessor left behind.
+pub fn restart_key(task: &TaskId) -> String {
+    format!("{}/restart", percent_encoded(task.as_str()))
+}
+
+/// The full URL of `path` at an mcpd that may itself live below a path.
+pub fn endpoint(mcpd_url: &str, path: &str) -> String {
+    format!("{}{path}", mcpd_url.trim_end_matches('/'))
+}
+
+/// One path segment. "." and ".." have none: every URL parser resolves them away, even percent-encoded.
+fn segment(text: &str) -> Option<String> {
+    (!matches!(text, "" | "." | "..")).then(|| percent_encoded(text))
+}
+
+/// `text` with everything but RFC 3986's unreserved characters percent-encoded, so fit for a path segment and a header.
+pub fn percent_encoded(text: &str) -> String {
+    use std::fmt::Write as _;
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
+            _ => write!(out, "%{byte:02X}").expect("a String takes everything"),
+        }
+        out
+    })
+}
+
+/// The body of a register call: the whole set of the session.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegisterRequest<'a> {
+    /// The sticky id of an earlier registration; null the first time.
+    pub provider_session_id: Option<&'a str>,
+    /// Every opted-in provider; empty deregisters.
+    pub providers: Vec<PublishedProvider<'a>>,
+}
+
+/// One provider of a [`RegisterRequest`].
+#[derive(Clone, Debug, Serialize)]
+pub struct PublishedProvider<'a> {
+    /// The name of the virtual LLM.
+    pub name: &'a str,
+    /// The kind of server behind it.
+    #[serde(rename = "type")]
+    pub kind: &'a str,
+    /// The model it serves.
+    pub model: &'a str,
+    /// Its class; left out where empty.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub tier: &'a str,
+    /// For people; left out where empty.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub description: &'a str,
+}
+
+impl<'a> From<&'a Provider> for PublishedProvider<'a> {
+    fn from(provider: &'a Provider) -> Self {
+        Self {
+            name: provider.name.as_str(),
+            kind: &provider.kind,
+            model: &provider.model,
+            tier: &provider.tier,
+            description: &provider.description,
+        }
+    }
+}
+
+/// The reply to a register call. A reply without an id is no session: the caller has to check.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RegisterReply {
+    /// The session's sticky id.
+    #[serde(deserialize_with = "text_or_none")]
+    pub provider_session_id: Option<String>,
+    /// The session's rows.
+    #[serde(deserialize_with = "readable_items")]
+    pub llms: Vec<LlmRow>,
+    /// What this mcpd can do beyond the contract's minimum: [`IDEMPOTENT_RESULTS`].
+    #[serde(deserialize_with = "readable_items")]
+    pub features: Vec<String>,
+}
+
+/// The body of a 409 to a register call.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Conflicts {
+    /// The names that belong to somebody else; empty where mcpd does not say.
+    #[serde(deserialize_with = "readable_items")]
+    pub conflicts: Vec<String>,
+}
+
+/// The body of a heartbeat.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeartbeatRequest<'a> {
+    /// The session to keep alive.
+    pub provider_session_id: &'a str,
+}
+
+/// One row of mcpd's list of LLMs. Any field may be absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LlmRow {
+    /// mcpd's id of the row; it survives a restart of the provider.
+    #[serde(deserialize_with = "text_or_none")]
+    pub id: Option<String>,
+    /// What callers ask for.
+    #[serde(deserialize_with = "text_or_none")]
+    pub name: Option<String>,
+    /// [`VIRTUAL_KIND`] for what providers publish.
+    #[serde(deserialize_with = "text_or_none")]
+    pub kind: Option<String>,
+    /// The kind of server behind it.
+    #[serde(rename = "type", deserialize_with = "text_or_none")]
+    pub provider_type: Option<String>,
+    /// The model it serves.
+    #[serde(deserialize_with = "text_or_none")]
+    pub model: Option<String>,
+    /// Its class.
+    #[serde(deserialize_with = "text_or_none")]
+    pub tier: Option<String>,
+    /// For people.
+    #[serde(deserialize_with = "text_or_none")]
+    pub description: Option<String>,
+    /// [`ACTIVE_STATUS`] or "inactive".
+    #[serde(deserialize_with = "text_or_none")]
+    pub status: Option<String>,
+    /// The session that publishes it.
+    #[serde(deserialize_with = "text_or_none")]
+    pub provider_session_id: Option<String>,
+    /// When its session last gave a sign of life, RFC 3339.
+    #[serde(deserialize_with = "text_or_none")]
+    pub last_heartbeat_at: Option<String>,
+}
+
+/// The data of a [`TASK_EVENT`]. It borrows from the event, so that the request goes on byte for byte and uncopied.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskEvent<'a> {
+    /// [`INFER_KIND`], or something this agent cannot do.
+    #[serde(borrow)]
+    pub kind: Cow<'a, str>,
+    /// mcpd's id of the task.
+    #[serde(borrow)]
+    pub task_id: Cow<'a, str>,
+    /// The virtual LLM that is asked for.
+    #[serde(borrow, default)]
+    pub llm_name: Cow<'a, str>,
+    /// Whether the caller wants a stream.
+    #[serde(default)]
+    pub streaming: bool,
+    /// The OpenAI chat body, byte for byte; absent for other kinds.
+    #[serde(borrow, default)]
+    pub request: Option<&'a RawValue>,
+    /// W3C trace context of the caller.
+    #[serde(default, deserialize_with = "text_or_none")]
+    pub traceparent: Option<String>,
+    /// Goes with `traceparent`.
+    #[serde(default, deserialize_with = "text_or_none")]
+    pub tracestate: Option<String>,
+    /// Milliseconds from now until nobody waits any more; see [`TaskEvent::deadline`].
+    #[serde(default, deserialize_with = "number_or_none")]
+    pub deadline_ms: Option<f64>,
+    /// A display name of who called.
+    #[serde(default, deserialize_with = "text_or_none")]
+    pub caller: Option<String>,
+}
+
+impl TaskEvent<'_> {
+    /// Time left for the whole task, counted from the event's arrival; zero when it has passed.
+    pub fn deadline(&self) -> Option<Duration> {
+        Some(Duration::try_from_secs_f64(self.deadline_ms?.max(0.0) / 1000.0).unwrap_or(Duration::MAX))
+    }
+}
+
+/// What can be read out of a task event that is no [`TaskEvent`], so that its caller gets an error and does not hang.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BrokenTaskEvent {
+    /// mcpd's id of the task, where it can be read.
+    #[serde(deserialize_with = "text_or_none")]
+    pub task_id: Option<String>,
+}
+
+/// The data of a [`CANCEL_EVENT`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CancelEvent {
+    /// The task whose caller went away.
+    pub task_id: String,
+}
+
+/// The data of a [`HELLO_EVENT`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HelloEvent {
+    /// The session that the channel belongs to.
+    #[serde(deserialize_with = "text_or_none")]
+    pub provider_session_id: Option<String>,
+}
+
+/// The body of one result `POST`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum ResultPart<'a> {
+    /// The whole answer, or a failure with an HTTP meaning before any chunk.
+    Status {
+        /// The status the caller gets.
+        status: u16,
+        /// The body the caller gets: an OpenAI completion, or `{"error": ...}`.
+        body: &'a RawValue,
+        /// Headers the caller gets: `retry-after`.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        headers: BTreeMap<&'a str, String>,
+    },
+    /// A piece of a streamed answer.
+    Chunk {
+        /// The piece.
+        chunk: ChunkPart<'a>,
+    },
+    /// A failure in the middle of a stream, or where no status fits.
+    Error {
+        /// One sentence.
+        error: &'a str,
+    },
+}
+
+impl ResultPart<'static> {
+    /// The end of a streamed answer.
+    pub const DONE: Self = Self::Chunk { chunk: ChunkPart { data: DONE, done: true } };
+}
+
+/// One piece of a streamed answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChunkPart<'a> {
+    /// One OpenAI chunk as JSON text, or [`DONE`].
+    pub data: &'a str,
+    /// Whether the answer ends here; left out where not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub done: bool,
+}
+
+/// Takes a text, and anything else as absent: a field of an unexpected type must not cost the whole message.
+fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(from)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    })
+}
+
+/// Takes a number, and anything else as absent.
+fn number_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    Ok(Value::deserialize(from)?.as_f64())
+}
+
+/// Takes the items of a list that are what they should be; no list has none.
+fn readable_items<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    Ok(match Value::deserialize(from)? {
+        Value::Array(items) => items.into_iter().filter_map(|item| T::deserialize(item).ok()).collect(),
+        _ => Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn id(text: &str) -> TaskId {
+        TaskId::new(text).expect("a valid id")
+    }
+
+    #[test]
+    fn a_task_id_stays_one_path_segment() {
+        assert_eq!(
+            result_path(&id("../a b/é\n")).as_deref(),
+            Some("/api/v1/llms/_provider-task/..%2Fa%20b%2F%C3%A9%0A/result")
+        );
+        assert_eq!(result_path(&id("..")), None, "URL parsers resolve it away");
+        assert_eq!(infer_path("qwen3:8b").as_deref(), Some("/api/v1/llms/qwen3%3A8b/infer"));
+        assert_eq!(idempotency_key(&id("t/1"), 3), "t%2F1/3");
+        assert_eq!(restart_key(&id("t/1")), "t%2F1/restart");
+    }
+
+    #[test]
+    fn an_mcpd_below_a_path_keeps_it() {
+        assert_eq!(endpoint("https://h/mcpd/", LLMS_PATH), "https://h/mcpd/api/v1/llms");
+        assert_eq!(endpoint("https://h", LLMS_PATH), "https://h/api/v1/llms");
+    }
+
+    #[test]
+    fn a_register_request_leaves_out_what_is_empty() {
+        let provider = PublishedProvider { name: "a", kind: "ollama", model: "m", tier: "", description: "" };
+        let request = RegisterRequest { provider_session_id: None, providers: vec![provider] };
+        assert_eq!(
+            serde_json::to_value(request).expect("serialises"),
+            json!({"providerSessionId": null, "providers": [{"name": "a", "type": "ollama", "model": "m"}]})
+        );
+    }
+
+    #[test]
+    fn fields_of_a_wrong_type_are_absent_and_do_not_cost_the_rest() {
+        let text = r#"{"providerSessionId":"s","llms":[{"name":"a","id":7,"new":1},5],"features":[1,"idempotent-results"]}"#;
+        let reply: RegisterReply = serde_json::from_str(text).expect("parses");
+        assert_eq!(reply.provider_session_id.as_deref(), Some("s"));
+        assert_eq!(reply.llms, [LlmRow { name: Some("a".into()), ..LlmRow::default() }]);
+        assert_eq!(reply.features, [IDEMPOTENT_RESULTS]);
+        let none: Conflicts = serde_json::from_str(r#"{"conflicts":null}"#).expect("parses");
+        assert!(none.conflicts.is_empty());
+    }
+
+    #[test]
+    fn a_task_event_keeps_the_request_byte_for_byte() {
+        let text = r#"{"kind":"infer","taskId":"a\/b","llmName":"x","request":{ "b" :1.0, "a":"é" },"deadlineMs":-1,"caller":5}"#;
+        let event: TaskEvent<'_> = serde_json::from_str(text).expect("parses");
+        assert_eq!(event.request.map(RawValue::get), Some(r#"{ "b" :1.0, "a":"é" }"#));
+        assert_eq!((&*event.task_id, event.streaming), ("a/b", false));
+        assert_eq!((event.deadline(), event.caller), (Some(Duration::ZERO), None));
+    }
+
+    #[test]
+    fn a_broken_task_event_still_tells_its_id() {
+        let text = r#"{"kind":5,"taskId":"t1"}"#;
+        assert!(serde_json::from_str::<TaskEvent<'_>>(text).is_err());
+        let broken: BrokenTaskEvent = serde_json::from_str(text).expect("parses");
+        assert_eq!(broken.task_id.as_deref(), Some("t1"));
+    }
+
+    #[test]
+    fn result_parts_look_as_the_contract_says() {
+        let text = |part: &ResultPart<'_>| serde_json::to_string(part).expect("serialises");
+        assert_eq!(text(&ResultPart::DONE), r#"{"chunk":{"data":"[DONE]","done":true}}"#);
+        let chunk = ResultPart::Chunk { chunk: ChunkPart { data: "{}", done: false } };
+        assert_eq!(text(&chunk), r#"{"chunk":{"data":"{}"}}"#);
+        assert_eq!(text(&ResultPart::Error { error: "gone" }), r#"{"error":"gone"}"#);
+        let body = serde_json::from_str::<&RawValue>(r#"{"a": 1}"#).expect("JSON");
+        let whole = ResultPart::Status { status: 200, body, headers: BTreeMap::new() };
+        assert_eq!(text(&whole), r#"{"status":200,"body":{"a": 1}}"#);
+    }
+}
