@@ -1,5 +1,7 @@
 //! mcprelay: the local agent between mcpd and the LLM providers of a workstation.
 
+pub mod config;
+pub mod credentials;
 pub mod domain;
 pub mod upstream;
 
