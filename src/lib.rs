@@ -1,7 +1,10 @@
 //! mcprelay: the local agent between mcpd and the LLM providers of a workstation.
 
+pub mod agent;
 pub mod bridge;
+pub mod config;
 pub mod core;
+pub mod credentials;
 pub mod domain;
 pub mod upstream;
 

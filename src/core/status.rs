@@ -92,6 +92,11 @@ impl Core {
         self.link.session()
     }
 
+    /// How often the control channel was opened again.
+    pub fn reconnects(&self) -> u64 {
+        self.link.reconnects
+    }
+
     /// How many tasks are under way.
     pub fn tasks_under_way(&self) -> usize {
         self.tasks.iter().count()

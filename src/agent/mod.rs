@@ -1,0 +1,164 @@
+//! The agent: the one place that joins the core, mcpd and the bridge, and that owns every task and the shutdown.
+//!
+//! One loop (the [`Hub`](hub::Hub)) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
+//! mcpd, the control channel, sessions and deliveries are tasks of their own that report back.
+
+pub mod files;
+mod hub;
+mod relay;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bridge::listener::{self, BindError, BoundSocket, Serve},
+    config::Config,
+    core,
+    upstream::client::{HttpError, HttpSettings},
+};
+
+use hub::{Channels, Hub};
+
+/// What a bridge message may be larger than an event: the proto's framing and the trace context.
+const MESSAGE_MARGIN: usize = 1 << 20;
+/// How long open connections to the socket may take to end once everything else is over.
+const SERVER_STOP: Duration = Duration::from_secs(5);
+
+/// How long the machine has slept so far: CLOCK_BOOTTIME less CLOCK_MONOTONIC. A value of its own, so that tests can put it to sleep.
+pub type SleptFor = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// What an agent takes from its surroundings.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// How long the machine has slept so far.
+    pub slept_for: SleptFor,
+    /// Fixes all jitter.
+    pub seed: u64,
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Surroundings").field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+impl Default for Surroundings {
+    /// The machine's clocks and a random seed.
+    fn default() -> Self {
+        Self { slept_for: Arc::new(slept_for), seed: fastrand::u64(..) }
+    }
+}
+
+fn slept_for() -> Duration {
+    use nix::time::{ClockId, clock_gettime};
+    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+    read(ClockId::CLOCK_BOOTTIME).saturating_sub(read(ClockId::CLOCK_MONOTONIC))
+}
+
+/// The two ways to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Take no new work, let running tasks finish up to the drain timeout.
+    pub drain: CancellationToken,
+    /// End at once.
+    pub abort: CancellationToken,
+}
+
+/// How an agent stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Every task had its end.
+    Drained,
+    /// At once.
+    Aborted,
+}
+
+/// Why an agent did not start or run on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// There is no socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// No HTTP client could be built.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The socket's server failed.
+    #[error("the bridge's server failed: {0}")]
+    Serve(String),
+}
+
+/// An agent that has its socket and has read its files, but does nothing yet.
+#[derive(Debug)]
+pub struct Agent {
+    hub: Hub,
+    socket: BoundSocket,
+    serve: Serve,
+}
+
+impl Agent {
+    /// Binds the socket and reads the files.
+    pub fn new(config: &Config, surroundings: Surroundings) -> Result<Self, AgentError> {
+        let socket = BoundSocket::bind(&config.socket, config.socket_mode)?;
+        Self::with_socket(config, surroundings, socket)
+    }
+
+    /// The same on a socket that is bound already.
+    pub fn with_socket(config: &Config, surroundings: Surroundings, socket: BoundSocket) -> Result<Self, AgentError> {
+        let (channels, bridge_events, status_feed) = Channels::new();
+        let (serving_tx, serving) = watch::channel(true);
+        let max_message_bytes = config.event_limit + MESSAGE_MARGIN;
+        let serve = Serve {
+            events: bridge_events,
+            status: status_feed,
+            allow_uid: config.allow_uid.clone(),
+            max_message_bytes,
+            serving,
+        };
+        let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes)?;
+        Ok(Self { hub, socket, serve })
+    }
+
+    /// Runs until told to stop. Everything that it started has ended when this returns.
+    pub async fn run(self, stop: Stop) -> Result<Stopped, AgentError> {
+        let shutdown = CancellationToken::new();
+        let mut server = tokio::spawn(listener::serve(self.socket, self.serve, shutdown.clone()));
+        let hub = self.hub.run(stop);
+        let (stopped, served) = tokio::select! {
+            stopped = hub => {
+                shutdown.cancel();
+                (stopped, tokio::time::timeout(SERVER_STOP, &mut server).await.ok())
+            }
+            served = &mut server => (Stopped::Aborted, Some(served)),
+        };
+        server.abort();
+        match served {
+            Some(Ok(Err(error))) => Err(AgentError::Serve(error.to_string())),
+            _ => Ok(stopped),
+        }
+    }
+}
+
+/// The core's part of the settings.
+fn core_settings(config: &Config) -> core::Settings {
+    core::Settings {
+        task_timeout: config.task_timeout,
+        first_token_timeout: config.first_token_timeout,
+        idle_token_timeout: config.idle_token_timeout,
+        queue_timeout: config.queue_timeout,
+        max_in_flight: config.max_in_flight,
+        max_queued: config.max_queued,
+        drain_timeout: config.drain_timeout,
+        link: core::link::Settings {
+            heartbeat_interval: config.heartbeat_interval,
+            reconnect_min: config.reconnect_min,
+            reconnect_max: config.reconnect_max,
+        },
+    }
+}
+
+fn http_settings(config: &Config) -> HttpSettings {
+    HttpSettings { ca_file: config.ca_file.clone() }
+}

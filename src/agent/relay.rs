@@ -1,0 +1,108 @@
+//! One task on its way through the agent, and the memory of those that ended.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tracing::info;
+
+use crate::{
+    domain::{Printable, SessionKey, Task, TaskId},
+    upstream::results::{Outbox, Summary},
+};
+
+/// How many ended tasks the status shows.
+const RECENT: usize = 50;
+
+/// What the agent holds of one task under way.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) task: Task,
+    pub(super) arrived: Instant,
+    pub(super) outbox: Arc<Outbox>,
+    /// Who has it.
+    pub(super) session: Option<SessionKey>,
+    /// Its place among the tasks under way; the control channel is not read on while there is none.
+    pub(super) _place: Option<OwnedSemaphorePermit>,
+}
+
+/// One ended task, as the status shows it.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub(super) id: TaskId,
+    pub(super) llm: String,
+    pub(super) caller: Option<String>,
+    pub(super) at: SystemTime,
+    pub(super) duration: Duration,
+    pub(super) first_token: Option<Duration>,
+    pub(super) summary: Summary,
+}
+
+impl Relay {
+    /// Writes the one log line of a task's end.
+    pub(super) fn ended(&self, summary: Summary, now: Instant) -> Ended {
+        let duration = now.duration_since(self.arrived);
+        let first_token = summary.first_token_at.map(|at| at.duration_since(self.arrived));
+        info!(
+            task_id = %self.task.id,
+            llm = %Printable(&self.task.llm),
+            outcome = summary.outcome,
+            duration_ms = millis(duration),
+            first_token_ms = first_token.map(millis),
+            input_tokens = summary.usage.input_tokens,
+            output_tokens = summary.usage.output_tokens,
+            chunks = summary.facts.chunks,
+            posts = summary.posts,
+            "task ended"
+        );
+        Ended {
+            id: self.task.id.clone(),
+            llm: self.task.llm.clone(),
+            caller: self.task.caller.clone(),
+            at: SystemTime::now(),
+            duration,
+            first_token,
+            summary,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Counts since the agent started, and the last tasks that ended.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    pub(super) tasks: u64,
+    pub(super) ok: u64,
+    pub(super) failed: u64,
+    pub(super) cancelled: u64,
+    pub(super) overloaded: u64,
+    pub(super) chunks: u64,
+    pub(super) posts: u64,
+    pub(super) late_chunks: u64,
+    pub(super) recent: VecDeque<Ended>,
+}
+
+impl History {
+    pub(super) fn record(&mut self, ended: Ended) {
+        let summary = &ended.summary;
+        match summary.outcome {
+            "ok" => self.ok += 1,
+            "cancelled" => self.cancelled += 1,
+            outcome => {
+                self.failed += 1;
+                self.overloaded += u64::from(outcome == crate::domain::FailureCode::Overloaded.as_str());
+            }
+        }
+        self.chunks += u64::from(summary.facts.chunks);
+        self.posts += u64::from(summary.posts);
+        self.late_chunks += u64::from(summary.late);
+        self.recent.push_front(ended);
+        self.recent.truncate(RECENT);
+    }
+}

@@ -1,0 +1,136 @@
+//! The status, put together from what the core decides and what the agent has seen.
+
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::{
+    hub::Hub,
+    relay::{Ended, Relay},
+};
+use crate::{
+    bridge::convert,
+    core::{ProviderView, TaskPhase, TaskView},
+    pb,
+};
+
+impl Hub {
+    /// The whole status at this moment.
+    pub(super) fn status(&self) -> pb::WatchStatusResponse {
+        let now = Instant::now();
+        pb::WatchStatusResponse {
+            agent: Some(convert::link_status(&self.core.link_status(now.into_std()))),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: timestamp(self.started),
+            mcpd_url: self.mcpd.url().unwrap_or_default(),
+            provider_session_id: self.core.provider_session().unwrap_or_default().to_owned(),
+            sessions: self.session_status(),
+            providers: self.core.providers().into_iter().map(provider_status).collect(),
+            tasks: self.task_status(now),
+            recent: self.history.recent.iter().map(ended_task).collect(),
+            totals: Some(self.totals()),
+        }
+    }
+
+    fn session_status(&self) -> Vec<pb::SessionStatus> {
+        let views = self.core.sessions().into_iter();
+        let one = |view: crate::core::SessionView| pb::SessionStatus {
+            session_id: view.key.to_string(),
+            client_id: view.client_id,
+            client_version: view.client_version,
+            connected_at: self.sessions.get(&view.key).map(|s| timestamp(s.since)).unwrap_or_default(),
+            providers: u32::try_from(view.providers).unwrap_or(u32::MAX),
+            draining: view.draining,
+        };
+        views.map(one).collect()
+    }
+
+    fn task_status(&self, now: Instant) -> Vec<pb::TaskStatus> {
+        let views = self.core.tasks(now.into_std(), |key| Self::activity(&self.relays, key));
+        views.into_iter().map(|view| task_status(&view, self.relays.get(&view.key))).collect()
+    }
+
+    fn totals(&self) -> pb::Totals {
+        let history = &self.history;
+        // Tasks under way have chunks too, and a live view wants to see them move.
+        let under_way: u64 = self.relays.values().map(|r| u64::from(r.outbox.progress().0)).sum();
+        pb::Totals {
+            tasks: count(history.tasks),
+            tasks_ok: count(history.ok),
+            tasks_failed: count(history.failed),
+            tasks_cancelled: count(history.cancelled),
+            tasks_overloaded: count(history.overloaded),
+            chunks: count(history.chunks + under_way),
+            posts: count(history.posts),
+            late_chunks: count(history.late_chunks),
+            reconnects: count(self.core.reconnects()),
+        }
+    }
+}
+
+/// Exact up to 2^53, which no agent reaches.
+#[allow(clippy::cast_precision_loss)]
+fn count(n: u64) -> f64 {
+    n as f64
+}
+
+fn timestamp(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+fn provider_status(view: ProviderView) -> pb::ProviderStatus {
+    let (verdict, error) = convert::verdict(&view.verdict);
+    let detail = match error {
+        Some(error) => error.message,
+        None if view.paused => "paused by its owner".to_owned(),
+        None if view.lost => "its program went away; listed for a few seconds more".to_owned(),
+        None => String::new(),
+    };
+    pb::ProviderStatus {
+        provider: Some(convert::provider_to_pb(&view.provider)),
+        session_id: view.session.to_string(),
+        verdict: verdict.into(),
+        detail,
+        running: view.running,
+        queued: view.queued,
+        max_in_flight: view.max_in_flight,
+        max_queued: view.max_queued,
+        paused: view.paused,
+    }
+}
+
+fn task_status(view: &TaskView, relay: Option<&Relay>) -> pb::TaskStatus {
+    let state = match view.phase {
+        TaskPhase::Queued => pb::TaskState::Queued,
+        TaskPhase::Running => pb::TaskState::Running,
+        TaskPhase::Streaming => pb::TaskState::Streaming,
+        TaskPhase::Cancelling => pb::TaskState::Cancelling,
+        TaskPhase::Delivering => pb::TaskState::Delivering,
+    };
+    let (chunks, first_token_at) = relay.map_or((0, None), |r| r.outbox.progress());
+    pb::TaskStatus {
+        task_id: view.id.as_str().to_owned(),
+        llm_name: view.llm.clone(),
+        state: state.into(),
+        age_ms: convert::millis(view.age),
+        first_token_ms: relay.zip(first_token_at).map(|(r, at)| convert::millis(at.duration_since(r.arrived))),
+        chunks,
+        caller: view.caller.clone().unwrap_or_default(),
+        streaming: view.streaming,
+    }
+}
+
+fn ended_task(ended: &Ended) -> pb::EndedTask {
+    pb::EndedTask {
+        task_id: ended.id.as_str().to_owned(),
+        llm_name: ended.llm.clone(),
+        ended_at: timestamp(ended.at),
+        outcome: ended.summary.outcome.to_owned(),
+        duration_ms: convert::millis(ended.duration),
+        first_token_ms: ended.first_token.map(convert::millis),
+        usage: convert::usage_to_pb(ended.summary.usage),
+        chunks: ended.summary.facts.chunks,
+        caller: ended.caller.clone().unwrap_or_default(),
+    }
+}
