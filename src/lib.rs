@@ -6,6 +6,7 @@ pub mod config;
 pub mod core;
 pub mod credentials;
 pub mod domain;
+pub mod openai;
 pub mod upstream;
 
 /// The bridge's wire types and services, generated from `proto/`.

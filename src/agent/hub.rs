@@ -463,8 +463,8 @@ impl Hub {
 
     fn begin(&mut self, key: TaskKey, task: Task) {
         self.tasks_file.begun(&task.id);
-        let facts = RequestFacts::parse(&task.request).unwrap_or_default();
-        let stamp = Stamp::new(&task.id, &task.llm, SystemTime::now());
+        let facts = RequestFacts::read(&task.request).unwrap_or_default();
+        let stamp = stamp(&task);
         let outbox = Outbox::new(&task, stamp.clone());
         let delivery = Delivery::new(
             (key, &task),
@@ -593,6 +593,12 @@ async fn sleep_until_some(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
+}
+
+/// What the chunks and bodies that the agent builds itself are marked with.
+fn stamp(task: &Task) -> Stamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Stamp { id: format!("chatcmpl-{}", task.id), model: task.llm.clone(), created: since.as_secs() }
 }
 
 /// The credentials as the client wants them, or why there are none.

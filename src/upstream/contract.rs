@@ -293,6 +293,11 @@ impl ResultPart<'static> {
     pub const DONE: Self = Self::Chunk { chunk: ChunkPart { data: DONE, done: true } };
 }
 
+/// What stands before the escaped JSON text of a chunk in its `POST`: a chunk is escaped into its body in one pass.
+pub const CHUNK_HEAD: &[u8] = br#"{"chunk":{"data":""#;
+/// What stands behind it.
+pub const CHUNK_TAIL: &[u8] = br#""}}"#;
+
 /// One piece of a streamed answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct ChunkPart<'a> {

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use super::{
     client::{Mcpd, PartReply},
-    contract::{ChunkPart, ResultPart, idempotency_key},
+    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key},
 };
 use crate::{
     domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskId, TaskKey, TaskSink, Usage},
@@ -45,6 +45,8 @@ const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 enum Pending {
     Stream(Box<StreamBuffer>),
     Plain(Box<Gather>),
+    /// The gathered answer is on its way; this is what it showed.
+    Gathered(Facts),
 }
 
 impl Pending {
@@ -52,6 +54,7 @@ impl Pending {
         match self {
             Self::Stream(buffer) => buffer.facts(),
             Self::Plain(gather) => gather.facts(),
+            Self::Gathered(facts) => facts,
         }
     }
 }
@@ -185,7 +188,8 @@ impl Outbox {
         }
         let ended = state.end.is_some();
         if let Pending::Stream(buffer) = &mut state.pending
-            && let Some(part) = if ended { buffer.pop_last() } else { buffer.pop() }
+            && (ended || buffer.is_ready())
+            && let Some(part) = buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)
         {
             return Some(Next::Part(part));
         }
@@ -231,12 +235,13 @@ impl TaskSink for Outbox {
             (Pending::Stream(buffer), Output::Delta(delta)) => buffer.push_delta(&delta),
             (Pending::Plain(gather), Output::Raw(chunk)) => gather.push_raw(chunk),
             (Pending::Plain(gather), Output::Delta(delta)) => gather.push_delta(&delta),
+            (Pending::Gathered(_), _) => return Taken::Closed,
         };
         if let Err(error) = pushed {
             return Taken::Broken(error.into());
         }
         state.activity.any_output = true;
-        if state.first_token_at.is_none() && state.pending.facts().first_token_seen {
+        if state.first_token_at.is_none() && state.pending.facts().first_token {
             state.activity.first_token = true;
             state.first_token_at = Some(now);
         }
@@ -314,7 +319,7 @@ impl Delivery {
         let (end, until) = loop {
             match self.outbox.next().await {
                 Next::End(end, until) => break (end, until),
-                Next::Part(chunk) => match self.send_chunk(&chunk).await {
+                Next::Part(body) => match self.send(body, false).await {
                     Sent::Delivered | Sent::Overtaken => {}
                     Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
                     Sent::Lost(failure) => {
@@ -356,21 +361,25 @@ impl Delivery {
     async fn answer(&mut self, outcome: Outcome) -> Result<Option<Bytes>, Failure> {
         if !self.streaming {
             let body = match outcome {
-                Outcome::Body(body) => convert::check_body(body)?,
-                Outcome::Result(result) => convert::completion_from_result(&result, self.outbox.usage(), &self.stamp),
+                Outcome::Body(body) => {
+                    self.outbox.note(convert::read_completion(&body)?);
+                    body
+                }
+                Outcome::Result(result) => self.stamp.completion(&result, self.outbox.usage()),
                 _ => self.outbox.gathered()?,
             };
             return Ok(Some(status_body(200, &body, None)));
         }
         let chunks = match outcome {
-            Outcome::Body(body) => convert::chunks_from_completion(&body, self.include_usage)?,
-            Outcome::Result(result) => {
-                convert::chunks_from_result(&result, self.outbox.usage(), self.include_usage, &self.stamp)
+            Outcome::Body(body) => {
+                self.outbox.note(convert::read_completion(&body)?);
+                wrap(convert::chunks_from_completion(&body, self.include_usage)?)
             }
+            Outcome::Result(result) => wrap(self.stamp.chunks(&result, self.outbox.usage(), self.include_usage)),
             _ => self.outbox.finished(self.include_usage)?,
         };
-        for chunk in chunks {
-            match self.send_chunk(&chunk).await {
+        for body in chunks {
+            match self.send(body, false).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
                 Sent::Overtaken => return Err(Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")),
@@ -391,10 +400,6 @@ impl Delivery {
     /// A closed agent needs no report.
     async fn tell(&self, report: Report) {
         let _ = self.reports.send((self.key, report)).await;
-    }
-
-    async fn send_chunk(&mut self, chunk: &Bytes) -> Sent {
-        self.send(wrap_escaped(br#"{"chunk":{"data":""#, chunk, br#""}}"#), false).await
     }
 
     /// Sends one part until mcpd has it, will not have it, or its time is over.
@@ -472,26 +477,32 @@ impl Outbox {
         matches!(self.lock().end, Some((End::Nobody, _)))
     }
 
-    fn usage(&self) -> Usage {
-        self.lock().usage
+    fn usage(&self) -> Option<Usage> {
+        Some(self.lock().usage).filter(|usage| *usage != Usage::default())
+    }
+
+    /// Notes what a whole answer says of itself.
+    fn note(&self, facts: Facts) {
+        self.lock().pending = Pending::Gathered(facts);
     }
 
     fn gathered(&self) -> Result<Bytes, Failure> {
+        let usage = self.usage();
         let mut state = self.lock();
-        let usage = state.usage;
-        match &mut state.pending {
+        let facts = state.pending.facts().clone();
+        match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
             Pending::Plain(gather) => gather.finish(usage),
-            Pending::Stream(_) => Ok(Bytes::new()),
+            Pending::Stream(_) | Pending::Gathered(_) => Err(Failure::new(FailureCode::Internal, "the answer was gathered twice")),
         }
     }
 
     /// What a stream that was given as chunks still needs before its end.
     fn finished(&self, include_usage: bool) -> Result<Vec<Bytes>, Failure> {
+        let usage = self.usage();
         let mut state = self.lock();
-        let usage = state.usage;
         let Pending::Stream(buffer) = &mut state.pending else { return Ok(Vec::new()) };
         buffer.finish(usage, include_usage)?;
-        Ok(std::iter::from_fn(|| buffer.pop_last()).collect())
+        Ok(std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect())
     }
 
     fn summary(&self, end: End, undelivered: bool) -> Summary {
@@ -512,6 +523,10 @@ impl Outbox {
             late: state.late,
         }
     }
+}
+
+fn wrap(chunks: Vec<Bytes>) -> Vec<Bytes> {
+    chunks.iter().map(|chunk| wrap_escaped(CHUNK_HEAD, chunk, CHUNK_TAIL)).collect()
 }
 
 fn json(part: &ResultPart<'_>) -> Bytes {

@@ -1,0 +1,136 @@
+//! What is known of an answer from its own words: for traces, the status and the rules about ends.
+
+use crate::domain::Usage;
+
+use super::{
+    Malformed,
+    scan::{self, Span},
+    shape::{Reading, number},
+    text,
+};
+
+/// Longest response id, model name or finish reason that is kept, in bytes: they become attributes of traces.
+const MAX_WORD: usize = 256;
+/// How many choices' finish reasons are kept: OpenAI's own limit of `n`.
+const MAX_CHOICES: usize = 128;
+
+/// What an answer has said of itself so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Chunks taken, `[DONE]` not counted.
+    pub chunks: u32,
+    /// Whether there was a piece of the answer itself: text, reasoning, a refusal or a tool call.
+    pub first_token: bool,
+    /// Whether `[DONE]` was seen.
+    pub done: bool,
+    /// Each choice that has ended, and why; at most 128, each at most 256 bytes long.
+    pub finish_reasons: Vec<(u32, String)>,
+    /// What the provider counted.
+    pub usage: Option<Usage>,
+    /// The provider's id of the answer, at most 256 bytes of it.
+    pub response_id: Option<String>,
+    /// The model that answered, at most 256 bytes of it.
+    pub model: Option<String>,
+}
+
+impl Facts {
+    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise tolerated as it is.
+    pub fn of_completion(body: &[u8]) -> Result<Self, Malformed> {
+        let mut facts = Self::default();
+        scan::object(body, |scan, key| {
+            match scan.of(key) {
+                b"id" => facts.response_id = word(scan)?,
+                b"model" => facts.model = word(scan)?,
+                b"usage" => {
+                    let value = scan.skip()?;
+                    facts.usage = usage(scan.of(value));
+                }
+                b"choices" if scan.peek()? == b'[' => {
+                    let mut next = 0;
+                    scan.array(|scan| {
+                        facts.ended(scan, next)?;
+                        next += 1;
+                        Ok(())
+                    })?;
+                }
+                _ => drop(scan.skip()?),
+            }
+            Ok(())
+        })?;
+        facts.first_token = true;
+        Ok(facts)
+    }
+
+    fn ended(&mut self, scan: &mut scan::Scanner<'_>, place: u32) -> Result<(), Malformed> {
+        if scan.peek()? != b'{' {
+            return scan.skip().map(drop);
+        }
+        let (mut index, mut reason) = (place, None);
+        scan.object(|scan, key| {
+            match scan.of(key) {
+                b"index" => {
+                    let value = scan.skip()?;
+                    index = number(scan.of(value)).unwrap_or(place);
+                }
+                b"finish_reason" => reason = word(scan)?,
+                _ => drop(scan.skip()?),
+            }
+            Ok(())
+        })?;
+        if let Some(reason) = reason {
+            self.finished(index, reason);
+        }
+        Ok(())
+    }
+
+    /// Takes what a chunk says that is read for the first time.
+    pub(super) fn take(&mut self, chunk: &[u8], reading: &Reading) {
+        let word = |span: Option<Span>| span.and_then(|span| text::unescape(span.of(chunk), MAX_WORD));
+        self.first_token |= reading.token;
+        if self.response_id.is_none() {
+            self.response_id = word(reading.id);
+        }
+        if self.model.is_none() {
+            self.model = word(reading.model);
+        }
+        if let Some(counted) = reading.usage.and_then(|span| usage(span.of(chunk))) {
+            self.usage = Some(counted);
+        }
+        for (index, reason) in &reading.finishes {
+            if let Some(reason) = word(Some(*reason)) {
+                self.finished(*index, reason);
+            }
+        }
+    }
+
+    fn finished(&mut self, index: u32, reason: String) {
+        let known = self.finish_reasons.iter().any(|(choice, _)| *choice == index);
+        if !known && self.finish_reasons.len() < MAX_CHOICES {
+            self.finish_reasons.push((index, reason));
+        }
+    }
+}
+
+/// Reads OpenAI's `usage`; counts that are missing or no 32-bit numbers are unknown.
+fn usage(value: &[u8]) -> Option<Usage> {
+    let mut found = Usage::default();
+    scan::object(value, |scan, key| {
+        let value = scan.skip()?;
+        match scan.of(key) {
+            b"prompt_tokens" => found.input_tokens = number(scan.of(value)),
+            b"completion_tokens" => found.output_tokens = number(scan.of(value)),
+            _ => {}
+        }
+        Ok(())
+    })
+    .ok()?;
+    (found != Usage::default()).then_some(found)
+}
+
+fn word(scan: &mut scan::Scanner<'_>) -> Result<Option<String>, Malformed> {
+    if scan.peek()? != b'"' {
+        return scan.skip().map(|_| None);
+    }
+    let body = scan.string()?;
+    Ok(text::unescape(scan.of(body), MAX_WORD))
+}

@@ -1,0 +1,148 @@
+//! Errors in OpenAI's shape: the ones we build, and the ones that providers send.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+
+use super::{
+    Malformed,
+    scan::{self, Scanner},
+    shape::number,
+    text,
+};
+use crate::domain::{Failure, FailureCode};
+
+/// Longest message that is taken from a provider's error, in bytes. Its body goes to the caller whole.
+const MAX_MESSAGE: usize = 2048;
+/// Longest `type` or `code` that is looked at, in bytes.
+const MAX_WORD: usize = 128;
+
+/// The error body that a caller gets: the provider's own, byte for byte, if it is a JSON object; else
+/// `{"error":{"message","type","code","retry_after"?}}`, `retry_after` in seconds, rounded up.
+pub fn error_object(failure: &Failure) -> Bytes {
+    if scan::check_object(&failure.body).is_ok() {
+        return failure.body.clone();
+    }
+    let mut out = Vec::with_capacity(128 + text::escaped_len(failure.message.as_bytes()));
+    out.extend_from_slice(b"{\"error\":{\"message\":");
+    text::quote_into(&mut out, &failure.message);
+    out.extend_from_slice(b",\"type\":");
+    text::quote_into(&mut out, failure.code.error_type());
+    out.extend_from_slice(b",\"code\":");
+    text::quote_into(&mut out, failure.code.as_str());
+    if let Some(seconds) = retry_after_seconds(failure) {
+        out.extend_from_slice(format!(",\"retry_after\":{seconds}").as_bytes());
+    }
+    out.extend_from_slice(b"}}");
+    out.into()
+}
+
+/// When to try again, in whole seconds, rounded up; at least 1, where the failure says when.
+pub fn retry_after_seconds(failure: &Failure) -> Option<u64> {
+    failure.retry_after.map(|wait| wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1))
+}
+
+/// What a provider's own error means. `status` is its HTTP status, where there was one; else the body's own is looked for.
+/// The body is kept byte for byte. A provider that refuses its owner's credentials (401, 403) is no fault of the caller,
+/// so that status is not passed on.
+pub fn provider_failure(status: Option<u16>, body: &Bytes) -> Failure {
+    let mut words = Words { status, ..Words::default() };
+    // A body that is no JSON object says nothing, and then only the status counts.
+    let _ = scan::object(body, |scan, key| words.top(scan, scan.of(key)));
+    let code = words.failure_code();
+    let mut message = words.message;
+    if message.is_empty() {
+        message.push_str("the provider reported an error");
+        if let Some(status) = words.status {
+            let _ = write!(message, " (status {status})");
+        }
+    }
+    Failure {
+        retryable: matches!(
+            code,
+            FailureCode::RateLimited | FailureCode::Overloaded | FailureCode::Unavailable
+        ),
+        http_status: words.status.filter(|s| (400..600).contains(s) && !matches!(s, 401 | 403)),
+        body: body.clone(),
+        ..Failure::new(code, message)
+    }
+}
+
+/// What is found in an error body.
+#[derive(Default)]
+struct Words {
+    status: Option<u16>,
+    message: String,
+    /// `type` and `code`, in lower case.
+    kind: String,
+}
+
+impl Words {
+    fn top(&mut self, scan: &mut Scanner<'_>, key: &[u8]) -> Result<(), Malformed> {
+        match (key, scan.peek()?) {
+            (b"error", b'{') => scan.object(|scan, key| self.member(scan, scan.of(key))).map(drop),
+            (b"error", b'"') => self.member(scan, b"message"),
+            (b"error", _) => scan.skip().map(drop),
+            _ => self.member(scan, key),
+        }
+    }
+
+    fn member(&mut self, scan: &mut Scanner<'_>, key: &[u8]) -> Result<(), Malformed> {
+        let string = scan.peek()? == b'"';
+        let span = if string { scan.string()? } else { scan.skip()? };
+        let value = scan.of(span);
+        match key {
+            b"message" | b"detail" if string && self.message.is_empty() => {
+                self.message = text::unescape(value, MAX_MESSAGE).unwrap_or_default();
+            }
+            b"type" | b"code" if string => {
+                self.kind.push_str(&text::unescape(value, MAX_WORD).unwrap_or_default().to_lowercase());
+                self.kind.push(' ');
+            }
+            b"code" | b"status" | b"status_code" => {
+                self.status = self.status.or_else(|| number(value)?.try_into().ok());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn failure_code(&self) -> FailureCode {
+        /// Words of OpenAI, Azure, Anthropic, vLLM, llama.cpp, Ollama and OpenRouter; the first that is there decides.
+        const KINDS: [(&str, FailureCode); 17] = [
+            ("context_length", FailureCode::ContextLength),
+            ("context_size", FailureCode::ContextLength),
+            ("context_window", FailureCode::ContextLength),
+            ("content_filter", FailureCode::ContentFiltered),
+            ("content_policy", FailureCode::ContentFiltered),
+            ("model_not_found", FailureCode::ModelNotFound),
+            ("rate_limit", FailureCode::RateLimited),
+            ("insufficient_quota", FailureCode::RateLimited),
+            ("overloaded", FailureCode::Overloaded),
+            ("invalid_api_key", FailureCode::ProviderAuth),
+            ("authentication", FailureCode::ProviderAuth),
+            ("permission", FailureCode::ProviderAuth),
+            ("timeout", FailureCode::ProviderTimeout),
+            ("unavailable", FailureCode::Unavailable),
+            ("not_found", FailureCode::ModelNotFound),
+            ("invalid_request", FailureCode::InvalidRequest),
+            ("badrequest", FailureCode::InvalidRequest),
+        ];
+        let said = KINDS.iter().find(|(word, _)| self.kind.contains(word));
+        said.map_or_else(|| self.code_of_status(), |(_, code)| *code)
+    }
+
+    fn code_of_status(&self) -> FailureCode {
+        match self.status {
+            Some(401 | 403) => FailureCode::ProviderAuth,
+            Some(404) => FailureCode::ModelNotFound,
+            Some(408 | 504) => FailureCode::ProviderTimeout,
+            Some(413) => FailureCode::TooLarge,
+            Some(429) => FailureCode::RateLimited,
+            Some(503) => FailureCode::Unavailable,
+            Some(529) => FailureCode::Overloaded,
+            Some(400..=499) => FailureCode::InvalidRequest,
+            _ => FailureCode::Internal,
+        }
+    }
+}

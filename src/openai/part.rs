@@ -1,0 +1,221 @@
+//! One part that waits to be sent: a chunk, and what has been merged into it.
+
+use bytes::Bytes;
+
+use super::{
+    scan::Span,
+    shape::{ARGUMENTS, FIELDS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
+};
+
+/// Largest buffer that is kept for the next part of the same task, in bytes: room for the tokens of a slow POST, and
+/// small beside the 16 KiB that a task may cost.
+const MAX_SPARE: usize = 4096;
+
+/// A chunk that waits, as it came or grown by merging.
+pub(super) struct Part {
+    first: Bytes,
+    /// `None` where the chunk must go as it is.
+    shape: Option<Shape>,
+    more: Option<Box<More>>,
+}
+
+/// What was merged behind the first chunk. Kept for reuse, so that a stream in full flow allocates only what it sends.
+#[derive(Default)]
+pub(super) struct More {
+    tails: [Vec<u8>; FIELDS],
+    /// What each field is in all merged chunks together; the places are those in the first.
+    fields: [Field; FIELDS],
+    /// The tool call's index.
+    call: Option<u32>,
+}
+
+impl Part {
+    pub(super) fn new(first: Bytes, shape: Option<Shape>) -> Self {
+        Self { first, shape, more: None }
+    }
+
+    /// Whether it must go as it is; nothing passes it.
+    pub(super) fn is_barrier(&self) -> bool {
+        self.shape.is_none()
+    }
+
+    /// Whether it says no more than who speaks: it waits for the first token, to go with it.
+    pub(super) fn is_role_only(&self) -> bool {
+        self.more.is_none() && self.shape.as_ref().is_some_and(|shape| !shape.role.is_empty())
+    }
+
+    /// Whether it may still grow, and for which choice.
+    pub(super) fn index(&self) -> Option<u32> {
+        self.shape.as_ref().map(|shape| shape.index)
+    }
+
+    /// How many bytes it holds.
+    pub(super) fn held(&self) -> usize {
+        let tails = self.more.iter().flat_map(|more| &more.tails);
+        self.first.len() + tails.map(Vec::len).sum::<usize>()
+    }
+
+    /// Whether a chunk of this shape, later and of the same choice, may merge into it.
+    pub(super) fn takes(&self, chunk: &[u8], shape: &Shape) -> bool {
+        let Some(own) = &self.shape else { return false };
+        let call = self.more.as_ref().map_or(own.call, |more| more.call);
+        let same_call = call.is_none() || shape.call.is_none() || call == shape.call;
+        same_call && shape.role.is_empty() && own.same_frame(&self.first, shape, chunk)
+    }
+
+    /// Merges a chunk that it takes. Returns by how many bytes it grew.
+    pub(super) fn join(&mut self, chunk: &[u8], shape: &Shape, spare: &mut Option<Box<More>>) -> usize {
+        let Some(own) = &self.shape else { return 0 };
+        let more = self.more.get_or_insert_with(|| More::behind(own, spare));
+        more.call = more.call.or(shape.call);
+        (0..FIELDS).map(|i| more.join(i, shape.fields[i], chunk)).sum()
+    }
+
+    /// Merges more of a text that a chunk which it has taken had too. Returns by how many bytes it grew.
+    pub(super) fn extend(&mut self, field: usize, text: &[u8], spare: &mut Option<Box<More>>) -> usize {
+        let Some(own) = &self.shape else { return 0 };
+        let more = self.more.get_or_insert_with(|| More::behind(own, spare));
+        more.tails[field].extend_from_slice(text);
+        text.len()
+    }
+
+    /// Gives back what can be used again.
+    pub(super) fn recycle(self) -> Option<Box<More>> {
+        let mut more = self.more?;
+        for tail in &mut more.tails {
+            if tail.capacity() > MAX_SPARE {
+                *tail = Vec::new();
+            }
+            tail.clear();
+        }
+        Some(more)
+    }
+
+    /// The chunk as it came, if nothing was merged into it.
+    pub(super) fn alone(&self) -> Option<&Bytes> {
+        self.more.is_none().then_some(&self.first)
+    }
+
+    /// The bytes of the chunk to send, piece by piece.
+    pub(super) fn pieces(&self, put: &mut dyn FnMut(&[u8])) {
+        let (Some(own), Some(more)) = (&self.shape, &self.more) else { return put(&self.first) };
+        let merged = Merged { first: &self.first, own, more };
+        let mut at = 0;
+        for hole in own.holes {
+            put(&self.first[at..hole.start as usize]);
+            match hole {
+                _ if hole.is_empty() => {}
+                _ if hole == own.delta => merged.delta(put),
+                _ if hole == own.logprobs => merged.logprobs(put),
+                _ => put(hole.of(&self.first)),
+            }
+            at = hole.end as usize;
+        }
+        put(&self.first[at..]);
+    }
+}
+
+impl More {
+    fn behind(own: &Shape, spare: &mut Option<Box<Self>>) -> Box<Self> {
+        let mut more = spare.take().unwrap_or_default();
+        more.fields = own.fields;
+        more.call = own.call;
+        more
+    }
+
+    fn join(&mut self, i: usize, field: Field, chunk: &[u8]) -> usize {
+        let (tail, own) = (&mut self.tails[i], &mut self.fields[i]);
+        let before = tail.len();
+        match (field, *own) {
+            (Field::Absent, _) | (Field::Null, Field::Null | Field::At(_)) => return 0,
+            (Field::Null, Field::Absent) => *own = Field::Null,
+            (Field::At(_), Field::Absent | Field::Null) => *own = Field::At(Span::default()),
+            (Field::At(_), Field::At(_)) => {}
+        }
+        if let (Field::At(text), Field::At(base)) = (field, *own) {
+            let both = !text.is_empty() && !(base.is_empty() && tail.is_empty());
+            if i >= LOGS && both {
+                tail.push(b',');
+            }
+            tail.extend_from_slice(text.of(chunk));
+        }
+        tail.len() - before
+    }
+}
+
+struct Merged<'a> {
+    first: &'a [u8],
+    own: &'a Shape,
+    more: &'a More,
+}
+
+impl Merged<'_> {
+    fn delta(&self, put: &mut dyn FnMut(&[u8])) {
+        let mut open = Opening::default();
+        if !self.own.role.is_empty() {
+            open.member(b"role", put);
+            put(self.own.role.of(self.first));
+        }
+        for idle in self.own.idle.iter().filter(|idle| !idle.is_empty()) {
+            open.member(idle.of(self.first), put);
+            put(b"null");
+        }
+        for (i, name) in TEXTS.iter().enumerate() {
+            self.member(&mut open, i, name, [b"\"", b"\""], put);
+        }
+        let call = self.more.call.unwrap_or_default().to_string();
+        let head = [b"[{\"index\":", call.as_bytes(), b",\"function\":{\"arguments\":\""].concat();
+        self.member(&mut open, ARGUMENTS, b"tool_calls", [&head, b"\"}}]"], put);
+        open.close(put);
+    }
+
+    fn logprobs(&self, put: &mut dyn FnMut(&[u8])) {
+        if self.more.fields[LOGS..].iter().all(|log| *log == Field::Absent) {
+            return put(b"null");
+        }
+        let mut open = Opening::default();
+        for (i, name) in LOG_NAMES.iter().enumerate() {
+            self.member(&mut open, LOGS + i, name, [b"[", b"]"], put);
+        }
+        open.close(put);
+    }
+
+    fn member(
+        &self,
+        open: &mut Opening,
+        i: usize,
+        name: &[u8],
+        around: [&[u8]; 2],
+        put: &mut dyn FnMut(&[u8]),
+    ) {
+        match self.more.fields[i] {
+            Field::Absent => {}
+            Field::Null => {
+                open.member(name, put);
+                put(b"null");
+            }
+            Field::At(base) => {
+                open.member(name, put);
+                [around[0], base.of(self.first), &self.more.tails[i], around[1]].into_iter().for_each(put);
+            }
+        }
+    }
+}
+
+/// An object being written: its brace before the first member, a comma before the others.
+#[derive(Default)]
+struct Opening {
+    begun: bool,
+}
+
+impl Opening {
+    fn member(&mut self, name: &[u8], put: &mut dyn FnMut(&[u8])) {
+        let before: &[u8] = if self.begun { b",\"" } else { b"{\"" };
+        self.begun = true;
+        [before, name, b"\":"].into_iter().for_each(put);
+    }
+
+    fn close(self, put: &mut dyn FnMut(&[u8])) {
+        put(if self.begun { b"}" } else { b"{}" });
+    }
+}

@@ -1,0 +1,320 @@
+//! The pending output of one streaming task.
+//!
+//! The first chunk can be sent at once; what comes while it is under way waits here, and neighbours that only bring more of
+//! the same text become one chunk. Chunks merge by the contract's rule (section 3) and no other:
+//!
+//! - one choice each, of the same index, `finish_reason` null in both or in neither, no `usage`;
+//! - everything else outside `created`, `delta` and `logprobs` equal byte for byte;
+//! - a delta of nothing but `content`, `reasoning_content`, `reasoning`, `refusal` and the arguments of one tool call
+//!   without id, name or type. Other members are allowed only where they are null, and then in both;
+//! - `logprobs` null, or with `content` and `refusal` only, whose arrays are joined;
+//! - a chunk with a role and no text merges forward.
+//!
+//! Anything else (another member, one that is there twice, a key written with escapes) is a barrier: it goes out byte for
+//! byte, and nothing passes it. Between barriers the chunks of one choice keep their order; those of different choices need
+//! not. A chunk with which nothing merged goes out byte for byte too.
+//!
+//! Most chunks of a stream are the one before with another text. Those are recognised by comparing bytes, and then
+//! only their text is looked at.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::{
+    ChunkError, Facts, Stamp,
+    failure::provider_failure,
+    part::{More, Part},
+    plain,
+    shape::{self, Field, Shape},
+    text,
+};
+use crate::domain::{Delta, Failure, FailureCode, Usage};
+
+/// How many waiting parts are looked at for one of the same choice: OpenAI's own limit of `n`.
+const MAX_OPEN: usize = 128;
+/// What a waiting part costs beside its bytes.
+const PART_COST: usize = size_of::<Part>();
+const DONE: &[u8] = b"[DONE]";
+
+/// What became of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is a part of its own, for now.
+    Queued,
+    /// It became part of one that waits.
+    Merged,
+    /// It was `[DONE]`; nothing is sent for it.
+    Done,
+    /// Nothing is sent for it: it is empty, or it came after the end.
+    Ignored,
+}
+
+/// The chunks of one task that wait to be sent.
+pub struct StreamBuffer {
+    limit: usize,
+    stamp: Stamp,
+    queue: VecDeque<Part>,
+    /// Parts that have left the queue; the number of the queue's first.
+    popped: u64,
+    /// Parts below this number take nothing more: a barrier came behind them.
+    closed: u64,
+    held: usize,
+    template: Option<Template>,
+    spare: Option<Box<More>>,
+    facts: Facts,
+    plain: Plain,
+    finished: bool,
+}
+
+/// A chunk like which the next one probably is.
+struct Template {
+    chunk: Vec<u8>,
+    shape: Shape,
+    /// Which text is expected to differ.
+    field: usize,
+    /// The number of the part that a chunk like this merges into, if it is still there.
+    part: u64,
+}
+
+/// What is needed to build chunks from plain deltas.
+#[derive(Default)]
+struct Plain {
+    head: Vec<u8>,
+    chunk: Vec<u8>,
+    any: bool,
+    tool_calls: bool,
+}
+
+impl StreamBuffer {
+    /// A buffer that holds at most `limit` bytes. `stamp` goes into the chunks that are built from plain deltas.
+    pub fn new(limit: usize, stamp: Stamp) -> Self {
+        Self {
+            limit,
+            stamp,
+            queue: VecDeque::new(),
+            popped: 0,
+            closed: 0,
+            held: 0,
+            template: None,
+            spare: None,
+            facts: Facts::default(),
+            plain: Plain::default(),
+            finished: false,
+        }
+    }
+
+    /// Takes one chunk, byte for byte as the provider gave it. `[DONE]` ends the stream; whatever comes behind it is ignored, as
+    /// OpenAI's own clients do. A chunk larger than the limit is taken as long as nothing else waits.
+    pub fn push_raw(&mut self, chunk: Bytes) -> Result<Pushed, ChunkError> {
+        self.push(&chunk, || chunk.clone())
+    }
+
+    /// Takes a plain piece of the first choice. An empty one is ignored.
+    pub fn push_delta(&mut self, delta: &Delta) -> Result<Pushed, ChunkError> {
+        if *delta == Delta::default() {
+            return Ok(Pushed::Ignored);
+        }
+        let mut chunk = std::mem::take(&mut self.plain.chunk);
+        chunk.clear();
+        if self.plain.head.is_empty() {
+            self.plain.head = self.stamp.chunk_head();
+        }
+        plain::write_chunk(&mut chunk, &self.plain.head, delta, !self.plain.any);
+        let pushed = self.push(&chunk, || Bytes::copy_from_slice(&chunk));
+        self.plain.any = true;
+        self.plain.tool_calls |= !delta.tool_calls.is_empty();
+        self.plain.chunk = chunk;
+        pushed
+    }
+
+    /// Ends the stream when the provider has sent its last piece. Raw output must have ended by itself, with a `finish_reason`
+    /// or `[DONE]`; plain output gets the `finish_reason` that it lacks and, if the caller wants to see it, the usage.
+    pub fn finish(&mut self, usage: Option<Usage>, include_usage: bool) -> Result<(), Failure> {
+        let ended = self.facts.done || !self.facts.finish_reasons.is_empty();
+        if !ended && !self.plain.any {
+            return Err(Failure::new(
+                FailureCode::BadOutput,
+                "the provider's stream ended without a finish_reason",
+            ));
+        }
+        if !ended {
+            let reason = if self.plain.tool_calls { "tool_calls" } else { "stop" };
+            self.push_delta(&Delta { finish_reason: reason.to_owned(), ..Delta::default() })?;
+        }
+        if let Some(usage) = usage.filter(|_| self.plain.any && include_usage && self.facts.usage.is_none()) {
+            self.push_raw(plain::usage_chunk(&self.plain.head, usage))?;
+        }
+        self.facts.usage = self.facts.usage.or(usage);
+        self.finished = true;
+        Ok(())
+    }
+
+    /// Whether something is worth sending now. A chunk with a role and no text is not: sent alone it would keep the first token,
+    /// which follows it, waiting for a POST.
+    pub fn is_ready(&self) -> bool {
+        self.queue.front().is_some_and(|part| self.queue.len() > 1 || self.finished || !part.is_role_only())
+    }
+
+    /// The next chunk to send.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        let part = self.take()?;
+        let chunk = part.alone().cloned().unwrap_or_else(|| {
+            let mut len = 0;
+            part.pieces(&mut |piece| len += piece.len());
+            let mut out = Vec::with_capacity(len);
+            part.pieces(&mut |piece| out.extend_from_slice(piece));
+            out.into()
+        });
+        self.recycle(part);
+        Some(chunk)
+    }
+
+    /// The next chunk to send as the text of a JSON string, between `head` and `tail`: written once, in one allocation.
+    pub fn pop_escaped(&mut self, head: &[u8], tail: &[u8]) -> Option<Bytes> {
+        let part = self.take()?;
+        let mut len = head.len() + tail.len();
+        part.pieces(&mut |piece| len += text::escaped_len(piece));
+        let mut out = Vec::with_capacity(len);
+        out.extend_from_slice(head);
+        part.pieces(&mut |piece| text::escape_into(&mut out, piece));
+        out.extend_from_slice(tail);
+        self.recycle(part);
+        Some(out.into())
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// How many bytes wait, with what it costs to hold them.
+    pub fn pending_bytes(&self) -> usize {
+        self.held
+    }
+
+    /// How many parts wait.
+    pub fn pending_parts(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// What the output has said of itself so far.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn push(&mut self, chunk: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
+        if self.facts.done || self.finished {
+            return Ok(Pushed::Ignored);
+        }
+        if let Some(text) = self.template.as_ref().and_then(|template| template.text_of(chunk)) {
+            return self.push_like_last(text, own);
+        }
+        if chunk.trim_ascii() == DONE {
+            self.facts.done = true;
+            return Ok(Pushed::Done);
+        }
+        self.push_read(chunk, own)
+    }
+
+    /// Takes a chunk that differs from the template in its text only.
+    fn push_like_last(&mut self, text: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
+        let Some(template) = &self.template else { return Ok(Pushed::Ignored) };
+        let (field, number) = (template.field, template.part);
+        let pushed = if number >= self.popped.max(self.closed) {
+            self.room_for(text.len())?;
+            let part = &mut self.queue[(number - self.popped) as usize];
+            self.held += part.extend(field, text, &mut self.spare);
+            Pushed::Merged
+        } else {
+            let shape = template.shape.resized(field, text.len());
+            let number = self.enqueue(own(), Some(shape))?;
+            self.template.iter_mut().for_each(|template| template.part = number);
+            Pushed::Queued
+        };
+        self.facts.chunks = self.facts.chunks.saturating_add(1);
+        self.facts.first_token |= !text.is_empty();
+        Ok(pushed)
+    }
+
+    /// Takes a chunk that must be read.
+    fn push_read(&mut self, chunk: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
+        let reading = shape::read(chunk)?;
+        if reading.error.is_some() {
+            return Err(ChunkError::Provider(Box::new(provider_failure(None, &own()))));
+        }
+        let place = reading.shape.as_ref().and_then(|shape| self.place_for(chunk, shape));
+        let (number, pushed) = match (place, &reading.shape) {
+            (Some(place), Some(shape)) => {
+                self.room_for(chunk.len())?;
+                self.held += self.queue[place].join(chunk, shape, &mut self.spare);
+                (self.popped + place as u64, Pushed::Merged)
+            }
+            _ => (self.enqueue(own(), reading.shape)?, Pushed::Queued),
+        };
+        match &reading.shape {
+            Some(shape) => self.template = Template::learn(self.template.take(), chunk, shape, number),
+            None => self.closed = number + 1,
+        }
+        self.facts.chunks = self.facts.chunks.saturating_add(1);
+        self.facts.take(chunk, &reading);
+        Ok(pushed)
+    }
+
+    /// The waiting part that a chunk may merge into: the last one of its choice, if that takes it and no barrier is between.
+    fn place_for(&self, chunk: &[u8], shape: &Shape) -> Option<usize> {
+        let open =
+            self.queue.iter().enumerate().rev().take(MAX_OPEN).take_while(|(_, part)| !part.is_barrier());
+        let (place, part) = open.into_iter().find(|(_, part)| part.index() == Some(shape.index))?;
+        part.takes(chunk, shape).then_some(place)
+    }
+
+    fn enqueue(&mut self, chunk: Bytes, shape: Option<Shape>) -> Result<u64, ChunkError> {
+        let cost = chunk.len() + PART_COST;
+        if !self.queue.is_empty() {
+            self.room_for(cost)?;
+        }
+        self.held += cost;
+        self.queue.push_back(Part::new(chunk, shape));
+        Ok(self.popped + self.queue.len() as u64 - 1)
+    }
+
+    fn room_for(&self, bytes: usize) -> Result<(), ChunkError> {
+        if self.held.saturating_add(bytes) > self.limit {
+            return Err(ChunkError::Full { limit: self.limit });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) -> Option<Part> {
+        let part = self.queue.pop_front()?;
+        self.popped += 1;
+        self.held -= part.held() + PART_COST;
+        Some(part)
+    }
+
+    fn recycle(&mut self, part: Part) {
+        self.spare = part.recycle().or(self.spare.take());
+    }
+}
+
+impl Template {
+    fn learn(old: Option<Self>, chunk: &[u8], shape: &Shape, part: u64) -> Option<Self> {
+        let field = shape.only_text()?;
+        let mut copy = old.map(|old| old.chunk).unwrap_or_default();
+        copy.clear();
+        copy.extend_from_slice(chunk);
+        Some(Self { chunk: copy, shape: *shape, field, part })
+    }
+
+    /// The text by which `chunk` differs from this one, if it differs by nothing else.
+    fn text_of<'a>(&self, chunk: &'a [u8]) -> Option<&'a [u8]> {
+        let Field::At(hole) = self.shape.fields[self.field] else { return None };
+        let rest = chunk.strip_prefix(&self.chunk[..hole.start as usize])?;
+        let text = rest.strip_suffix(&self.chunk[hole.end as usize..])?;
+        text::is_body(text).then_some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! JSON strings: escaping, and reading their escaped form where it stands.
+
+use bytes::Bytes;
+
+const ONES: u64 = u64::MAX / 0xff;
+const HIGHS: u64 = ONES << 7;
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// Appends `text` as it stands between the quotes of a JSON string.
+pub fn escape_into(out: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
+    loop {
+        let run = plain_run(rest);
+        out.extend_from_slice(&rest[..run]);
+        let Some(&byte) = rest.get(run) else { return };
+        match short_escape(byte) {
+            Some(letter) => out.extend_from_slice(&[b'\\', letter]),
+            None => out.extend_from_slice(&[
+                b'\\',
+                b'u',
+                b'0',
+                b'0',
+                HEX[usize::from(byte >> 4)],
+                HEX[usize::from(byte & 15)],
+            ]),
+        }
+        rest = &rest[run + 1..];
+    }
+}
+
+/// How long `text` is once it is escaped, in bytes.
+pub fn escaped_len(text: &[u8]) -> usize {
+    let marks = text.iter().filter(|&&b| b == b'"' || b == b'\\').count();
+    let controls = text.iter().filter(|&&b| b < 0x20).count();
+    let long = if controls == 0 {
+        0
+    } else {
+        text.iter().filter(|&&b| b < 0x20 && short_escape(b).is_none()).count()
+    };
+    text.len() + marks + controls + 4 * long
+}
+
+/// `head`, then `text` escaped, then `tail`, in one allocation of the exact size.
+pub fn wrap_escaped(head: &[u8], text: &[u8], tail: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(head.len() + escaped_len(text) + tail.len());
+    out.extend_from_slice(head);
+    escape_into(&mut out, text);
+    out.extend_from_slice(tail);
+    out.into()
+}
+
+/// Appends `text` as a whole JSON string, quotes included.
+pub fn quote_into(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    escape_into(out, text.as_bytes());
+    out.push(b'"');
+}
+
+/// What the escaped form between two quotes says, cut to `limit` bytes at most; `None` where it has half a surrogate pair.
+pub(super) fn unescape(body: &[u8], limit: usize) -> Option<String> {
+    let mut text = if body.contains(&b'\\') {
+        serde_json::from_slice::<String>(&[b"\"", body, b"\""].concat()).ok()?
+    } else {
+        std::str::from_utf8(body).ok()?.to_owned()
+    };
+    text.truncate(text.floor_char_boundary(limit));
+    Some(text)
+}
+
+/// How far a string's escaped form goes from the start of `bytes`: to the quote that ends it, or to the end. `None` where
+/// it has a control character or an escape that JSON does not know. UTF-8 is for the caller to check.
+pub(super) fn body_len(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += plain_run(&bytes[at..]);
+        match bytes.get(at) {
+            None | Some(b'"') => return Some(at),
+            Some(b'\\') => at += escape_len(&bytes[at + 1..])?,
+            Some(_) => return None,
+        }
+    }
+}
+
+/// Whether `bytes` may stand between the quotes of a JSON string.
+pub(super) fn is_body(bytes: &[u8]) -> bool {
+    body_len(bytes) == Some(bytes.len()) && std::str::from_utf8(bytes).is_ok()
+}
+
+fn escape_len(after_backslash: &[u8]) -> Option<usize> {
+    match after_backslash {
+        [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => Some(2),
+        [b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(|h| h.is_ascii_hexdigit()) => Some(6),
+        _ => None,
+    }
+}
+
+fn short_escape(byte: u8) -> Option<u8> {
+    match byte {
+        b'"' | b'\\' => Some(byte),
+        b'\n' => Some(b'n'),
+        b'\r' => Some(b'r'),
+        b'\t' => Some(b't'),
+        0x08 => Some(b'b'),
+        0x0c => Some(b'f'),
+        _ => None,
+    }
+}
+
+/// How many bytes come before the first that a JSON string must escape: eight at a time, because this is what every
+/// relayed byte goes through.
+fn plain_run(bytes: &[u8]) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        let found = specials(u64::from_le_bytes(*word));
+        if found != 0 {
+            return i * 8 + (found.trailing_zeros() / 8) as usize;
+        }
+    }
+    words.len() * 8 + rest.iter().take_while(|&&b| b >= 0x20 && b != b'"' && b != b'\\').count()
+}
+
+/// The high bit of each byte that is a control, a quote or a backslash. Only the lowest one is exact: a borrow may mark
+/// bytes above it.
+fn specials(word: u64) -> u64 {
+    let zero = |w: u64| w.wrapping_sub(ONES) & !w;
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    (zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | control) & HIGHS
+}
