@@ -23,7 +23,10 @@ const COMPACT_AT: u64 = 1 << 20;
 /// Writes `content` so that a reader, a crash or a full disk never leaves half of it: beside the file, then in its place.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".mcprelay-").permissions(fs::Permissions::from_mode(MODE)).tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".mcprelay-")
+        .permissions(fs::Permissions::from_mode(MODE))
+        .tempfile_in(folder)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
@@ -44,7 +47,9 @@ pub struct StickySession {
 impl StickySession {
     /// Reads the file; nothing usable in it is the same as no file, with a warning.
     pub fn read(path: &Path) -> Option<Self> {
-        let text = match fs::metadata(path).and_then(|m| if m.len() > SESSION_LIMIT { Ok(String::new()) } else { fs::read_to_string(path) }) {
+        let text = match fs::metadata(path)
+            .and_then(|m| if m.len() > SESSION_LIMIT { Ok(String::new()) } else { fs::read_to_string(path) })
+        {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
@@ -97,8 +102,13 @@ impl TaskFile {
     /// Opens the file, and gives the ids that a former life left behind. They stay in it until [`TaskFile::over`].
     pub fn open(path: PathBuf) -> (Self, Vec<TaskId>) {
         let left = read_left(&path);
-        let mut tasks =
-            Self { path, file: None, buffer: String::new(), written: 0, under_way: left.iter().cloned().collect() };
+        let mut tasks = Self {
+            path,
+            file: None,
+            buffer: String::new(),
+            written: 0,
+            under_way: left.iter().cloned().collect(),
+        };
         tasks.compact();
         (tasks, left)
     }
@@ -124,7 +134,10 @@ impl TaskFile {
         }
         if let Some(file) = &mut self.file {
             if let Err(error) = file.write_all(self.buffer.as_bytes()) {
-                warn!("cannot write {}: {error}; tasks under way would not be ended after a crash", self.path.display());
+                warn!(
+                    "cannot write {}: {error}; tasks under way would not be ended after a crash",
+                    self.path.display()
+                );
                 self.file = None;
             }
             self.written += self.buffer.len() as u64;
@@ -147,7 +160,10 @@ impl TaskFile {
         match write_atomically(&self.path, lines.as_bytes()).and_then(|()| append()) {
             Ok(file) => (self.file, self.written) = (Some(file), lines.len() as u64),
             Err(error) => {
-                warn!("cannot write {}: {error}; tasks under way would not be ended after a crash", self.path.display());
+                warn!(
+                    "cannot write {}: {error}; tasks under way would not be ended after a crash",
+                    self.path.display()
+                );
                 self.file = None;
             }
         }
@@ -245,7 +261,10 @@ mod tests {
     #[test]
     fn a_session_file_is_read_in_both_forms_and_nonsense_is_none() {
         let with_url = StickySession { provider_session_id: "s1".into(), mcpd_url: Some("http://x".into()) };
-        assert_eq!(StickySession::parse(r#"{"providerSessionId":"s1","mcpdUrl":"http://x"}"#), Some(with_url));
+        assert_eq!(
+            StickySession::parse(r#"{"providerSessionId":"s1","mcpdUrl":"http://x"}"#),
+            Some(with_url)
+        );
         let bare = StickySession { provider_session_id: "s2".into(), mcpd_url: None };
         assert_eq!(StickySession::parse(" s2\n"), Some(bare));
         for nonsense in ["", "{", "{}", "a b", "s\u{1b}[31m", r#"{"providerSessionId":""}"#] {

@@ -71,7 +71,8 @@ impl Channels {
     pub(super) fn new() -> (Self, mpsc::Sender<bridge::Event>, StatusFeed) {
         let (bridge_events, bridge) = mpsc::channel(EVENTS);
         let (status, feed) = watch::channel(None);
-        let (upstream, reports, restarted) = (mpsc::channel(EVENTS), mpsc::channel(EVENTS), mpsc::channel(EVENTS));
+        let (upstream, reports, restarted) =
+            (mpsc::channel(EVENTS), mpsc::channel(EVENTS), mpsc::channel(EVENTS));
         (Self { bridge, upstream, reports, restarted, status }, bridge_events, feed)
     }
 }
@@ -286,7 +287,9 @@ impl Hub {
             }
             upstream::Event::ChannelOpened(epoch) => self.feed_link(LinkInput::ChannelOpened(epoch)),
             upstream::Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
-            upstream::Event::ChannelClosed(epoch, why) => self.feed_link(LinkInput::ChannelClosed(epoch, why)),
+            upstream::Event::ChannelClosed(epoch, why) => {
+                self.feed_link(LinkInput::ChannelClosed(epoch, why))
+            }
         }
         // A task that was not taken (a duplicate) needs no place.
         self.place = None;
@@ -306,10 +309,18 @@ impl Hub {
     fn from_bridge(&mut self, event: bridge::Event) {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
-                handle.welcome(session, self.max_message_bytes, &self.core.link_status(Instant::now().into_std()));
+                handle.welcome(
+                    session,
+                    self.max_message_bytes,
+                    &self.core.link_status(Instant::now().into_std()),
+                );
                 // Whatever a session of the same client still sends must not reach a task that is offered again.
-                self.sessions.values().filter(|s| s.client_id == hello.client_id).for_each(|s| s.handle.detach());
-                let connected = Connected { handle, client_id: hello.client_id.clone(), since: SystemTime::now() };
+                self.sessions
+                    .values()
+                    .filter(|s| s.client_id == hello.client_id)
+                    .for_each(|s| s.handle.detach());
+                let connected =
+                    Connected { handle, client_id: hello.client_id.clone(), since: SystemTime::now() };
                 self.sessions.insert(session, connected);
                 self.feed(Input::SessionOpened(session, hello));
             }
@@ -337,7 +348,8 @@ impl Hub {
                 let before = self.core.providers();
                 self.feed(Input::SetPaused(name, paused));
                 let after = self.core.providers();
-                let changed = before.iter().zip(&after).filter(|(b, a)| b.paused != a.paused || a.paused == paused);
+                let changed =
+                    before.iter().zip(&after).filter(|(b, a)| b.paused != a.paused || a.paused == paused);
                 let mut names: Vec<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
                 names.dedup();
                 // Whoever asked may be gone; what it asked for is done.
@@ -523,7 +535,8 @@ impl Hub {
             LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
             LinkEffect::CloseChannel => self.close_channel(),
             LinkEffect::Persist(id) => {
-                StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() }.write(&self.session_file);
+                StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() }
+                    .write(&self.session_file);
             }
             LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
         }
@@ -563,7 +576,8 @@ impl Hub {
         if self.told.as_ref().is_some_and(same) {
             return;
         }
-        let (state, next) = (status.state.as_str(), status.next_attempt.map(|d| format!("{:.1} s", d.as_secs_f64())));
+        let (state, next) =
+            (status.state.as_str(), status.next_attempt.map(|d| format!("{:.1} s", d.as_secs_f64())));
         if status.detail.is_empty() {
             info!(state, "link to mcpd");
         } else {
@@ -618,7 +632,10 @@ async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskI
                 PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..) => {
                     tokio::time::sleep(RESTART_RETRY).await;
                 }
-                PartReply::Accepted | PartReply::NobodyWaits(_) | PartReply::TooLarge(_) | PartReply::Refused(_) => break,
+                PartReply::Accepted
+                | PartReply::NobodyWaits(_)
+                | PartReply::TooLarge(_)
+                | PartReply::Refused(_) => break,
             }
         }
         let _ = over.send(id).await;

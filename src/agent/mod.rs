@@ -106,7 +106,11 @@ impl Agent {
     }
 
     /// The same on a socket that is bound already.
-    pub fn with_socket(config: &Config, surroundings: Surroundings, socket: BoundSocket) -> Result<Self, AgentError> {
+    pub fn with_socket(
+        config: &Config,
+        surroundings: Surroundings,
+        socket: BoundSocket,
+    ) -> Result<Self, AgentError> {
         let (channels, bridge_events, status_feed) = Channels::new();
         let (serving_tx, serving) = watch::channel(true);
         let max_message_bytes = config.event_limit + MESSAGE_MARGIN;

@@ -114,7 +114,9 @@ fn task_status(view: &TaskView, relay: Option<&Relay>) -> pb::TaskStatus {
         llm_name: view.llm.clone(),
         state: state.into(),
         age_ms: convert::millis(view.age),
-        first_token_ms: relay.zip(first_token_at).map(|(r, at)| convert::millis(at.duration_since(r.arrived))),
+        first_token_ms: relay
+            .zip(first_token_at)
+            .map(|(r, at)| convert::millis(at.duration_since(r.arrived))),
         chunks,
         caller: view.caller.clone().unwrap_or_default(),
         streaming: view.streaming,

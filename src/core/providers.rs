@@ -140,7 +140,9 @@ impl Providers {
     /// Replaces a session's whole set. A lost session of the same client ends here: its successor has spoken.
     pub(super) fn snapshot(&mut self, session: SessionKey, generation: u32, pushed: Vec<Pushed>) {
         // A session that is lost or replaced has nothing more to say.
-        let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else { return };
+        let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else {
+            return;
+        };
         entry.generation = generation;
         entry.providers.clear();
         entry.pushed = pushed;

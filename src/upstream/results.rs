@@ -27,7 +27,9 @@ use super::{
     contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key},
 };
 use crate::{
-    domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskId, TaskKey, TaskSink, Usage},
+    domain::{
+        Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskId, TaskKey, TaskSink, Usage,
+    },
     openai::{Facts, Gather, Stamp, StreamBuffer, convert, failure::error_object, text::wrap_escaped},
 };
 
@@ -203,7 +205,9 @@ impl Outbox {
             let woken = self.wake.notified();
             let until = match &*self.lock() {
                 State { end: Some((End::Nobody, _)), .. } => return,
-                State { end: Some((End::Failed(_), _)), ended_at: Some(at), .. } if !terminal => Some(*at + FAILURE_PATIENCE),
+                State { end: Some((End::Failed(_), _)), ended_at: Some(at), .. } if !terminal => {
+                    Some(*at + FAILURE_PATIENCE)
+                }
                 State { end: Some((End::Answer(_), until)), .. } if !terminal => Some(*until),
                 _ => None,
             };
@@ -375,14 +379,21 @@ impl Delivery {
                 self.outbox.note(convert::read_completion(&body)?);
                 wrap(convert::chunks_from_completion(&body, self.include_usage)?)
             }
-            Outcome::Result(result) => wrap(self.stamp.chunks(&result, self.outbox.usage(), self.include_usage)),
+            Outcome::Result(result) => {
+                wrap(self.stamp.chunks(&result, self.outbox.usage(), self.include_usage))
+            }
             _ => self.outbox.finished(self.include_usage)?,
         };
         for body in chunks {
             match self.send(body, false).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
-                Sent::Overtaken => return Err(Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")),
+                Sent::Overtaken => {
+                    return Err(Failure::new(
+                        FailureCode::DeliveryFailed,
+                        "mcpd did not take the answer in time",
+                    ));
+                }
                 Sent::Lost(failure) => return Err(failure),
             }
         }
@@ -437,7 +448,9 @@ impl Delivery {
                     renewed = true;
                     continue;
                 }
-                PartReply::Ambiguous(said, _) if !terminal && !self.mcpd.is_idempotent() => return Sent::Lost(ambiguous(&said)),
+                PartReply::Ambiguous(said, _) if !terminal && !self.mcpd.is_idempotent() => {
+                    return Sent::Lost(ambiguous(&said));
+                }
                 PartReply::Unauthorized(said, _) => (said, None),
                 PartReply::NotApplied(said, asked) | PartReply::Ambiguous(said, asked) => (said, asked),
             };
@@ -492,7 +505,9 @@ impl Outbox {
         let facts = state.pending.facts().clone();
         match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
             Pending::Plain(gather) => gather.finish(usage),
-            Pending::Stream(_) | Pending::Gathered(_) => Err(Failure::new(FailureCode::Internal, "the answer was gathered twice")),
+            Pending::Stream(_) | Pending::Gathered(_) => {
+                Err(Failure::new(FailureCode::Internal, "the answer was gathered twice"))
+            }
         }
     }
 
@@ -546,7 +561,10 @@ fn status_body(status: u16, body: &[u8], retry_after: Option<Duration>) -> Bytes
 }
 
 fn too_large(said: &str, len: usize) -> Failure {
-    Failure::new(FailureCode::TooLarge, format!("a part of {len} bytes of the answer is too large for mcpd ({said})"))
+    Failure::new(
+        FailureCode::TooLarge,
+        format!("a part of {len} bytes of the answer is too large for mcpd ({said})"),
+    )
 }
 
 fn refused(said: &str) -> Failure {
@@ -556,6 +574,8 @@ fn refused(said: &str) -> Failure {
 fn ambiguous(said: &str) -> Failure {
     Failure::new(
         FailureCode::DeliveryFailed,
-        format!("the connection to mcpd failed while a part was sent, and sending it again could repeat tokens ({said})"),
+        format!(
+            "the connection to mcpd failed while a part was sent, and sending it again could repeat tokens ({said})"
+        ),
     )
 }

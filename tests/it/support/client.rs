@@ -1,0 +1,226 @@
+//! A scripted local program: it says exactly what the test tells it to.
+
+use std::path::Path;
+
+use mcprelay::pb::{
+    self, Hello, Provider, SessionRequest, SessionResponse, TaskChunk, TaskFinished,
+    bridge_service_client::BridgeServiceClient, session_request, session_response, task_chunk, task_finished,
+};
+use tokio::{net::UnixStream, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint, Uri},
+};
+use tower::service_fn;
+
+use super::soon;
+
+/// A provider of an Ollama.
+pub fn provider(name: &str, publish: bool) -> Provider {
+    Provider {
+        name: name.to_owned(),
+        r#type: "ollama".to_owned(),
+        model: "m".to_owned(),
+        tier: "fast".to_owned(),
+        publish,
+        ..Provider::default()
+    }
+}
+
+/// One task as the agent offered it.
+pub type Offered = pb::TaskOffer;
+
+/// A connected local program.
+pub struct Client {
+    pub rpc: BridgeServiceClient<Channel>,
+    to_agent: Option<mpsc::Sender<SessionRequest>>,
+    from_agent: Streaming<SessionResponse>,
+    generation: u32,
+}
+
+impl Client {
+    /// Connects and says Hello; returns once the agent said Welcome.
+    pub async fn connect(socket: &Path, client_id: &str) -> Self {
+        let mut client = Self::silent(socket).await;
+        client.send(hello(client_id)).await;
+        match client.payload().await {
+            session_response::Payload::Welcome(_) => client,
+            other => panic!("Welcome comes first, not {other:?}"),
+        }
+    }
+
+    /// Opens a session and says nothing.
+    pub async fn silent(socket: &Path) -> Self {
+        let mut rpc = connect(socket).await;
+        let (to_agent, requests) = mpsc::channel(4096);
+        let session = soon("the session", rpc.session(ReceiverStream::new(requests))).await;
+        let from_agent = session.expect("the agent takes sessions").into_inner();
+        Self { rpc, to_agent: Some(to_agent), from_agent, generation: 0 }
+    }
+
+    /// Sends one message.
+    pub async fn send(&self, payload: session_request::Payload) {
+        let to_agent = self.to_agent.as_ref().expect("the session is open");
+        // A session that the agent has ended takes nothing more; the test sees it in what comes next.
+        let _ = to_agent.send(SessionRequest { payload: Some(payload) }).await;
+    }
+
+    /// The next message, or how the stream ended: `None` is a clean end.
+    pub async fn message(&mut self) -> Result<Option<session_response::Payload>, Status> {
+        let message = soon("a message of the agent", self.from_agent.message()).await?;
+        Ok(message.map(|m| m.payload.expect("the agent says something")))
+    }
+
+    async fn payload(&mut self) -> session_response::Payload {
+        self.message().await.expect("the stream goes on").expect("the stream goes on")
+    }
+
+    /// The status that ended the stream, other messages skipped.
+    pub async fn ended(&mut self) -> Status {
+        loop {
+            match self.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok(""),
+                Err(status) => return status,
+            }
+        }
+    }
+
+    /// The next message that the closure takes; others are skipped.
+    pub async fn wait_for<T>(&mut self, mut take: impl FnMut(session_response::Payload) -> Option<T>) -> T {
+        loop {
+            if let Some(taken) = take(self.payload().await) {
+                return taken;
+            }
+        }
+    }
+
+    /// Pushes a whole set; returns the verdicts.
+    pub async fn push(&mut self, providers: &[Provider]) -> Vec<pb::ProviderVerdict> {
+        self.generation += 1;
+        let (generation, providers) = (self.generation, providers.to_vec());
+        let snapshot = pb::ProviderSnapshot { generation, providers };
+        self.send(session_request::Payload::ProviderSnapshot(snapshot)).await;
+        self.verdicts().await
+    }
+
+    /// The next verdicts for the last snapshot.
+    pub async fn verdicts(&mut self) -> Vec<pb::ProviderVerdict> {
+        let generation = self.generation;
+        self.wait_for(|payload| match payload {
+            session_response::Payload::ProviderSnapshotResult(r) if r.generation == generation => {
+                Some(r.verdicts)
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next offer.
+    pub async fn offer(&mut self) -> Offered {
+        self.wait_for(|payload| match payload {
+            session_response::Payload::TaskOffer(offer) => Some(offer),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next request to stop a task.
+    pub async fn cancel(&mut self) -> pb::TaskCancel {
+        self.wait_for(|payload| match payload {
+            session_response::Payload::TaskCancel(cancel) => Some(cancel),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Sends one raw chunk.
+    pub async fn chunk(&self, task: &Offered, json: &str) {
+        let output = Some(task_chunk::Output::ChunkJson(json.to_owned().into()));
+        self.output(task, output).await;
+    }
+
+    /// Sends a plain piece of text.
+    pub async fn delta(&self, task: &Offered, text: &str) {
+        let delta = pb::Delta { content: text.to_owned(), ..pb::Delta::default() };
+        self.output(task, Some(task_chunk::Output::Delta(delta))).await;
+    }
+
+    /// Sends any piece of output, or a sign of life.
+    pub async fn output(&self, task: &Offered, output: Option<task_chunk::Output>) {
+        let chunk = TaskChunk { task_id: task.task_id.clone(), output };
+        self.send(session_request::Payload::TaskChunk(chunk)).await;
+    }
+
+    /// Ends a task; after chunks `None` is success.
+    pub async fn finish(&self, task: &Offered, outcome: Option<task_finished::Outcome>) {
+        let finished = TaskFinished { task_id: task.task_id.clone(), outcome, usage: None };
+        self.send(session_request::Payload::TaskFinished(finished)).await;
+    }
+
+    /// Ends a task with a whole OpenAI body.
+    pub async fn finish_body(&self, task: &Offered, body: &str) {
+        self.finish(task, Some(task_finished::Outcome::BodyJson(body.to_owned().into()))).await;
+    }
+
+    /// Ends a task with a plain answer.
+    pub async fn finish_text(&self, task: &Offered, text: &str) {
+        let result = pb::CompletionResult { content: text.to_owned(), ..pb::CompletionResult::default() };
+        self.finish(task, Some(task_finished::Outcome::Result(result))).await;
+    }
+
+    /// Confirms a cancel.
+    pub async fn finish_cancelled(&self, task_id: &str) {
+        let outcome = Some(task_finished::Outcome::Cancelled(pb::Cancelled {}));
+        let finished = TaskFinished { task_id: task_id.to_owned(), outcome, usage: None };
+        self.send(session_request::Payload::TaskFinished(finished)).await;
+    }
+
+    /// Ends a task with an error.
+    pub async fn finish_error(&self, task: &Offered, error: pb::Error) {
+        self.finish(task, Some(task_finished::Outcome::Error(error))).await;
+    }
+
+    /// Says goodbye.
+    pub async fn drain(&self) {
+        self.send(session_request::Payload::Drain(pb::Drain { grace_ms: 0, reason: "test".to_owned() }))
+            .await;
+    }
+
+    /// Ends the stream from this side without a word.
+    pub fn half_close(&mut self) {
+        self.to_agent = None;
+    }
+
+    /// The status as it is now.
+    pub async fn status(&mut self) -> pb::WatchStatusResponse {
+        let watch = self.rpc.watch_status(pb::WatchStatusRequest {}).await.expect("the agent has a status");
+        let first = soon("the status", watch.into_inner().message()).await;
+        first.expect("a status").expect("a status")
+    }
+}
+
+/// A Hello with a large message limit.
+pub fn hello(client_id: &str) -> session_request::Payload {
+    session_request::Payload::Hello(Hello {
+        client_id: client_id.to_owned(),
+        client_version: "test/1".to_owned(),
+        max_message_bytes: 64 << 20,
+    })
+}
+
+/// A client of the bridge on a socket that may not be there for a moment yet.
+async fn connect(socket: &Path) -> BridgeServiceClient<Channel> {
+    let socket = socket.to_owned();
+    let connector = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connector);
+    let channel = soon("the socket", channel).await.expect("the agent listens");
+    BridgeServiceClient::new(channel)
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(usize::MAX)
+}

@@ -1,0 +1,218 @@
+//! A world for one test: a fake mcpd, an agent on a socket in a temporary home, and scripted local programs.
+
+mod client;
+
+use std::{
+    fs,
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind};
+use mcprelay::{
+    agent::{Agent, AgentError, Stop, Stopped, Surroundings},
+    config::Config,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+pub use client::{Client, Offered, provider};
+
+/// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Waits for something that has to happen.
+pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
+/// Everything one test needs. Dropping it stops it all.
+pub struct World {
+    pub mcpd: FakeMcpd,
+    pub home: TempDir,
+    pub config: Config,
+    /// How long the machine has slept, in ms.
+    pub slept: Arc<AtomicU64>,
+    agent: Option<(Stop, JoinHandle<Result<Stopped, AgentError>>)>,
+}
+
+impl World {
+    /// A fake mcpd with its defaults and an agent with credentials for it.
+    pub async fn start() -> Self {
+        Self::with(FakeMcpd::builder(), |_| {}).await
+    }
+
+    /// The same with settings of the test's own.
+    pub async fn with(mcpd: fake_mcpd::Builder, change: impl FnOnce(&mut Config)) -> Self {
+        let mut world = Self::offline(mcpd, change).await;
+        world.write_credentials();
+        world.start_agent();
+        world
+    }
+
+    /// A home without credentials, and no agent yet.
+    pub async fn offline(mcpd: fake_mcpd::Builder, change: impl FnOnce(&mut Config)) -> Self {
+        let mcpd = mcpd.seed(7).start().await.expect("a loopback port");
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let mut config = Config::defaults(home.path()).expect("the defaults are valid");
+        change(&mut config);
+        Self { mcpd, home, config, slept: Arc::default(), agent: None }
+    }
+
+    /// Puts the fake mcpd's URL and token into the home.
+    pub fn write_credentials(&self) {
+        self.write(
+            "credentials",
+            &json!({"mcpdUrl": self.mcpd.url(), "token": self.mcpd.token()}).to_string(),
+        );
+    }
+
+    /// Writes a file of the home, mode 0600, in one step as editors do.
+    pub fn write(&self, name: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (path, new) = (self.path(name), self.path(&format!("{name}.new")));
+        fs::write(&new, text).expect("the home is writable");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+        fs::rename(new, path).expect("the home is writable");
+    }
+
+    /// A file of the home.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Starts the agent.
+    pub fn start_agent(&mut self) {
+        let slept = Arc::clone(&self.slept);
+        let surroundings = Surroundings {
+            slept_for: Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed))),
+            seed: 7,
+        };
+        let agent = Agent::new(&self.config, surroundings).expect("the home is free");
+        let stop = Stop::default();
+        self.agent = Some((stop.clone(), tokio::spawn(agent.run(stop))));
+    }
+
+    /// Begins an orderly stop.
+    pub fn drain(&self) {
+        self.agent.as_ref().expect("the agent runs").0.drain.cancel();
+    }
+
+    /// Waits for the agent's end.
+    pub async fn stopped(&mut self) -> Stopped {
+        let (_stop, agent) = self.agent.take().expect("the agent runs");
+        soon("the agent to stop", agent)
+            .await
+            .expect("the agent does not panic")
+            .expect("the agent does not fail")
+    }
+
+    /// Stops the agent in an orderly way.
+    pub async fn stop_agent(&mut self) -> Stopped {
+        self.drain();
+        self.stopped().await
+    }
+
+    /// Kills the agent as `kill -9` would: nothing more is said to anybody.
+    pub async fn kill_agent(&mut self) {
+        let (_stop, agent) = self.agent.take().expect("the agent runs");
+        agent.abort();
+        let _ = agent.await;
+        // The killed agent's socket stays, as a real one's would; its lock goes with its process.
+    }
+
+    /// A connected local program with `client_id`.
+    pub async fn client(&self, client_id: &str) -> Client {
+        Client::connect(&self.config.socket, client_id).await
+    }
+
+    /// A connected local program that has pushed these providers and was told the verdict.
+    pub async fn client_with(&self, client_id: &str, providers: &[mcprelay::pb::Provider]) -> Client {
+        let mut client = self.client(client_id).await;
+        client.push(providers).await;
+        client
+    }
+
+    /// A local program with one opted-in provider that mcpd lists as active.
+    pub async fn serving(&self, llm: &str) -> Client {
+        let client = self.client_with("mcplocal", &[provider(llm, true)]).await;
+        self.active(llm).await;
+        client
+    }
+
+    /// Waits until mcpd lists an LLM as active and its channel is open.
+    pub async fn active(&self, llm: &str) {
+        let online = |s: &fake_mcpd::Snapshot| s.is_active(llm) && s.sessions.iter().any(|s| s.connected);
+        soon("an active row", self.mcpd.wait_until(online)).await;
+    }
+
+    /// Waits until mcpd lists an LLM as inactive, or not at all.
+    pub async fn inactive(&self, llm: &str) {
+        soon("an inactive row", self.mcpd.wait_until(|s| !s.is_active(llm))).await;
+    }
+
+    /// The journal's calls of one kind.
+    pub fn calls(&self, kind: CallKind) -> Vec<Entry> {
+        self.mcpd.journal().into_iter().filter(|e| e.is_call(kind)).collect()
+    }
+
+    /// All results that mcpd got for a task, in order.
+    pub fn results(&self, task: &str) -> Vec<Value> {
+        let of_task = |e: &Entry| e.is_call(CallKind::Result) && e.task.as_deref() == Some(task);
+        self.mcpd.journal().iter().filter(|e| of_task(e)).map(Entry::json).collect()
+    }
+
+    /// Nothing in the journal broke the contract.
+    pub fn assert_clean(&self) {
+        let violations = self.mcpd.violations();
+        assert!(violations.is_empty(), "{violations:#?}\n{:#?}", self.mcpd.journal());
+    }
+
+    /// Every call so far, as kinds in order.
+    pub fn kinds(&self) -> Vec<Kind> {
+        self.mcpd.journal().into_iter().map(|e| e.kind).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some((_, agent)) = &self.agent {
+            agent.abort();
+        }
+    }
+}
+
+/// A chat body.
+pub fn chat(prompt: &str) -> Value {
+    json!({"model": "any", "messages": [{"role": "user", "content": prompt}]})
+}
+
+/// An OpenAI chunk with one piece of text.
+pub fn chunk(text: &str) -> String {
+    json!({"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]})
+    .to_string()
+}
+
+/// The last OpenAI chunk of a stream.
+pub fn last_chunk() -> String {
+    json!({"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    .to_string()
+}
+
+/// A whole OpenAI answer.
+pub fn completion(text: &str) -> String {
+    json!({"id": "c1", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]})
+    .to_string()
+}
