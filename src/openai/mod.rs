@@ -25,8 +25,10 @@ pub mod text;
 mod part;
 mod scan;
 mod shape;
+mod value;
 
 pub use facts::Facts;
+pub use gather::Gather;
 
 pub use plain::Stamp;
 pub use request::RequestFacts;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::text::quote_into;
+use super::text::{member, quote_into};
 use crate::domain::{CompletionResult, Delta, ToolCallDelta, Usage};
 
 /// What the agent puts into the chunks and bodies that it builds itself; the same for a whole answer.
@@ -45,9 +45,8 @@ impl Stamp {
         } else {
             quote_into(&mut out, &result.content);
         }
-        member(&mut out, "reasoning_content", &result.reasoning);
-        let calls = result.tool_calls.iter().map(|call| (None, call));
-        tool_calls(&mut out, b",\"tool_calls\":[", calls);
+        words(&mut out, "reasoning_content", &result.reasoning);
+        tool_calls(&mut out, result.tool_calls.iter().map(|call| (None, call)));
         out.extend_from_slice(b"},\"finish_reason\":");
         quote_into(&mut out, finish_reason(result));
         out.extend_from_slice(b"}]");
@@ -91,17 +90,12 @@ fn finish_reason(result: &CompletionResult) -> &str {
 pub(super) fn write_chunk(out: &mut Vec<u8>, head: &[u8], delta: &Delta, role: bool) {
     out.extend_from_slice(head);
     out.extend_from_slice(b"{\"index\":0,\"delta\":{");
-    let start = out.len();
     if role {
-        member(out, "role", "assistant");
+        words(out, "role", "assistant");
     }
-    member(out, "content", &delta.content);
-    member(out, "reasoning_content", &delta.reasoning);
-    tool_calls(out, b",\"tool_calls\":[", delta.tool_calls.iter().map(|call| (Some(call.index), call)));
-    // Every member brings its comma, and the first one too many.
-    if out.len() > start {
-        out.remove(start);
-    }
+    words(out, "content", &delta.content);
+    words(out, "reasoning_content", &delta.reasoning);
+    tool_calls(out, delta.tool_calls.iter().map(|call| (Some(call.index), call)));
     out.extend_from_slice(b"},\"finish_reason\":");
     match delta.finish_reason.as_str() {
         "" => out.extend_from_slice(b"null"),
@@ -134,49 +128,48 @@ pub(super) fn write_usage(out: &mut Vec<u8>, usage: Usage) {
     out.push(b'}');
 }
 
-fn member(out: &mut Vec<u8>, name: &str, value: &str) {
+/// Appends a member, unless its text is empty.
+fn words(out: &mut Vec<u8>, name: &str, value: &str) {
     if !value.is_empty() {
-        out.push(b',');
-        quote_into(out, name);
-        out.push(b':');
+        member(out, name.as_bytes());
         quote_into(out, value);
     }
 }
 
 /// Appends the calls, if there are any; those of a chunk with their index, and with their id, type and name only where
 /// they begin.
-fn tool_calls<'a>(
-    out: &mut Vec<u8>,
-    head: &[u8],
-    calls: impl Iterator<Item = (Option<u32>, &'a ToolCallDelta)>,
-) {
-    let mut separator = head;
+fn tool_calls<'a>(out: &mut Vec<u8>, calls: impl Iterator<Item = (Option<u32>, &'a ToolCallDelta)>) {
+    let mut any = false;
     for (index, call) in calls {
-        out.extend_from_slice(separator);
-        separator = b",";
-        out.push(b'{');
-        if let Some(index) = index {
-            out.extend_from_slice(format!("\"index\":{index},").as_bytes());
-        }
-        if !call.id.is_empty() {
-            out.extend_from_slice(b"\"id\":");
-            quote_into(out, &call.id);
+        if any {
             out.push(b',');
+        } else {
+            member(out, b"tool_calls");
+            out.push(b'[');
         }
-        if index.is_none() || !call.id.is_empty() || !call.name.is_empty() {
-            out.extend_from_slice(b"\"type\":\"function\",");
-        }
-        out.extend_from_slice(b"\"function\":{");
-        if index.is_none() || !call.name.is_empty() {
-            out.extend_from_slice(b"\"name\":");
-            quote_into(out, &call.name);
-            out.push(b',');
-        }
-        out.extend_from_slice(b"\"arguments\":");
-        quote_into(out, &call.arguments);
-        out.extend_from_slice(b"}}");
+        any = true;
+        tool_call(out, index, call);
     }
-    if separator != head {
+    if any {
         out.push(b']');
     }
+}
+
+fn tool_call(out: &mut Vec<u8>, index: Option<u32>, call: &ToolCallDelta) {
+    out.push(b'{');
+    if let Some(index) = index {
+        member(out, b"index");
+        out.extend_from_slice(index.to_string().as_bytes());
+    }
+    words(out, "id", &call.id);
+    let begins = index.is_none() || !call.id.is_empty() || !call.name.is_empty();
+    if begins {
+        words(out, "type", "function");
+    }
+    member(out, b"function");
+    out.push(b'{');
+    words(out, "name", &call.name);
+    member(out, b"arguments");
+    quote_into(out, &call.arguments);
+    out.extend_from_slice(b"}}");
 }

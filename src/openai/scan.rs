@@ -48,7 +48,7 @@ pub(super) fn check_object(text: &[u8]) -> Scan<()> {
 }
 
 impl<'a> Scanner<'a> {
-    fn new(text: &'a [u8]) -> Scan<Self> {
+    pub(super) fn new(text: &'a [u8]) -> Scan<Self> {
         u32::try_from(text.len()).map_err(|_| Malformed::TooLong)?;
         std::str::from_utf8(text).map_err(|_| Malformed::NotUtf8)?;
         Ok(Self { text, at: 0, depth: 0 })

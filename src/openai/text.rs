@@ -56,6 +56,23 @@ pub fn quote_into(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
+/// Begins a member of the object that is being written; `name` is in its escaped form.
+pub(super) fn member(out: &mut Vec<u8>, name: &[u8]) {
+    // No JSON value ends with a brace that opens, so one means that this is the first member.
+    if out.last() != Some(&b'{') {
+        out.push(b',');
+    }
+    around(out, b'"', name, b'"');
+    out.push(b':');
+}
+
+/// Appends `inner` between two bytes.
+pub(super) fn around(out: &mut Vec<u8>, open: u8, inner: &[u8], close: u8) {
+    out.push(open);
+    out.extend_from_slice(inner);
+    out.push(close);
+}
+
 /// What the escaped form between two quotes says, cut to `limit` bytes at most; `None` where it has half a surrogate pair.
 pub(super) fn unescape(body: &[u8], limit: usize) -> Option<String> {
     let mut text = if body.contains(&b'\\') {
