@@ -201,3 +201,80 @@ impl<'a> Fields<'a> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings(text: &str) -> Vec<String> {
+        parse(text.as_bytes()).unwrap().warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_key_is_read_and_unknown_ones_are_nobodys_business() {
+        let text = r#"{"mcpdUrl":1,"llm":{"x":[],"providers":[{"name":"a","type":"ollama","model":"m","url":"http://h",
+            "tier":"fast","description":"d","publish":true,"maxInFlight":2,"apiKeyEnv":"K","tokenDelayMs":3,"new":{}}]}}"#;
+        let parsed = parse(text.as_bytes()).unwrap();
+        let expected = Entry {
+            url: Some("http://h".to_owned()),
+            tier: "fast".to_owned(),
+            description: "d".to_owned(),
+            max_in_flight: Some(2),
+            api_key_env: Some("K".to_owned()),
+            token_delay: Some(Duration::from_millis(3)),
+            ..Entry::new(ProviderName::new("a").unwrap(), "ollama", "m")
+        };
+        assert_eq!(parsed, Parsed { entries: vec![expected], warnings: vec![] });
+    }
+
+    #[test]
+    fn a_file_without_providers_offers_nothing_and_is_fine() {
+        for text in ["{}", "[]", "null", r#"{"llm":null}"#, r#"{"llm":[]}"#, r#"{"llm":{"providers":null}}"#]
+        {
+            assert_eq!(parse(text.as_bytes()).unwrap(), Parsed::default(), "{text}");
+        }
+        assert_eq!(
+            warnings(r#"{"llm":{"providers":{}}}"#),
+            ["llm.providers: is not a list; nothing is offered"]
+        );
+    }
+
+    #[test]
+    fn a_bad_entry_is_skipped_with_its_place_and_the_others_stay() {
+        let text = r#"{"llm":{"providers":[7,{"type":"echo"},{"name":"a","type":"teapot"},{"name":"b"},
+            {"name":"c","type":"ollama"},{"name":"good","type":"echo"},{"name":"good","type":"echo"},{"name":"x\u0007","type":"echo"}]}}"#;
+        let parsed = parse(text.as_bytes()).unwrap();
+        assert_eq!(parsed.entries.len(), 1);
+        assert_eq!(
+            warnings(text),
+            [
+                "llm.providers[0]: is not an object; skipped".to_owned(),
+                "llm.providers[1]: has no name; skipped".to_owned(),
+                format!(
+                    "llm.providers[2]: (a) has the unknown type \"teapot\"; known are {}; skipped",
+                    providers::kind_names()
+                ),
+                "llm.providers[3]: (b) has no type; skipped".to_owned(),
+                "llm.providers[4]: (c) has no model; skipped".to_owned(),
+                "llm.providers[6]: is a second good; skipped".to_owned(),
+                "llm.providers[7]: has a name that has control characters; skipped".to_owned(),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_ignored_and_never_taken_for_consent() {
+        let text = r#"{"llm":{"providers":[{"name":"a","type":"echo","publish":"true","maxInFlight":-1,"tier":3}]}}"#;
+        let entry = &parse(text.as_bytes()).unwrap().entries[0];
+        assert_eq!((entry.publish, entry.max_in_flight, entry.tier.as_str()), (false, None, ""));
+        assert_eq!(warnings(text).len(), 3);
+        assert_eq!(warnings(text)[1], "llm.providers[0].publish: is neither true nor false; ignored");
+    }
+
+    #[test]
+    fn a_broken_file_says_line_and_column() {
+        let broken = parse(b"{\n  \"llm\": {\n    \"providers\": [}\n").unwrap_err();
+        assert_eq!(broken.to_string(), "line 3, column 19: expected value");
+        assert_eq!(parse(b"").unwrap_err().to_string(), "line 1, column 0: EOF while parsing a value");
+    }
+}

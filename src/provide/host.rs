@@ -184,7 +184,8 @@ impl Served {
 /// Waits for the first answer of every opted-in provider, but not long.
 async fn settle(served: &mut [Served]) {
     let opted_in = served.iter_mut().filter(|served| served.entry.publish);
-    let answers = opted_in.map(|served| served.opened.readiness.wait_for(|readiness| readiness.known));
+    let answers = opted_in
+        .map(|served| async { drop(served.opened.readiness.wait_for(|readiness| readiness.known).await) });
     // Who has not answered by then is pushed as not ready, and again when it is.
     let _ = timeout(FIRST_ANSWERS, join_all(answers)).await;
 }

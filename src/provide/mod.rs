@@ -67,6 +67,7 @@
 //! ```
 
 pub mod config_file;
+pub mod detect;
 mod follow;
 pub mod host;
 mod openai;
