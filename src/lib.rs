@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod domain;
 pub mod openai;
 pub mod upstream;
+pub mod provide;
 
 /// The bridge's wire types and services, generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

@@ -1,0 +1,280 @@
+//! `llm.providers[]` of config.json, read as leniently as possible: it is mcplocal's file, and other programs put into it
+//! what they like. Nothing in it is an error for the whole but broken JSON.
+
+use std::{collections::HashSet, fmt, time::Duration};
+
+use serde_json::Value;
+
+use super::providers;
+use crate::domain::{Printable, ProviderName};
+
+/// The file in the home folder.
+pub const FILE_NAME: &str = "config.json";
+
+/// One entry, as its owner wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// `name`: the name of the virtual LLM.
+    pub name: ProviderName,
+    /// `type`: one of [`providers::kind_names`].
+    pub kind: String,
+    /// `model`: what the server calls it.
+    pub model: String,
+    /// `url`, with or without `/v1`; absent is the kind's usual place.
+    pub url: Option<String>,
+    /// `tier`; may be empty.
+    pub tier: String,
+    /// `description`; may be empty.
+    pub description: String,
+    /// `publish`: the owner's consent.
+    pub publish: bool,
+    /// `maxInFlight`; absent is the agent's setting.
+    pub max_in_flight: Option<u32>,
+    /// `apiKeyEnv`: the environment variable that holds the key.
+    pub api_key_env: Option<String>,
+    /// `tokenDelayMs`, for `echo` only: the pause between two words.
+    pub token_delay: Option<Duration>,
+}
+
+impl Entry {
+    /// An opted-in entry with nothing but the necessary, for a program that needs no file.
+    pub fn new(name: ProviderName, kind: impl Into<String>, model: impl Into<String>) -> Self {
+        Self {
+            name,
+            kind: kind.into(),
+            model: model.into(),
+            url: None,
+            tier: String::new(),
+            description: String::new(),
+            publish: true,
+            max_in_flight: None,
+            api_key_env: None,
+            token_delay: None,
+        }
+    }
+}
+
+/// What a file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// The entries that can be used, in the file's order.
+    pub entries: Vec<Entry>,
+    /// What was skipped or ignored, and where.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something in the file that is not as it should be, without harm to the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Its place: "llm.providers[2].url".
+    pub place: String,
+    /// What is wrong, and what becomes of it.
+    pub what: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, Printable(&self.what))
+    }
+}
+
+/// The file is not JSON, perhaps because it is half written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {what}")]
+pub struct Broken {
+    /// From 1.
+    pub line: usize,
+    /// From 1, in bytes; 0 is the end of the line before.
+    pub column: usize,
+    /// What was expected.
+    pub what: String,
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// Only if it is not JSON.
+pub fn parse(text: &[u8]) -> Result<Parsed, Broken> {
+    let root: Value = serde_json::from_slice(text).map_err(|error| {
+        let what = error.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default().to_owned();
+        Broken { line: error.line(), column: error.column(), what }
+    })?;
+    let mut parsed = Parsed::default();
+    let providers = root.get("llm").and_then(|llm| llm.get("providers"));
+    match providers {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(list)) => parsed.take_all(list),
+        Some(_) => parsed.warn("llm.providers".to_owned(), "is not a list; nothing is offered"),
+    }
+    Ok(parsed)
+}
+
+impl Parsed {
+    fn take_all(&mut self, list: &[Value]) {
+        let mut names = HashSet::new();
+        for (at, value) in list.iter().enumerate() {
+            let place = format!("llm.providers[{at}]");
+            match (Fields { place: &place, value, warnings: &mut self.warnings }).entry() {
+                Ok(entry) if names.insert(entry.name.clone()) => self.entries.push(entry),
+                Ok(entry) => self.warn(place, format!("is a second {}; skipped", entry.name)),
+                Err(what) => self.warn(place, format!("{what}; skipped")),
+            }
+        }
+    }
+
+    fn warn(&mut self, place: String, what: impl Into<String>) {
+        self.warnings.push(Warning { place, what: what.into() });
+    }
+}
+
+/// The fields of one entry. A field of the wrong type is a warning and counts as absent.
+struct Fields<'a> {
+    place: &'a str,
+    value: &'a Value,
+    warnings: &'a mut Vec<Warning>,
+}
+
+impl<'a> Fields<'a> {
+    fn entry(mut self) -> Result<Entry, String> {
+        if !self.value.is_object() {
+            return Err("is not an object".to_owned());
+        }
+        let name = self.text("name").ok_or("has no name")?;
+        let name = ProviderName::new(&name).map_err(|bad| format!("has a name that {bad}"))?;
+        let kind = self.text("type").ok_or_else(|| format!("({name}) has no type"))?;
+        let known = providers::kind(&kind).ok_or_else(|| {
+            format!("({name}) has the unknown type {kind:?}; known are {}", providers::kind_names())
+        })?;
+        let model = match self.text("model") {
+            Some(model) => model,
+            None if known.needs_model => return Err(format!("({name}) has no model")),
+            None => kind.clone(),
+        };
+        Ok(Entry {
+            url: self.text("url"),
+            tier: self.text("tier").unwrap_or_default(),
+            description: self.text("description").unwrap_or_default(),
+            publish: self.flag("publish"),
+            max_in_flight: self.number("maxInFlight"),
+            api_key_env: self.text("apiKeyEnv"),
+            token_delay: self.number("tokenDelayMs").map(|millis| Duration::from_millis(millis.into())),
+            name,
+            kind,
+            model,
+        })
+    }
+
+    /// A text that is not empty.
+    fn text(&mut self, key: &str) -> Option<String> {
+        match self.get(key)? {
+            Value::String(text) if text.trim().is_empty() => None,
+            Value::String(text) => Some(text.trim().to_owned()),
+            _ => self.ignored(key, "is not a text"),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> bool {
+        match self.get(key) {
+            Some(Value::Bool(flag)) => *flag,
+            // Consent is `true` and nothing else.
+            Some(_) => self.ignored(key, "is neither true nor false").unwrap_or(false),
+            None => false,
+        }
+    }
+
+    fn number(&mut self, key: &str) -> Option<u32> {
+        let value = self.get(key)?;
+        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
+            Some(number) => Some(number),
+            None => self.ignored(key, "is not a whole number from 0"),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.value.get(key).filter(|value| !value.is_null())
+    }
+
+    fn ignored<T>(&mut self, key: &str, what: &str) -> Option<T> {
+        let place = format!("{}.{key}", self.place);
+        self.warnings.push(Warning { place, what: format!("{what}; ignored") });
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings(text: &str) -> Vec<String> {
+        parse(text.as_bytes()).unwrap().warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_key_is_read_and_unknown_ones_are_nobodys_business() {
+        let text = r#"{"mcpdUrl":1,"llm":{"x":[],"providers":[{"name":"a","type":"ollama","model":"m","url":"http://h",
+            "tier":"fast","description":"d","publish":true,"maxInFlight":2,"apiKeyEnv":"K","tokenDelayMs":3,"new":{}}]}}"#;
+        let parsed = parse(text.as_bytes()).unwrap();
+        let expected = Entry {
+            url: Some("http://h".to_owned()),
+            tier: "fast".to_owned(),
+            description: "d".to_owned(),
+            max_in_flight: Some(2),
+            api_key_env: Some("K".to_owned()),
+            token_delay: Some(Duration::from_millis(3)),
+            ..Entry::new(ProviderName::new("a").unwrap(), "ollama", "m")
+        };
+        assert_eq!(parsed, Parsed { entries: vec![expected], warnings: vec![] });
+    }
+
+    #[test]
+    fn a_file_without_providers_offers_nothing_and_is_fine() {
+        for text in ["{}", "[]", "null", r#"{"llm":null}"#, r#"{"llm":[]}"#, r#"{"llm":{"providers":null}}"#]
+        {
+            assert_eq!(parse(text.as_bytes()).unwrap(), Parsed::default(), "{text}");
+        }
+        assert_eq!(
+            warnings(r#"{"llm":{"providers":{}}}"#),
+            ["llm.providers: is not a list; nothing is offered"]
+        );
+    }
+
+    #[test]
+    fn a_bad_entry_is_skipped_with_its_place_and_the_others_stay() {
+        let text = r#"{"llm":{"providers":[7,{"type":"echo"},{"name":"a","type":"teapot"},{"name":"b"},
+            {"name":"c","type":"ollama"},{"name":"good","type":"echo"},{"name":"good","type":"echo"},{"name":"x\u0007","type":"echo"}]}}"#;
+        let parsed = parse(text.as_bytes()).unwrap();
+        assert_eq!(parsed.entries.len(), 1);
+        assert_eq!(
+            warnings(text),
+            [
+                "llm.providers[0]: is not an object; skipped".to_owned(),
+                "llm.providers[1]: has no name; skipped".to_owned(),
+                format!(
+                    "llm.providers[2]: (a) has the unknown type \"teapot\"; known are {}; skipped",
+                    providers::kind_names()
+                ),
+                "llm.providers[3]: (b) has no type; skipped".to_owned(),
+                "llm.providers[4]: (c) has no model; skipped".to_owned(),
+                "llm.providers[6]: is a second good; skipped".to_owned(),
+                "llm.providers[7]: has a name that has control characters; skipped".to_owned(),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_ignored_and_never_taken_for_consent() {
+        let text = r#"{"llm":{"providers":[{"name":"a","type":"echo","publish":"true","maxInFlight":-1,"tier":3}]}}"#;
+        let entry = &parse(text.as_bytes()).unwrap().entries[0];
+        assert_eq!((entry.publish, entry.max_in_flight, entry.tier.as_str()), (false, None, ""));
+        assert_eq!(warnings(text).len(), 3);
+        assert_eq!(warnings(text)[1], "llm.providers[0].publish: is neither true nor false; ignored");
+    }
+
+    #[test]
+    fn a_broken_file_says_line_and_column() {
+        let broken = parse(b"{\n  \"llm\": {\n    \"providers\": [}\n").unwrap_err();
+        assert_eq!(broken.to_string(), "line 3, column 19: expected value");
+        assert_eq!(parse(b"").unwrap_err().to_string(), "line 1, column 0: EOF while parsing a value");
+    }
+}

@@ -1,0 +1,270 @@
+//! One session with the agent, from Hello to its end. One `select!` owns everything; tasks run beside it.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming, transport::Channel};
+
+use super::{
+    registrar::{ProviderSet, RegistrarConfig},
+    task::{self, Chunks, Task},
+    verdicts::Verdicts,
+    wire,
+};
+use crate::{
+    domain::{Failure, FailureCode, Outcome, Printable},
+    pb::{
+        self, bridge_service_client::BridgeServiceClient, session_request::Payload as Out,
+        session_response::Payload as In,
+    },
+};
+
+/// Messages that wait for the connection, all tasks together: enough that a burst of tokens leaves in one write, few
+/// enough that a provider feels an agent that is slower than itself.
+const OUTGOING_MESSAGES: usize = 256;
+/// How long the agent may take to accept the stream. It does so at once, or it hangs.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the agent may take to close the stream after our goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The limit of a gRPC library that has not been told otherwise: what an agent takes that announces nothing.
+const GRPC_DEFAULT_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// When to ask again for a task that came too late for its provider.
+const REFUSED_RETRY: Duration = Duration::from_secs(1);
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// We were asked to stop, and have said goodbye.
+    Stopped,
+    /// The agent ended the stream without a word.
+    Closed,
+    /// There is no agent, or it ended the stream with this status.
+    Failed(Status),
+}
+
+/// Waits until somebody asks to stop. The answer is the time that running tasks get.
+pub(super) async fn stop_asked(stopping: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    match stopping.wait_for(Option::is_some).await {
+        Ok(grace) => grace.unwrap_or_default(),
+        // The handle was dropped: nobody waits for the tasks.
+        Err(_) => Duration::ZERO,
+    }
+}
+
+/// Runs one session over `channel`. Calls `welcomed` once the agent has taken it.
+pub(super) async fn run(
+    channel: Channel,
+    config: &RegistrarConfig,
+    providers: watch::Receiver<ProviderSet>,
+    stopping: watch::Receiver<Option<Duration>>,
+    welcomed: impl FnMut(),
+) -> Result<End, Status> {
+    let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
+    let hello = wire::request(Out::Hello(pb::Hello {
+        client_id: config.client_id.clone(),
+        client_version: config.client_version.clone(),
+        max_message_bytes: config.max_message_bytes,
+    }));
+    // The channel is new and empty, so this cannot fail.
+    let _ = outgoing.try_send(hello);
+    let mut client = BridgeServiceClient::new(channel)
+        .max_decoding_message_size(usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX));
+    let inbound = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)))
+        .await
+        .map_err(|_| Status::unavailable("it does not answer"))??
+        .into_inner();
+    let offered = providers.borrow().clone();
+    Session {
+        inbound,
+        outgoing,
+        offered,
+        providers,
+        running: HashMap::new(),
+        tasks: JoinSet::new(),
+        snapshot_due: true,
+        goodbye_due: None,
+        generation: 0,
+        max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
+        drain_until: None,
+        verdicts: Verdicts::default(),
+    }
+    .run(stopping, welcomed)
+    .await
+}
+
+struct Session {
+    inbound: Streaming<pb::SessionResponse>,
+    outgoing: mpsc::Sender<pb::SessionRequest>,
+    providers: watch::Receiver<ProviderSet>,
+    /// The set that was last sent: offers name its members.
+    offered: ProviderSet,
+    running: HashMap<String, CancellationToken>,
+    /// Each gives the id of the task that ended. Dropping the session aborts them: the agent has ended them itself.
+    tasks: JoinSet<String>,
+    snapshot_due: bool,
+    goodbye_due: Option<pb::Drain>,
+    generation: u32,
+    max_message_bytes: usize,
+    /// Set once we leave: when the tasks that still run are ended.
+    drain_until: Option<Instant>,
+    verdicts: Verdicts,
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        mut stopping: watch::Receiver<Option<Duration>>,
+        mut welcomed: impl FnMut(),
+    ) -> Result<End, Status> {
+        loop {
+            let drain_until = self.drain_until;
+            tokio::select! {
+                // The agent speaks, or its stream ends.
+                message = self.inbound.message() => match message? {
+                    Some(pb::SessionResponse { payload: Some(payload) }) => self.take(payload, &mut welcomed),
+                    Some(_) => {} // A payload of a later version.
+                    None if drain_until.is_some() => return Ok(End::Stopped),
+                    None => return Ok(End::Closed),
+                },
+                // A task has sent its end.
+                Some(ended) = self.tasks.join_next() => self.forget(ended.ok()),
+                // The set of providers has changed. (An error means that the handle is gone: `stopping` tells.)
+                Ok(()) = self.providers.changed() => self.snapshot_due = true,
+                // There is room for what the session itself has to say.
+                Ok(permit) = self.outgoing.clone().reserve_owned(), if self.has_something_to_say() => {
+                    if let Some(message) = self.next_message() { permit.send(message); }
+                }
+                // We are asked to leave.
+                grace = stop_asked(&mut stopping), if drain_until.is_none() => self.begin_drain(grace),
+                // We leave, and the running tasks have had their time.
+                () = sleep_until(drain_until.unwrap_or_else(Instant::now)), if drain_until.is_some() => {
+                    return Ok(self.close().await);
+                }
+            }
+            if self.drain_until.is_some() && self.tasks.is_empty() && !self.has_something_to_say() {
+                return Ok(self.close().await);
+            }
+        }
+    }
+
+    fn take(&mut self, payload: In, welcomed: &mut impl FnMut()) {
+        match payload {
+            In::Welcome(welcome) => {
+                self.welcome(&welcome);
+                welcomed();
+            }
+            In::ProviderSnapshotResult(result) => self.verdicts.take(&result),
+            In::TaskOffer(offer) => self.begin(offer),
+            In::TaskCancel(cancel) => self.cancel(&cancel),
+            In::AgentStatus(status) => tracing::debug!(
+                state = status.state().as_str_name(),
+                detail = %Printable(&status.detail),
+                "the agent's link to mcpd"
+            ),
+            In::Drain(drain) => {
+                tracing::info!(reason = %Printable(&drain.reason), "the agent is going away");
+            }
+        }
+    }
+
+    fn welcome(&mut self, welcome: &pb::Welcome) {
+        if welcome.max_message_bytes > 0 {
+            self.max_message_bytes = usize::try_from(welcome.max_message_bytes).unwrap_or(usize::MAX);
+        }
+        tracing::info!(
+            session = %Printable(&welcome.session_id),
+            agent = %Printable(&welcome.agent_version),
+            "connected to the agent"
+        );
+    }
+
+    fn begin(&mut self, offer: pb::TaskOffer) {
+        let task = Task::from_offer(offer);
+        if self.running.contains_key(&task.id) {
+            // Ending it would end the one that runs: the id is all that tells them apart.
+            tracing::warn!(task = %Printable(&task.id), "the agent offered a running task again; ignored");
+            return;
+        }
+        let chunks = Chunks::new(&task.id, self.outgoing.clone(), self.max_message_bytes);
+        let cancel = CancellationToken::new();
+        self.running.insert(task.id.clone(), cancel.clone());
+        let offered = self.offered.iter().find(|o| o.info.name.as_str() == task.provider);
+        match offered.filter(|_| self.drain_until.is_none()) {
+            Some(offered) => self.tasks.spawn(task::run(offered.provider.clone(), task, chunks, cancel)),
+            None => self.tasks.spawn(self.refusal(task)),
+        };
+    }
+
+    /// Tells the agent that a task came too late: its provider is withdrawn, or we are leaving.
+    fn refusal(&self, task: Task) -> impl Future<Output = String> + use<> {
+        let outgoing = self.outgoing.clone();
+        async move {
+            let why = format!("{} is no longer offered here; try again", Printable(&task.provider));
+            let refused = Failure::retryable(FailureCode::Unavailable, why, REFUSED_RETRY);
+            // A closed channel: the session is gone, and the offer with it.
+            let _ = outgoing.send(wire::finished(&task.id, Outcome::Failed(refused), None)).await;
+            task.id
+        }
+    }
+
+    fn cancel(&mut self, cancel: &pb::TaskCancel) {
+        // An unknown id has just ended: the two messages passed each other.
+        if let Some(running) = self.running.get(&cancel.task_id) {
+            tracing::debug!(task = %Printable(&cancel.task_id), reason = cancel.reason().as_str_name(), "task cancelled");
+            running.cancel();
+        }
+    }
+
+    fn forget(&mut self, ended: Option<String>) {
+        // `None` is a task that was aborted, which happens only when the session is dropped.
+        if let Some(id) = ended {
+            self.running.remove(&id);
+        }
+    }
+
+    fn has_something_to_say(&self) -> bool {
+        self.snapshot_due || self.goodbye_due.is_some()
+    }
+
+    fn next_message(&mut self) -> Option<pb::SessionRequest> {
+        if let Some(goodbye) = self.goodbye_due.take() {
+            // No snapshot after it: it would offer what we have just taken back.
+            self.snapshot_due = false;
+            return Some(wire::request(Out::Drain(goodbye)));
+        }
+        if !std::mem::take(&mut self.snapshot_due) {
+            return None;
+        }
+        self.generation = self.generation.wrapping_add(1);
+        self.offered = self.providers.borrow_and_update().clone();
+        Some(wire::snapshot(self.generation, self.offered.iter().map(|offered| &offered.info)))
+    }
+
+    fn begin_drain(&mut self, grace: Duration) {
+        self.drain_until = Some(Instant::now() + grace);
+        self.goodbye_due =
+            Some(pb::Drain { grace_ms: wire::millis(grace), reason: "the provider host stops".to_owned() });
+    }
+
+    /// Ends what still runs and waits for the agent to close the stream.
+    async fn close(mut self) -> End {
+        self.tasks.shutdown().await;
+        for (id, _) in self.running.drain() {
+            let why = "the provider's host was stopped before the answer was complete";
+            let failed = Outcome::Failed(Failure::new(FailureCode::ShuttingDown, why));
+            // A full queue is an agent that does not read: it sees the stream end instead.
+            let _ = self.outgoing.try_send(wire::finished(&id, failed, None));
+        }
+        drop(self.outgoing);
+        let closed = async { while let Ok(Some(_)) = self.inbound.message().await {} };
+        // An agent that does not close is left: dropping the stream closes it from here.
+        let _ = timeout(CLOSE_TIMEOUT, closed).await;
+        End::Stopped
+    }
+}
