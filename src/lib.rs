@@ -1,6 +1,7 @@
 //! mcprelay: the local agent between mcpd and the LLM providers of a workstation.
 
 pub mod domain;
+pub mod telemetry;
 
 /// The bridge's wire types and services, generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
