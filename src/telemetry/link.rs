@@ -21,9 +21,7 @@ impl ChannelOpening {
     /// The agent begins to open the channel.
     pub fn start(handle: &Handle) -> Self {
         Self(handle.spans.as_ref().map(|spans| {
-            tracing::dispatcher::with_default(
-                &spans.dispatch,
-                || tracing::info_span!(target: target::LINK, parent: None, span::OPEN_CHANNEL, otel.kind = "client"),
+            spans.root(|| tracing::info_span!(target: target::LINK, parent: None, span::OPEN_CHANNEL, otel.kind = "client"),
             )
         }))
     }

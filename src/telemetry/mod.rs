@@ -3,12 +3,18 @@
 //! [`Telemetry`] owns the exporters of the process and ends them; [`Handle`] is what the rest of the agent holds. A handle
 //! is a value, not a global, so that many agents of one test process trace into their own collectors.
 
+mod collect;
 mod context;
+mod export;
 mod link;
+mod log;
 mod metrics;
 pub mod names;
+mod page;
 mod posts;
 mod request;
+mod settings;
+mod setup;
 mod task;
 
 use std::{borrow::Cow, sync::Arc};
@@ -19,9 +25,12 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 
+pub use collect::Collected;
 pub use link::{ChannelOpening, ChannelTrace};
+pub use log::{LogFormat, TaskLine, log_task_end};
 pub use metrics::Metrics;
 pub use posts::{PostTrace, Posts};
+pub use setup::{Content, Settings, SetupError, Telemetry, in_memory, init};
 pub use task::{Ending, TaskReport, TaskTrace};
 
 /// Where an agent's spans and measurements go. Cheap to clone.
@@ -35,14 +44,22 @@ pub struct Handle {
 
 /// How spans are made.
 struct Spans {
-    /// Has the layer of tracing-opentelemetry.
-    dispatch: tracing::Dispatch,
+    /// Has the layer of tracing-opentelemetry; `None` is the process's own.
+    dispatch: Option<tracing::Dispatch>,
     tracer: SdkTracer,
     /// Whether prompts, answers and error texts are recorded.
     capture_content: bool,
 }
 
 impl Spans {
+    /// A `tracing` span, made where our layer sees it.
+    fn root(&self, make: impl FnOnce() -> tracing::Span) -> tracing::Span {
+        match &self.dispatch {
+            None => make(),
+            Some(dispatch) => tracing::dispatcher::with_default(dispatch, make),
+        }
+    }
+
     fn child(
         &self,
         name: impl Into<Cow<'static, str>>,

@@ -250,9 +250,7 @@ impl Drop for TaskTrace {
 impl TaskSpans {
     fn start(spans: &Spans, task: &Task, caller: Option<SpanContext>, channel: &ChannelTrace) -> Self {
         let parent = caller.map_or_else(Context::new, |c| Context::new().with_remote_span_context(c));
-        let root = tracing::dispatcher::with_default(
-            &spans.dispatch,
-            || tracing::info_span!(target: target::TASK, parent: None, span::PROCESS_TASK, otel.kind = "consumer"),
+        let root = spans.root(|| tracing::info_span!(target: target::TASK, parent: None, span::PROCESS_TASK, otel.kind = "consumer"),
         );
         // Refused only for a span that has begun already, which this one has not.
         let _ = root.set_parent(parent);
