@@ -16,7 +16,9 @@ use std::{
 use async_trait::async_trait;
 use opentelemetry::Context;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithHttpConfig as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig as _,
+};
 use opentelemetry_sdk::{
     Resource,
     error::{OTelSdkError, OTelSdkResult},
@@ -54,26 +56,30 @@ impl Worker {
         &self.handle
     }
 
-    pub(super) fn span_exporter(&self, export: Export) -> Result<SpanExporter, ExporterBuildError> {
+    pub(super) fn span_exporter(&self, export: &Export) -> Result<SpanExporter, ExporterBuildError> {
         match export.protocol {
             Protocol::Grpc => {
                 let _on_the_worker = self.handle.enter();
-                SpanExporter::builder().with_tonic().build()
+                configured(SpanExporter::builder().with_tonic(), export).build()
             }
             Protocol::HttpProtobuf => {
-                SpanExporter::builder().with_http().with_http_client(self.client(export.timeout)?).build()
+                let builder =
+                    SpanExporter::builder().with_http().with_http_client(self.client(export.timeout)?);
+                configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
             }
         }
     }
 
-    pub(super) fn metric_exporter(&self, export: Export) -> Result<MetricExporter, ExporterBuildError> {
+    pub(super) fn metric_exporter(&self, export: &Export) -> Result<MetricExporter, ExporterBuildError> {
         match export.protocol {
             Protocol::Grpc => {
                 let _on_the_worker = self.handle.enter();
-                MetricExporter::builder().with_tonic().build()
+                configured(MetricExporter::builder().with_tonic(), export).build()
             }
             Protocol::HttpProtobuf => {
-                MetricExporter::builder().with_http().with_http_client(self.client(export.timeout)?).build()
+                let builder =
+                    MetricExporter::builder().with_http().with_http_client(self.client(export.timeout)?);
+                configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
             }
         }
     }
@@ -86,6 +92,14 @@ impl Worker {
             .build()
             .map_err(|e| ExporterBuildError::InternalFailure(e.to_string()))?;
         Ok(Client { http, worker: self.handle.clone() })
+    }
+}
+
+fn configured<B: WithExportConfig>(builder: B, export: &Export) -> B {
+    let builder = builder.with_timeout(export.timeout);
+    match &export.endpoint {
+        Some(endpoint) => builder.with_endpoint(endpoint),
+        None => builder,
     }
 }
 

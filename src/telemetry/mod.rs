@@ -16,6 +16,8 @@ mod request;
 mod settings;
 mod setup;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -14,9 +14,11 @@ pub(super) enum Protocol {
 }
 
 /// The export of one signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Export {
     pub(super) protocol: Protocol,
+    /// The whole URL; `None` is the SDK's default on this machine.
+    pub(super) endpoint: Option<String>,
     /// Longest wait for a reply.
     pub(super) timeout: Duration,
 }
@@ -26,7 +28,6 @@ pub(super) struct Export {
 pub(super) struct Otel {
     pub(super) traces: Option<Export>,
     pub(super) metrics: Option<Export>,
-    pub(super) disabled: bool,
     pub(super) propagate: bool,
     pub(super) capture_content: bool,
     /// A sentence for each value that is not understood, to be logged once logging works.
@@ -48,7 +49,7 @@ impl Otel {
         let metrics = reader.export("METRICS").filter(|_| !disabled);
         let propagate = reader.propagate();
         let capture_content = reader.capture_content();
-        Self { traces, metrics, disabled, propagate, capture_content, problems: reader.problems }
+        Self { traces, metrics, propagate, capture_content, problems: reader.problems }
     }
 }
 
@@ -80,7 +81,25 @@ impl Reader<'_> {
                 false
             }
         };
-        wanted.then(|| Export { protocol: self.protocol(signal), timeout: self.timeout(signal) })
+        wanted.then(|| {
+            let protocol = self.protocol(signal);
+            let endpoint = self.endpoint(signal, protocol);
+            Export { protocol, endpoint, timeout: self.timeout(signal) }
+        })
+    }
+
+    /// A signal's own endpoint is taken as it is; the general one is the base of the signal's path, for HTTP only.
+    fn endpoint(&self, signal: &str, protocol: Protocol) -> Option<String> {
+        let own = self.value(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"));
+        own.or_else(|| {
+            let base = self.value("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+            Some(match protocol {
+                Protocol::Grpc => base,
+                Protocol::HttpProtobuf => {
+                    format!("{}/v1/{}", base.trim_end_matches('/'), signal.to_ascii_lowercase())
+                }
+            })
+        })
     }
 
     fn protocol(&mut self, signal: &str) -> Protocol {
@@ -147,35 +166,41 @@ mod tests {
         assert!(otel.propagate && !otel.capture_content && otel.problems.is_empty());
     }
 
-    #[test]
-    fn an_endpoint_or_an_exporter_asks_for_the_export() {
-        let default = Export { protocol: Protocol::HttpProtobuf, timeout: EXPORT_TIMEOUT };
-        let both = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:4318")]);
-        assert_eq!((both.traces, both.metrics), (Some(default), Some(default)));
-        let traces = read(&[("OTEL_TRACES_EXPORTER", "otlp")]);
-        assert_eq!((traces.traces, traces.metrics), (Some(default), None));
-        let none =
-            read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"), ("OTEL_METRICS_EXPORTER", "none")]);
-        assert_eq!((none.traces, none.metrics), (Some(default), None));
+    fn http(endpoint: Option<&str>) -> Export {
+        let endpoint = endpoint.map(str::to_owned);
+        Export { protocol: Protocol::HttpProtobuf, endpoint, timeout: EXPORT_TIMEOUT }
     }
 
     #[test]
-    fn a_signals_own_variables_win() {
+    fn an_endpoint_or_an_exporter_asks_for_the_export() {
+        let both = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:4318/")]);
+        assert_eq!(both.traces, Some(http(Some("http://[::1]:4318/v1/traces"))));
+        assert_eq!(both.metrics, Some(http(Some("http://[::1]:4318/v1/metrics"))));
+        let traces = read(&[("OTEL_TRACES_EXPORTER", "otlp")]);
+        assert_eq!((traces.traces, traces.metrics), (Some(http(None)), None));
+        let none =
+            read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"), ("OTEL_METRICS_EXPORTER", "none")]);
+        assert!(none.traces.is_some() && none.metrics.is_none());
+    }
+
+    #[test]
+    fn a_signals_own_variables_win_and_its_endpoint_is_verbatim() {
         let otel = read(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://[::1]/mine"),
             ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "250"),
         ]);
-        let traces = Export { protocol: Protocol::Grpc, timeout: Duration::from_millis(250) };
-        let metrics = Export { protocol: Protocol::HttpProtobuf, timeout: EXPORT_TIMEOUT };
-        assert_eq!((otel.traces, otel.metrics), (Some(traces), Some(metrics)));
+        let endpoint = Some("http://[::1]".to_owned());
+        let traces = Export { protocol: Protocol::Grpc, endpoint, timeout: Duration::from_millis(250) };
+        assert_eq!((otel.traces, otel.metrics), (Some(traces), Some(http(Some("http://[::1]/mine")))));
     }
 
     #[test]
     fn a_disabled_sdk_exports_nothing_but_still_propagates() {
         let otel = read(&[("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]")]);
-        assert!(otel.disabled && otel.traces.is_none() && otel.metrics.is_none() && otel.propagate);
+        assert!(otel.traces.is_none() && otel.metrics.is_none() && otel.propagate);
     }
 
     #[test]

@@ -77,23 +77,33 @@ struct Setup {
 /// environment is logged and otherwise ignored.
 pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
     let get = |name: &str| std::env::var(name).ok();
-    let mut setup = Setup::new(Otel::read(&get), settings)?;
-    let traces = setup.traces();
-    let (meters, page) = setup.meters(settings.metrics_listen)?;
-    let tracer = traces.as_ref().map(tracer);
+    let (telemetry, mut problems) = start(settings, &get)?;
     let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref());
-    let subscriber = tracing_subscriber::registry().with(tracer.clone().map(otel_layer)).with(lines);
+    problems.extend(problem);
+    let spans = telemetry.handle.spans.as_ref().map(|s| otel_layer(s.tracer.clone()));
+    let subscriber = tracing_subscriber::registry().with(spans).with(lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| SetupError::AlreadySet)?;
-    for problem in setup.otel.problems.iter().chain(&problem) {
+    for problem in problems {
         tracing::warn!("{problem}");
     }
+    Ok(telemetry)
+}
+
+/// All of [`init`] that is not global, and a sentence for each thing that is wrong with the environment.
+pub(super) fn start(
+    settings: &Settings,
+    get: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Telemetry, Vec<String>), SetupError> {
+    let mut setup = Setup::new(Otel::read(get), settings)?;
+    let traces = setup.traces();
+    let (meters, page) = setup.meters(settings.metrics_listen)?;
     let capture_content = setup.otel.capture_content;
-    let handle = Handle {
-        propagate: setup.otel.propagate,
-        spans: tracer.map(|tracer| Arc::new(Spans { dispatch: None, tracer, capture_content })),
-        metrics: meters.as_ref().map(metrics).unwrap_or_default(),
-    };
-    Ok(Telemetry { handle, traces, meters, losses: setup.losses, page, _worker: setup.worker })
+    let spans =
+        traces.as_ref().map(|t| Arc::new(Spans { dispatch: None, tracer: tracer(t), capture_content }));
+    let metrics = meters.as_ref().map(metrics).unwrap_or_default();
+    let handle = Handle { propagate: setup.otel.propagate, spans, metrics };
+    let (losses, _worker) = (setup.losses, setup.worker);
+    Ok((Telemetry { handle, traces, meters, losses, page, _worker }, setup.otel.problems))
 }
 
 impl Setup {
@@ -104,7 +114,7 @@ impl Setup {
     }
 
     fn traces(&mut self) -> Option<SdkTracerProvider> {
-        let exporter = self.exporter("traces", self.otel.traces, Worker::span_exporter)?;
+        let exporter = self.exporter("traces", self.otel.traces.clone(), Worker::span_exporter)?;
         let mut config = BatchConfigBuilder::default();
         if std::env::var_os(OTEL_BSP_MAX_QUEUE_SIZE).is_none() {
             config = config.with_max_queue_size(QUEUE_SPANS);
@@ -119,7 +129,7 @@ impl Setup {
         &mut self,
         listen: Option<SocketAddr>,
     ) -> Result<(Option<SdkMeterProvider>, Option<SocketAddr>), SetupError> {
-        let exporter = self.exporter("metrics", self.otel.metrics, Worker::metric_exporter);
+        let exporter = self.exporter("metrics", self.otel.metrics.clone(), Worker::metric_exporter);
         let page = listen.map(|address| self.page(address)).transpose()?;
         if exporter.is_none() && page.is_none() {
             return Ok((None, None));
@@ -140,9 +150,9 @@ impl Setup {
         &mut self,
         signal: &'static str,
         export: Option<Export>,
-        build: impl Fn(&Worker, Export) -> Result<E, opentelemetry_otlp::ExporterBuildError>,
+        build: impl Fn(&Worker, &Export) -> Result<E, opentelemetry_otlp::ExporterBuildError>,
     ) -> Option<Watched<E>> {
-        match build(self.worker.as_ref()?, export?) {
+        match build(self.worker.as_ref()?, &export?) {
             Ok(exporter) => Some(Watched::new(exporter, signal, self.losses.clone())),
             Err(_) => {
                 self.otel.problems.push(format!(
@@ -177,6 +187,11 @@ impl Telemetry {
     /// Where the metrics page is served, if anywhere: the port is real even if port 0 was asked for.
     pub fn page_address(&self) -> Option<SocketAddr> {
         self.page
+    }
+
+    #[cfg(test)]
+    pub(super) fn losses(&self) -> Arc<Losses> {
+        self.losses.clone()
     }
 
     /// Hands over what is still queued, for at most `bound`, and says once what was lost. Call it when all tasks have ended;
@@ -259,7 +274,7 @@ fn metrics(provider: &SdkMeterProvider) -> Metrics {
 
 /// Carries our `tracing` spans over, and ours alone: an exporter that traced its own calls would feed itself. No events:
 /// a log line may hold what a trace must not.
-fn otel_layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
+pub(super) fn otel_layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
