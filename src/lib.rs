@@ -7,8 +7,9 @@ pub mod core;
 pub mod credentials;
 pub mod domain;
 pub mod openai;
-pub mod upstream;
 pub mod provide;
+pub mod telemetry;
+pub mod upstream;
 
 /// The bridge's wire types and services, generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

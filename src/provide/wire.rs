@@ -114,7 +114,9 @@ fn error(failure: Failure) -> pb::Error {
 /// The wire has fewer kinds: what only the agent itself can find out is `Internal` here.
 fn error_code(code: FailureCode) -> ErrorCode {
     match code {
-        FailureCode::InvalidRequest | FailureCode::TooLarge => ErrorCode::InvalidRequest,
+        FailureCode::InvalidRequest | FailureCode::TooLarge | FailureCode::BadTask => {
+            ErrorCode::InvalidRequest
+        }
         FailureCode::ModelNotFound => ErrorCode::ModelNotFound,
         FailureCode::ProviderAuth => ErrorCode::ProviderAuth,
         FailureCode::RateLimited => ErrorCode::RateLimited,

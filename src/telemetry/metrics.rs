@@ -1,0 +1,261 @@
+//! The instruments, and what may be a label: only what is bounded by the set of providers. No task id, no session id.
+
+use std::{sync::Arc, time::Duration};
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
+};
+
+use super::names::{key, metric, value};
+use crate::domain::{LinkState, Provider, Usage};
+
+/// The conventions' bounds for seconds of an inference: 0.01 doubling to 81.92.
+const INFERENCE_SECONDS: Doubling = Doubling { first: 0.01, factor: 2.0, count: 14 };
+/// The conventions' bounds for tokens: 1 times four to 67108864.
+const TOKENS: Doubling = Doubling { first: 1.0, factor: 4.0, count: 14 };
+/// The conventions' bounds for seconds of an HTTP request.
+const HTTP_SECONDS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// All states of the link: each is a series, so that a dashboard sees the ones the link has left.
+const LINK_STATES: [LinkState; 7] = [
+    LinkState::NoCredentials,
+    LinkState::Idle,
+    LinkState::Connecting,
+    LinkState::Online,
+    LinkState::Backoff,
+    LinkState::Refused,
+    LinkState::Draining,
+];
+
+/// Bucket bounds that grow by a factor.
+struct Doubling {
+    first: f64,
+    factor: f64,
+    count: i32,
+}
+
+impl Doubling {
+    fn bounds(&self) -> Vec<f64> {
+        (0..self.count).map(|i| self.first * self.factor.powi(i)).collect()
+    }
+}
+
+/// What the agent counts and measures. Cheap to clone; without an exporter every method is one comparison.
+#[derive(Clone, Default)]
+pub struct Metrics(Option<Arc<Instruments>>);
+
+struct Instruments {
+    operation_duration: Histogram<f64>,
+    time_to_first_chunk: Histogram<f64>,
+    time_per_output_chunk: Histogram<f64>,
+    token_usage: Histogram<u64>,
+    http_duration: Histogram<f64>,
+    running: UpDownCounter<i64>,
+    queued: UpDownCounter<i64>,
+    ended: Counter<u64>,
+    reconnects: Counter<u64>,
+    heartbeats_missed: Counter<u64>,
+    link_state: Gauge<u64>,
+    chunks: Counter<u64>,
+    posts: Counter<u64>,
+}
+
+impl Instruments {
+    fn new(meter: &Meter) -> Self {
+        let seconds = |name: &'static str, about: &'static str, bounds: Vec<f64>| {
+            meter.f64_histogram(name).with_unit("s").with_description(about).with_boundaries(bounds).build()
+        };
+        let count = |name: &'static str, unit: &'static str, about: &'static str| {
+            meter.u64_counter(name).with_unit(unit).with_description(about).build()
+        };
+        let level = |name: &'static str, about: &'static str| {
+            meter.i64_up_down_counter(name).with_unit("{task}").with_description(about).build()
+        };
+        Self {
+            operation_duration: seconds(
+                metric::OPERATION_DURATION,
+                "Time from the offer of a task to the end of its answer",
+                INFERENCE_SECONDS.bounds(),
+            ),
+            time_to_first_chunk: seconds(
+                metric::TIME_TO_FIRST_CHUNK,
+                "Time from the offer of a streaming task to its first chunk",
+                INFERENCE_SECONDS.bounds(),
+            ),
+            time_per_output_chunk: seconds(
+                metric::TIME_PER_OUTPUT_CHUNK,
+                "Time from one chunk of an answer to the next",
+                INFERENCE_SECONDS.bounds(),
+            ),
+            token_usage: meter
+                .u64_histogram(metric::TOKEN_USAGE)
+                .with_unit("{token}")
+                .with_description("Tokens of one inference as its provider counted them")
+                .with_boundaries(TOKENS.bounds())
+                .build(),
+            http_duration: seconds(
+                metric::HTTP_DURATION,
+                "Time of one POST of a result part to mcpd",
+                HTTP_SECONDS.to_vec(),
+            ),
+            running: level(metric::TASKS_RUNNING, "Tasks at a provider now"),
+            queued: level(metric::TASKS_QUEUED, "Tasks waiting for a slot now"),
+            ended: count(metric::TASKS_ENDED, "{task}", "Tasks that ended, by outcome"),
+            reconnects: count(
+                metric::RECONNECTS,
+                "{attempt}",
+                "Attempts to reopen the control channel after its loss",
+            ),
+            heartbeats_missed: count(
+                metric::HEARTBEATS_MISSED,
+                "{heartbeat}",
+                "Heartbeats that mcpd did not take",
+            ),
+            link_state: meter
+                .u64_gauge(metric::LINK_STATE)
+                .with_description("1 for the state the link to mcpd is in, 0 for the others")
+                .build(),
+            chunks: count(metric::CHUNKS_RECEIVED, "{chunk}", "Chunks of output that came from providers"),
+            posts: count(
+                metric::POSTS_SENT,
+                "{post}",
+                "Result POSTs that went to mcpd, repetitions included",
+            ),
+        }
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(meter: &Meter) -> Self {
+        Self(Some(Arc::new(Instruments::new(meter))))
+    }
+
+    /// Whether anybody reads them.
+    pub fn enabled(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// One more attempt to reopen the control channel.
+    pub fn reconnect(&self) {
+        if let Some(i) = &self.0 {
+            i.reconnects.add(1, &[]);
+        }
+    }
+
+    /// One heartbeat that mcpd did not take.
+    pub fn heartbeat_missed(&self) {
+        if let Some(i) = &self.0 {
+            i.heartbeats_missed.add(1, &[]);
+        }
+    }
+
+    /// The link to mcpd is in `state` from now on.
+    pub fn link_state(&self, state: LinkState) {
+        let Some(i) = &self.0 else { return };
+        for each in LINK_STATES {
+            i.link_state.record(u64::from(each == state), &[KeyValue::new(key::LINK_STATE, each.as_str())]);
+        }
+    }
+
+    pub(super) fn queued(&self, change: i64) {
+        if let Some(i) = &self.0 {
+            i.queued.add(change, &[]);
+        }
+    }
+
+    pub(super) fn running(&self, change: i64, labels: &Labels) {
+        if let Some(i) = &self.0 {
+            i.running.add(change, std::slice::from_ref(&labels.0[Labels::LLM]));
+        }
+    }
+
+    pub(super) fn chunk(&self, labels: &Labels, since_last: Option<Duration>, since_offer: Duration) {
+        let Some(i) = &self.0 else { return };
+        i.chunks.add(1, std::slice::from_ref(&labels.0[Labels::LLM]));
+        match since_last {
+            Some(gap) => i.time_per_output_chunk.record(gap.as_secs_f64(), &labels.0),
+            None => i.time_to_first_chunk.record(since_offer.as_secs_f64(), &labels.0),
+        }
+    }
+
+    pub(super) fn inference_ended(
+        &self,
+        labels: &Labels,
+        took: Duration,
+        usage: Usage,
+        error: Option<&'static str>,
+    ) {
+        let Some(i) = &self.0 else { return };
+        i.operation_duration.record(took.as_secs_f64(), &labels.with(error_type(error)));
+        for (kind, tokens) in [(value::INPUT, usage.input_tokens), (value::OUTPUT, usage.output_tokens)] {
+            if let Some(tokens) = tokens {
+                let labels = labels.with(Some(KeyValue::new(key::TOKEN_TYPE, kind)));
+                i.token_usage.record(tokens.into(), &labels);
+            }
+        }
+    }
+
+    pub(super) fn task_ended(
+        &self,
+        labels: Option<&Labels>,
+        outcome: &'static str,
+        error: Option<&'static str>,
+    ) {
+        let Some(i) = &self.0 else { return };
+        // A name that no provider has may be anything mcpd thought of, so it is no label.
+        let llm = labels.map_or(KeyValue::new(key::LLM, value::OTHER), |l| l.0[Labels::LLM].clone());
+        let all: Vec<_> =
+            [llm, KeyValue::new(key::OUTCOME, outcome)].into_iter().chain(error_type(error)).collect();
+        i.ended.add(1, &all);
+    }
+
+    pub(super) fn post_sent(&self, took: Duration, labels: &[KeyValue]) {
+        if let Some(i) = &self.0 {
+            i.posts.add(1, &[]);
+            i.http_duration.record(took.as_secs_f64(), labels);
+        }
+    }
+}
+
+fn error_type(error: Option<&'static str>) -> Option<KeyValue> {
+    error.map(|e| KeyValue::new(key::ERROR_TYPE, e))
+}
+
+/// The labels of one task's measurements: what its provider's owner chose, so as many series as there are providers.
+pub(super) struct Labels([KeyValue; 4]);
+
+impl Labels {
+    const LLM: usize = 3;
+
+    pub(super) fn of(provider: &Provider) -> Self {
+        Self([
+            KeyValue::new(key::OPERATION_NAME, value::CHAT),
+            KeyValue::new(key::PROVIDER_NAME, provider_kind(provider)),
+            KeyValue::new(key::REQUEST_MODEL, provider.model.clone()),
+            KeyValue::new(key::LLM, provider.name.as_str().to_owned()),
+        ])
+    }
+
+    fn with(&self, more: Option<KeyValue>) -> Vec<KeyValue> {
+        self.0.iter().cloned().chain(more).collect()
+    }
+}
+
+/// The provider's kind, which the conventions want even where its owner gave none.
+pub(super) fn provider_kind(provider: &Provider) -> String {
+    let kind = if provider.kind.is_empty() { value::OTHER } else { &provider.kind };
+    kind.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_are_the_conventions_own() {
+        assert_eq!(INFERENCE_SECONDS.bounds().first(), Some(&0.01));
+        assert_eq!(INFERENCE_SECONDS.bounds().last(), Some(&81.92));
+        assert_eq!(TOKENS.bounds().last(), Some(&67_108_864.0));
+    }
+}

@@ -1,0 +1,103 @@
+//! The POSTs of one task's result parts: a span and a measurement each.
+
+use std::sync::Arc;
+
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{Span as _, SpanKind, Status},
+};
+use tokio::time::Instant;
+
+use super::{
+    Handle,
+    names::{key, span, value},
+};
+
+/// Whose POSTs they are and where they go. Cheap to clone and free of the task's own handle, so that the delivery may run
+/// as a task of its own.
+#[derive(Clone)]
+pub struct Posts(Option<Arc<Target>>);
+
+struct Target {
+    handle: Handle,
+    parent: Option<Context>,
+    /// On the span only: it has the task's id in it.
+    url: Arc<str>,
+    server: [KeyValue; 3],
+}
+
+/// One POST under way.
+pub struct PostTrace(Option<Open>);
+
+struct Open {
+    target: Arc<Target>,
+    span: Option<opentelemetry_sdk::trace::Span>,
+    began: Instant,
+}
+
+impl Posts {
+    pub(super) fn new(handle: &Handle, parent: Option<Context>, url: &str) -> Self {
+        if parent.is_none() && !handle.metrics.enabled() {
+            return Self(None);
+        }
+        let (host, port, shown) = parts(url);
+        let server = [
+            KeyValue::new(key::HTTP_REQUEST_METHOD, value::POST),
+            KeyValue::new(key::SERVER_ADDRESS, Arc::<str>::from(host)),
+            KeyValue::new(key::SERVER_PORT, i64::from(port)),
+        ];
+        Self(Some(Arc::new(Target { handle: handle.clone(), parent, url: shown.into(), server })))
+    }
+
+    /// A POST begins; `resend_count` is 0 for the first try of a part and counts its repetitions.
+    pub fn post(&self, resend_count: u32) -> PostTrace {
+        PostTrace(self.0.as_ref().map(|target| Open {
+            span: target.span(resend_count),
+            target: target.clone(),
+            began: Instant::now(),
+        }))
+    }
+}
+
+impl Target {
+    fn span(&self, resend_count: u32) -> Option<opentelemetry_sdk::trace::Span> {
+        let (parent, spans) = (self.parent.as_ref()?, self.handle.spans.as_ref()?);
+        let resend =
+            (resend_count > 0).then(|| KeyValue::new(key::HTTP_RESEND_COUNT, i64::from(resend_count)));
+        let url = KeyValue::new(key::URL_FULL, self.url.clone());
+        let attributes = self.server.iter().cloned().chain([url]).chain(resend).collect();
+        Some(spans.child(span::POST, SpanKind::Client, attributes, parent))
+    }
+}
+
+impl PostTrace {
+    /// The reply's status, or `None` where there was no reply. An error stays on this span: a later try may heal it.
+    pub fn end(self, status: Option<u16>) {
+        let Some(open) = self.0 else { return };
+        let took = open.began.elapsed();
+        let code = status.map(|s| KeyValue::new(key::HTTP_RESPONSE_STATUS_CODE, i64::from(s)));
+        let error = match status {
+            Some(s) if s < 400 => None,
+            Some(s) => Some(KeyValue::new(key::ERROR_TYPE, s.to_string())),
+            None => Some(KeyValue::new(key::ERROR_TYPE, value::NO_REPLY)),
+        };
+        let result = || code.iter().chain(&error).cloned();
+        if let Some(mut span) = open.span {
+            span.set_attributes(result());
+            if error.is_some() {
+                span.set_status(Status::error(""));
+            }
+        }
+        let labels: Vec<_> = open.target.server.iter().cloned().chain(result()).collect();
+        open.target.handle.metrics.post_sent(took, &labels);
+    }
+}
+
+/// Host, port and the URL without credentials; the agent's own URL has been validated long before.
+fn parts(url: &str) -> (String, u16, String) {
+    let Ok(mut url) = reqwest::Url::parse(url) else { return (String::new(), 0, String::new()) };
+    // Refused only for URLs that cannot have credentials.
+    let _ = (url.set_username(""), url.set_password(None));
+    let host = url.host_str().unwrap_or_default().to_owned();
+    (host, url.port_or_known_default().unwrap_or_default(), url.into())
+}

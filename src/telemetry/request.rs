@@ -1,0 +1,122 @@
+//! What a trace tells of an OpenAI chat body: its settings always, its messages only on demand.
+
+use opentelemetry::KeyValue;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::names::key;
+
+/// Most content that one attribute takes, in bytes. A span waits in the export's queue, so its size bounds that memory.
+const MAX_CONTENT_BYTES: usize = 16 * 1024;
+
+/// The settings in an OpenAI chat body. Messages and tools are skipped while parsing, never built.
+#[derive(Debug, Default, Deserialize)]
+struct Settings {
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<f64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    seed: Option<i64>,
+    n: Option<i64>,
+    stream: Option<bool>,
+}
+
+/// The `gen_ai.request.*` attributes of `body`; none if it is not what it should be: that is the provider's to say.
+pub(super) fn settings(body: &[u8]) -> Vec<KeyValue> {
+    let s: Settings = serde_json::from_slice(body).unwrap_or_default();
+    let whole = [
+        (key::REQUEST_MAX_TOKENS, s.max_completion_tokens.or(s.max_tokens)),
+        (key::REQUEST_SEED, s.seed),
+        (key::REQUEST_CHOICE_COUNT, s.n.filter(|n| *n != 1)),
+    ];
+    let real = [
+        (key::REQUEST_TEMPERATURE, s.temperature),
+        (key::REQUEST_TOP_P, s.top_p),
+        (key::REQUEST_TOP_K, s.top_k),
+        (key::REQUEST_FREQUENCY_PENALTY, s.frequency_penalty),
+        (key::REQUEST_PRESENCE_PENALTY, s.presence_penalty),
+    ];
+    let whole = whole.into_iter().filter_map(|(k, v)| Some(KeyValue::new(k, v?)));
+    let real = real.into_iter().filter_map(|(k, v)| Some(KeyValue::new(k, v?)));
+    let stream = s.stream.map(|v| KeyValue::new(key::REQUEST_STREAM, v));
+    whole.chain(real).chain(stream).collect()
+}
+
+#[derive(Deserialize)]
+struct Conversation<'a> {
+    #[serde(borrow)]
+    messages: Vec<Message<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    role: String,
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+}
+
+/// The messages of `body` in the conventions' JSON form. Content: only for who asked for it.
+pub(super) fn input_messages(body: &[u8]) -> Option<KeyValue> {
+    let conversation: Conversation<'_> = serde_json::from_slice(body).ok()?;
+    let messages: Vec<_> = conversation
+        .messages
+        .iter()
+        .map(|m| serde_json::json!({"role": m.role, "parts": [{"type": "text", "content": text_of(m)}]}))
+        .collect();
+    bounded(key::INPUT_MESSAGES, serde_json::Value::from(messages).to_string())
+}
+
+/// The answer in the conventions' JSON form. Content: only for who asked for it.
+pub(super) fn output_messages(answer: &str, finish_reason: &str) -> Option<KeyValue> {
+    let parts = serde_json::json!([{"type": "text", "content": answer}]);
+    let message = serde_json::json!([{"role": "assistant", "parts": parts, "finish_reason": finish_reason}]);
+    bounded(key::OUTPUT_MESSAGES, message.to_string())
+}
+
+/// A message's text; content that is not a text (images, parts) as the JSON that it is.
+fn text_of(message: &Message<'_>) -> String {
+    let raw = message.content.map_or("", RawValue::get);
+    serde_json::from_str(raw).unwrap_or_else(|_| raw.to_owned())
+}
+
+/// Half a JSON text is of no use to anybody, so too long a one is left out.
+fn bounded(key: &'static str, json: String) -> Option<KeyValue> {
+    (json.len() <= MAX_CONTENT_BYTES).then(|| KeyValue::new(key, json))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(attributes: &[KeyValue]) -> Vec<String> {
+        attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect()
+    }
+
+    #[test]
+    fn settings_in_the_body_become_attributes_and_absent_ones_do_not() {
+        let body =
+            br#"{"model":"m","messages":[{"role":"user","content":"SECRET"}],"temperature":0.5,"n":2}"#;
+        assert_eq!(
+            shown(&settings(body)),
+            ["gen_ai.request.choice.count=2", "gen_ai.request.temperature=0.5"]
+        );
+    }
+
+    #[test]
+    fn a_body_that_is_not_a_chat_body_has_no_settings() {
+        assert!(settings(b"not json").is_empty());
+        assert!(settings(br#"{"temperature":"hot"}"#).is_empty());
+    }
+
+    #[test]
+    fn messages_are_given_in_the_conventions_form_or_not_at_all() {
+        let body = br#"{"messages":[{"role":"user","content":"hi"}]}"#;
+        let want = r#"gen_ai.input.messages=[{"parts":[{"content":"hi","type":"text"}],"role":"user"}]"#;
+        assert_eq!(shown(&[input_messages(body).unwrap()]), [want]);
+        let long = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(20_000));
+        assert!(input_messages(long.as_bytes()).is_none());
+    }
+}

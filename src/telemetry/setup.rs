@@ -1,0 +1,289 @@
+//! From settings to a running telemetry, and its end.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use opentelemetry::{InstrumentationScope, metrics::MeterProvider as _, trace::TracerProvider as _};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::{PeriodicReader, SdkMeterProvider},
+    trace::{BatchConfigBuilder, BatchSpanProcessor, OTEL_BSP_MAX_QUEUE_SIZE, SdkTracer, SdkTracerProvider},
+};
+use tokio::sync::oneshot;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::{Layer, filter::filter_fn, layer::SubscriberExt as _, registry::LookupSpan};
+
+use super::{
+    Handle, Metrics, Spans,
+    collect::Collected,
+    export::{Counting, Losses, Watched, Worker},
+    log::{self, LogFormat},
+    names::{self, target},
+    page::{self, Page},
+    settings::{Export, Otel},
+};
+
+/// Spans that wait for the exporter at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise. The SDK's 2048 is 20 streams'
+/// worth of POSTs; this is some 8 MiB when full.
+const QUEUE_SPANS: usize = 8192;
+
+/// What the command line says about telemetry; the rest is in the environment.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What a log line looks like.
+    pub log_format: LogFormat,
+    /// Where Prometheus finds the metrics, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// Why telemetry cannot start. Anything wrong with a collector is a warning instead: the relay works without.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The metrics page has no credentials, so it is for this machine alone.
+    #[error("--metrics-listen {0} is not a loopback address; use one such as 127.0.0.1:9464")]
+    NotLoopback(SocketAddr),
+    /// The address is taken or not ours.
+    #[error("cannot serve metrics on {0}: {1}; give --metrics-listen another address")]
+    Listen(SocketAddr, io::Error),
+    /// There is no thread left for it.
+    #[error("cannot start the telemetry thread: {0}")]
+    Thread(io::Error),
+    /// The metrics page has no reader.
+    #[error("cannot set up the metrics page: {0}")]
+    Page(String),
+    /// Somebody set up the log before.
+    #[error("the log is already set up in this process")]
+    AlreadySet,
+}
+
+/// The exporters of the process. Give its [`Handle`] to the agent, drain the agent, then [`Telemetry::shutdown`].
+pub struct Telemetry {
+    handle: Handle,
+    traces: Option<SdkTracerProvider>,
+    meters: Option<SdkMeterProvider>,
+    losses: Arc<Losses>,
+    page: Option<SocketAddr>,
+    _worker: Option<Worker>,
+}
+
+/// What is being set up.
+struct Setup {
+    otel: Otel,
+    resource: Resource,
+    losses: Arc<Losses>,
+    worker: Option<Worker>,
+}
+
+/// Sets up log, traces and metrics from `settings` and the environment, once in a process. What is wrong with the
+/// environment is logged and otherwise ignored.
+pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
+    let get = |name: &str| std::env::var(name).ok();
+    let (telemetry, mut problems) = start(settings, &get)?;
+    let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref());
+    problems.extend(problem);
+    let spans = telemetry.handle.spans.as_ref().map(|s| otel_layer(s.tracer.clone()));
+    let subscriber = tracing_subscriber::registry().with(spans).with(lines);
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| SetupError::AlreadySet)?;
+    for problem in problems {
+        tracing::warn!("{problem}");
+    }
+    Ok(telemetry)
+}
+
+/// All of [`init`] that is not global, and a sentence for each thing that is wrong with the environment.
+pub(super) fn start(
+    settings: &Settings,
+    get: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Telemetry, Vec<String>), SetupError> {
+    let mut setup = Setup::new(Otel::read(get), settings)?;
+    let traces = setup.traces();
+    let (meters, page) = setup.meters(settings.metrics_listen)?;
+    let capture_content = setup.otel.capture_content;
+    let spans =
+        traces.as_ref().map(|t| Arc::new(Spans { dispatch: None, tracer: tracer(t), capture_content }));
+    let metrics = meters.as_ref().map(metrics).unwrap_or_default();
+    let handle = Handle { propagate: setup.otel.propagate, spans, metrics };
+    let (losses, _worker) = (setup.losses, setup.worker);
+    Ok((Telemetry { handle, traces, meters, losses, page, _worker }, setup.otel.problems))
+}
+
+impl Setup {
+    fn new(otel: Otel, settings: &Settings) -> Result<Self, SetupError> {
+        let needed = otel.traces.is_some() || otel.metrics.is_some() || settings.metrics_listen.is_some();
+        let worker = if needed { Some(Worker::start().map_err(SetupError::Thread)?) } else { None };
+        Ok(Self { otel, resource: resource(), losses: Arc::default(), worker })
+    }
+
+    fn traces(&mut self) -> Option<SdkTracerProvider> {
+        let exporter = self.exporter("traces", self.otel.traces.clone(), Worker::span_exporter)?;
+        let mut config = BatchConfigBuilder::default();
+        if std::env::var_os(OTEL_BSP_MAX_QUEUE_SIZE).is_none() {
+            config = config.with_max_queue_size(QUEUE_SPANS);
+        }
+        let batch = BatchSpanProcessor::builder(exporter).with_batch_config(config.build()).build();
+        let processor = Counting { inner: batch, losses: self.losses.clone() };
+        let builder = SdkTracerProvider::builder().with_span_processor(processor);
+        Some(builder.with_resource(self.resource.clone()).build())
+    }
+
+    fn meters(
+        &mut self,
+        listen: Option<SocketAddr>,
+    ) -> Result<(Option<SdkMeterProvider>, Option<SocketAddr>), SetupError> {
+        let exporter = self.exporter("metrics", self.otel.metrics.clone(), Worker::metric_exporter);
+        let page = listen.map(|address| self.page(address)).transpose()?;
+        if exporter.is_none() && page.is_none() {
+            return Ok((None, None));
+        }
+        let mut builder = SdkMeterProvider::builder().with_resource(self.resource.clone());
+        if let Some(exporter) = exporter {
+            builder = builder.with_reader(PeriodicReader::builder(exporter).build());
+        }
+        let address = page.as_ref().map(|(address, _)| *address);
+        if let Some((_, reader)) = page {
+            builder = builder.with_reader(reader);
+        }
+        Ok((Some(builder.build()), address))
+    }
+
+    /// The exporter of one signal; what is wrong with it becomes a problem without a value, which may hold a secret.
+    fn exporter<E>(
+        &mut self,
+        signal: &'static str,
+        export: Option<Export>,
+        build: impl Fn(&Worker, &Export) -> Result<E, opentelemetry_otlp::ExporterBuildError>,
+    ) -> Option<Watched<E>> {
+        match build(self.worker.as_ref()?, &export?) {
+            Ok(exporter) => Some(Watched::new(exporter, signal, self.losses.clone())),
+            Err(_) => {
+                self.otel.problems.push(format!(
+                    "The exporter of {signal} cannot be set up, so nothing is exported; check the URL in \
+                     OTEL_EXPORTER_OTLP_ENDPOINT, and that OTEL_EXPORTER_OTLP_COMPRESSION is not set."
+                ));
+                None
+            }
+        }
+    }
+
+    fn page(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(SocketAddr, opentelemetry_prometheus::PrometheusExporter), SetupError> {
+        let listener = page::bind(address)?;
+        let bound = listener.local_addr().map_err(|e| SetupError::Listen(address, e))?;
+        let (page, reader) = Page::new().map_err(|e| SetupError::Page(e.to_string()))?;
+        if let Some(worker) = &self.worker {
+            page.serve(worker.handle(), listener)?;
+        }
+        Ok((bound, reader))
+    }
+}
+
+impl Telemetry {
+    /// What the agent traces and measures with.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Where the metrics page is served, if anywhere: the port is real even if port 0 was asked for.
+    pub fn page_address(&self) -> Option<SocketAddr> {
+        self.page
+    }
+
+    #[cfg(test)]
+    pub(super) fn losses(&self) -> Arc<Losses> {
+        self.losses.clone()
+    }
+
+    /// Hands over what is still queued, for at most `bound`, and says once what was lost. Call it when all tasks have ended;
+    /// what ends after it is not exported.
+    pub async fn shutdown(self, bound: Duration) {
+        // A blocking task would hold up the runtime's own end, and the SDK's wait knows no bound for metrics: plain threads,
+        // left behind when the time is up.
+        let traces = self.traces.map(|t| detached(move || drop(t.shutdown_with_timeout(bound))));
+        let meters = self.meters.map(|m| detached(move || drop(m.shutdown_with_timeout(bound))));
+        let both = async {
+            for done in [traces, meters].into_iter().flatten() {
+                // An error is a thread that could not start; the loss below tells.
+                let _ = done.await;
+            }
+        };
+        let in_time = tokio::time::timeout(bound, both).await.is_ok();
+        let lost = self.losses.lost();
+        if lost > 0 || !in_time {
+            tracing::warn!(lost_spans = lost, in_time, "Telemetry ended with a loss: no collector took it.");
+        }
+    }
+}
+
+/// A telemetry without log, environment and globals, whose spans and metrics stay in memory: for tests and for the demo.
+/// It has no thread and no timer, so it fits tokio's paused clock, and one process may have many.
+pub fn in_memory(content: Content) -> (Handle, Collected) {
+    let (collected, traces, meters) = Collected::new(resource());
+    let tracer = tracer(&traces);
+    let dispatch = tracing_subscriber::registry().with(otel_layer(tracer.clone())).into();
+    let capture_content = content == Content::Recorded;
+    let spans = Spans { dispatch: Some(dispatch), tracer, capture_content };
+    (Handle { propagate: true, spans: Some(Arc::new(spans)), metrics: metrics(&meters) }, collected)
+}
+
+/// Whether prompts, answers and error texts are recorded in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// They are.
+    Recorded,
+    /// They are not: the default everywhere.
+    LeftOut,
+}
+
+fn detached(work: impl FnOnce() + Send + 'static) -> oneshot::Receiver<()> {
+    let (done, ended) = oneshot::channel();
+    let run = move || {
+        work();
+        // Nobody listens any more when the bound has passed.
+        let _ = done.send(());
+    };
+    // Without a thread `done` is dropped, which the receiver sees.
+    let _ = std::thread::Builder::new().name("telemetry-end".into()).spawn(run);
+    ended
+}
+
+/// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win over our own name.
+fn resource() -> Resource {
+    let key = opentelemetry::Key::from_static_str("service.name");
+    let builder = Resource::builder();
+    let named = Resource::builder().build().get(&key);
+    let unnamed = named.is_none_or(|n| n.as_str().starts_with("unknown_service"));
+    let builder = if unnamed { builder.with_service_name(names::SCOPE) } else { builder };
+    builder.with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build()
+}
+
+fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder(names::SCOPE)
+        .with_version(env!("CARGO_PKG_VERSION"))
+        .with_schema_url(names::SCHEMA_URL)
+        .build()
+}
+
+fn tracer(provider: &SdkTracerProvider) -> SdkTracer {
+    provider.tracer_with_scope(scope())
+}
+
+fn metrics(provider: &SdkMeterProvider) -> Metrics {
+    Metrics::new(&provider.meter_with_scope(scope()))
+}
+
+/// Carries our `tracing` spans over, and ours alone: an exporter that traced its own calls would feed itself. No events:
+/// a log line may hold what a trace must not.
+pub(super) fn otel_layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let ours = |m: &Metadata<'_>| m.is_span() && matches!(m.target(), target::TASK | target::LINK);
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(filter_fn(ours))
+}

@@ -1,0 +1,249 @@
+//! The export against collectors that misbehave, and the metrics page.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use super::{super::setup::start, *};
+
+/// Long enough for a thread to be scheduled on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The end's bound in these tests, and what the test adds for a busy machine.
+const BOUND: Duration = Duration::from_millis(300);
+const MARGIN: Duration = Duration::from_secs(2);
+
+fn telemetry(variables: &[(&str, &str)], metrics_listen: Option<SocketAddr>) -> Telemetry {
+    let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+    let settings = Settings { log_format: LogFormat::Text, metrics_listen };
+    let (telemetry, problems) = start(&settings, &get).unwrap();
+    assert_eq!(problems, Vec::<String>::new());
+    telemetry
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// Ends `telemetry` and tells how long that took.
+fn shut_down(telemetry: Telemetry, bound: Duration) -> Duration {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let began = Instant::now();
+    runtime.block_on(telemetry.shutdown(bound));
+    drop(runtime);
+    began.elapsed()
+}
+
+/// A collector that takes connections and never answers.
+fn hanging() -> (TcpListener, String) {
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// A collector that takes everything and tells the first lines of its requests.
+fn willing() -> (String, mpsc::Receiver<String>) {
+    let (listener, url) = hanging();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = tell.send(answer(stream));
+        }
+    });
+    (url, told)
+}
+
+fn answer(mut stream: TcpStream) -> String {
+    let mut request = Vec::new();
+    let mut piece = [0; 4096];
+    let whole = |r: &[u8]| {
+        let text = String::from_utf8_lossy(r).to_lowercase();
+        let (head, _) = text.split_once("\r\n\r\n")?;
+        let length = head.lines().find_map(|l| l.strip_prefix("content-length: "))?.parse::<usize>().ok()?;
+        let body = r.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+        (r.len() >= body + length).then(|| head.lines().next().unwrap_or_default().to_owned())
+    };
+    loop {
+        if let Some(line) = whole(&request) {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            return line;
+        }
+        match stream.read(&mut piece) {
+            Ok(n) if n > 0 => request.extend_from_slice(&piece[..n]),
+            _ => return "cut off".into(),
+        }
+    }
+}
+
+/// Traces a task under the process's own subscriber, as the agent does.
+fn traced(telemetry: &Telemetry) {
+    use tracing_subscriber::layer::SubscriberExt as _;
+    let handle = telemetry.handle();
+    let spans = handle.spans.as_ref().map(|s| super::super::setup::otel_layer(s.tracer.clone()));
+    let subscriber = tracing_subscriber::registry().with(spans);
+    tracing::subscriber::with_default(subscriber, || run(&handle, None, Ending::Completed));
+}
+
+#[test]
+fn a_willing_collector_gets_the_last_spans_and_metrics_at_the_end() {
+    let (url, told) = willing();
+    let telemetry = telemetry(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)], None);
+    traced(&telemetry);
+    let losses = telemetry.losses();
+    assert!(shut_down(telemetry, PATIENCE) < PATIENCE);
+    let mut requests: Vec<_> = told.try_iter().collect();
+    requests.sort();
+    assert_eq!(requests, ["post /v1/metrics http/1.1", "post /v1/traces http/1.1"]);
+    assert_eq!(losses.lost(), 0);
+}
+
+#[test]
+fn a_hanging_collector_holds_up_neither_a_task_nor_the_end() {
+    for protocol in ["http/protobuf", "grpc"] {
+        let (_listener, url) = hanging();
+        let telemetry = telemetry(
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", &url), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)],
+            None,
+        );
+        let began = Instant::now();
+        for _ in 0..200 {
+            traced(&telemetry);
+        }
+        assert!(began.elapsed() < MARGIN, "{protocol}: tasks took {:?}", began.elapsed());
+        let losses = telemetry.losses();
+        let took = shut_down(telemetry, BOUND);
+        assert!(took < BOUND + MARGIN, "{protocol}: the end took {took:?}");
+        assert_eq!(losses.lost(), 200 * 8, "{protocol}");
+    }
+}
+
+#[test]
+fn a_refusing_collector_costs_the_spans_and_nothing_else() {
+    let (listener, url) = hanging();
+    drop(listener);
+    let telemetry = telemetry(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)], None);
+    traced(&telemetry);
+    let losses = telemetry.losses();
+    assert!(shut_down(telemetry, BOUND) < BOUND + MARGIN);
+    assert_eq!(losses.lost(), 8);
+}
+
+#[test]
+fn a_burst_beyond_the_queue_is_counted_as_lost_and_memory_stays_bounded() {
+    let (_listener, url) = hanging();
+    let telemetry =
+        telemetry(&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &url)], None);
+    for _ in 0..5_000 {
+        traced(&telemetry);
+    }
+    let losses = telemetry.losses();
+    assert!(shut_down(telemetry, BOUND) < BOUND + MARGIN);
+    assert_eq!(losses.lost(), 40_000);
+}
+
+#[test]
+fn a_bad_endpoint_is_a_sentence_without_its_value_and_the_relay_goes_on() {
+    let get = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| "s3cret nonsense".to_owned());
+    let settings = Settings { log_format: LogFormat::Text, metrics_listen: None };
+    let (telemetry, problems) = start(&settings, &get).unwrap();
+    assert_eq!(problems.len(), 2);
+    assert!(problems.iter().all(|p| p.contains("OTEL_EXPORTER_OTLP_ENDPOINT") && !p.contains("s3cret")));
+    assert!(telemetry.handle().spans.is_none() && !telemetry.handle().metrics().enabled());
+}
+
+#[test]
+fn without_a_collector_there_is_no_thread_and_no_span() {
+    let telemetry = telemetry(&[], None);
+    assert!(telemetry.handle().spans.is_none() && !telemetry.handle().metrics().enabled());
+    assert!(shut_down(telemetry, BOUND) < BOUND);
+}
+
+fn page(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Every instrument has something to show.
+fn busy() -> (Telemetry, SocketAddr) {
+    let telemetry = telemetry(&[], Some(loopback()));
+    let handle = telemetry.handle();
+    handle.metrics().reconnect();
+    handle.metrics().heartbeat_missed();
+    handle.metrics().link_state(crate::domain::LinkState::Online);
+    run(&handle, None, Ending::Completed);
+    run(&handle, None, Ending::Failed(&failure()));
+    let address = telemetry.page_address().unwrap();
+    (telemetry, address)
+}
+
+#[test]
+fn the_metrics_page_shows_every_instrument() {
+    let (_telemetry, address) = busy();
+    let page = page(address);
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"));
+    for line in [
+        r#"mcprelay_link_state{mcprelay_link_state="online"} 1"#,
+        r#"mcprelay_link_state{mcprelay_link_state="backoff"} 0"#,
+        "mcprelay_link_reconnects_total 1",
+        "mcprelay_link_heartbeats_missed_total 1",
+        "mcprelay_posts_sent_total 6",
+        r#"mcprelay_chunks_received_total{mcprelay_llm="my-llm"} 6"#,
+        "mcprelay_tasks_queued 0",
+        r#"mcprelay_tasks_running{mcprelay_llm="my-llm"} 0"#,
+        r#"mcprelay_tasks_ended_total{mcprelay_llm="my-llm",mcprelay_task_outcome="completed"} 1"#,
+    ] {
+        assert!(page.contains(line), "{line} is missing in\n{page}");
+    }
+    for name in [
+        "gen_ai_client_operation_duration_seconds",
+        "gen_ai_client_operation_time_to_first_chunk_seconds",
+        "gen_ai_client_operation_time_per_output_chunk_seconds",
+        "gen_ai_client_token_usage",
+        "http_client_request_duration_seconds",
+    ] {
+        assert!(page.contains(&format!("# TYPE {name} histogram")), "{name} is missing in\n{page}");
+    }
+}
+
+#[test]
+fn promtool_accepts_the_metrics_page_where_it_is_installed() {
+    let (_telemetry, address) = busy();
+    let page = page(address);
+    let (_, body) = page.split_once("\r\n\r\n").unwrap();
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut promtool) = promtool else {
+        println!("NOT CHECKED: promtool is absent; it comes with Debian's prometheus package.");
+        return;
+    };
+    promtool.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn the_metrics_page_is_for_this_machine_alone() {
+    let settings =
+        Settings { log_format: LogFormat::Text, metrics_listen: Some(SocketAddr::from(([0, 0, 0, 0], 0))) };
+    let error = start(&settings, &|_| None).err().unwrap();
+    assert!(error.to_string().contains("is not a loopback address"), "{error}");
+}
+
+#[test]
+fn a_taken_address_is_said_with_what_to_do() {
+    let taken = TcpListener::bind(loopback()).unwrap();
+    let metrics_listen = Some(taken.local_addr().unwrap());
+    let error = start(&Settings { log_format: LogFormat::Text, metrics_listen }, &|_| None).err().unwrap();
+    assert!(error.to_string().contains("give --metrics-listen another address"), "{error}");
+}

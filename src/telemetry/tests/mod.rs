@@ -1,0 +1,90 @@
+//! Whole tasks, seen by a collector.
+
+mod export;
+mod trace;
+
+use std::collections::BTreeMap;
+
+use opentelemetry_sdk::trace::SpanData;
+
+use super::*;
+use crate::domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, Task, TaskId, Usage};
+
+/// Stands for a text that must not leave the agent: in the prompt, the answer and the provider's error.
+const MARKER: &str = "PLATYPUS-7";
+const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const URL: &str = "http://user:pass@127.0.0.1:8080/api/v1/llms/_provider-task/t-1/result";
+
+fn task(traceparent: Option<&str>) -> Task {
+    let body = format!(
+        r#"{{"model":"x","temperature":0.5,"max_tokens":9,"messages":[{{"role":"user","content":"{MARKER}"}}]}}"#
+    );
+    Task {
+        id: TaskId::new("t-1").unwrap(),
+        llm: "my-llm".into(),
+        streaming: true,
+        request: body.into(),
+        deadline: None,
+        trace_context: traceparent
+            .map(|t| BTreeMap::from([("traceparent".into(), t.into()), ("baggage".into(), MARKER.into())]))
+            .unwrap_or_default(),
+        caller: None,
+    }
+}
+
+fn provider() -> Provider {
+    Provider {
+        name: ProviderName::new("my-llm").unwrap(),
+        kind: "ollama".into(),
+        model: "llama3.2".into(),
+        tier: String::new(),
+        description: String::new(),
+        publish: true,
+        max_in_flight: None,
+        state: ProviderState::Ready,
+        state_detail: String::new(),
+        features: vec![],
+        context_tokens: None,
+        max_output_tokens: None,
+    }
+}
+
+fn failure() -> Failure {
+    Failure::new(FailureCode::ProviderLost, format!("lost while answering {MARKER}"))
+}
+
+/// A whole task whose second POST needs a second try; gives the context that its provider got.
+fn run(handle: &Handle, traceparent: Option<&str>, ending: Ending<'_>) -> BTreeMap<String, String> {
+    let channel = ChannelOpening::start(handle).opened();
+    let task = task(traceparent);
+    let mut trace = TaskTrace::start(handle, &task, &channel);
+    trace.running(&provider(), &task.request);
+    let offered = trace.offer_context();
+    let posts = trace.posts(URL);
+    for (resend, status) in [(0, Some(200)), (0, Some(503)), (1, Some(200))] {
+        trace.chunk();
+        posts.post(resend).end(status);
+    }
+    let reasons = ["stop".to_owned()];
+    let answer = format!("about {MARKER}");
+    trace.end(&TaskReport {
+        response_id: Some("chatcmpl-1"),
+        response_model: Some("llama3.2:1b"),
+        finish_reasons: &reasons,
+        usage: Usage { input_tokens: Some(11), output_tokens: Some(3) },
+        answer: Some(&answer),
+        ..TaskReport::new(ending)
+    });
+    offered
+}
+
+fn named<'a>(spans: &'a [SpanData], name: &str) -> &'a SpanData {
+    spans.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no span {name:?}"))
+}
+
+/// The attributes as sorted lines.
+fn attributes(span: &SpanData) -> Vec<String> {
+    let mut lines: Vec<_> = span.attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect();
+    lines.sort();
+    lines
+}
