@@ -546,6 +546,29 @@ pub enum CallFailure {
     Passing(String, Option<Duration>),
 }
 
+impl CallFailure {
+    /// Its word in traces: one of a fixed set.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::Unknown(_) => "unknown_session",
+            Self::Conflict(_) => "conflict",
+            Self::Passing(..) => "unavailable",
+        }
+    }
+}
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unauthorized { detail, .. } | Self::Unknown(detail) | Self::Passing(detail, _) => {
+                f.write_str(detail)
+            }
+            Self::Conflict(names) => write!(f, "mcpd gives {} names to somebody else", names.len()),
+        }
+    }
+}
+
 /// Where a task's output goes: the bridge writes, the delivery to mcpd reads. Nothing here waits or blocks.
 pub trait TaskSink: Send + Sync {
     /// Takes one piece. [`Taken::Closed`] means that the task has ended and further pieces are useless.

@@ -26,9 +26,10 @@ use crate::{
     config::{Config, SESSION_FILE, TASKS_FILE},
     core::{Core, Effect, Input, LinkEffect, LinkInput, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
-    domain::{Activity, LinkStatus, SessionKey, Task, TaskId, TaskKey},
+    domain::{Activity, FailureCode, LinkStatus, SessionKey, Task, TaskId, TaskKey},
     openai::{RequestFacts, Stamp},
     pb,
+    telemetry::{ChannelOpening, ChannelTrace, TaskTrace},
     upstream::{
         self,
         client::{Access, Mcpd, PartReply},
@@ -106,6 +107,8 @@ pub(super) struct Hub {
     max_message_bytes: usize,
     drain_timeout: Duration,
     channel: Option<CancellationToken>,
+    channel_opening: Option<(u64, ChannelOpening)>,
+    channel_trace: ChannelTrace,
     places: Arc<Semaphore>,
     place: Option<OwnedSemaphorePermit>,
     serving: watch::Sender<bool>,
@@ -171,6 +174,8 @@ impl Hub {
             max_message_bytes,
             drain_timeout: config.drain_timeout,
             channel: None,
+            channel_opening: None,
+            channel_trace: ChannelTrace::default(),
             places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
             place: None,
             serving,
@@ -281,11 +286,17 @@ impl Hub {
             upstream::Event::Registered(attempt, reply) => self.registered(attempt, reply),
             upstream::Event::Heartbeat(reply) => {
                 if let Err(why) = &reply {
-                    warn!("heartbeat missed: {why:?}");
+                    warn!("heartbeat missed: {why}");
+                    self.surroundings.telemetry.metrics().heartbeat_missed();
                 }
                 self.feed_link(LinkInput::Heartbeat(reply));
             }
-            upstream::Event::ChannelOpened(epoch) => self.feed_link(LinkInput::ChannelOpened(epoch)),
+            upstream::Event::ChannelOpened(epoch) => {
+                if let Some(opening) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
+                    self.channel_trace = opening.1.opened();
+                }
+                self.feed_link(LinkInput::ChannelOpened(epoch));
+            }
             upstream::Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
             upstream::Event::ChannelClosed(epoch, why) => {
                 self.feed_link(LinkInput::ChannelClosed(epoch, why))
@@ -445,6 +456,7 @@ impl Hub {
             Effect::Requeued(key) => {
                 if let Some(relay) = self.relays.get_mut(&key) {
                     relay.session = None;
+                    relay.outbox.trace(|trace| trace.requeued(FailureCode::ProviderLost));
                 }
             }
             Effect::Cancel(key, session, reason) => {
@@ -477,7 +489,8 @@ impl Hub {
         self.tasks_file.begun(&task.id);
         let facts = RequestFacts::read(&task.request).unwrap_or_default();
         let stamp = stamp(&task);
-        let outbox = Outbox::new(&task, stamp.clone());
+        let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
+        let outbox = Outbox::new(&task, stamp.clone(), trace);
         let delivery = Delivery::new(
             (key, &task),
             facts.include_usage,
@@ -499,16 +512,24 @@ impl Hub {
             error!("an offer names a task or a session that the agent does not have");
             return;
         };
+        let Some(provider) = self.core.provider_of(key) else {
+            error!("an offer names a task whose provider is gone");
+            return;
+        };
         relay.session = Some(session);
-        let Ok(provider) = crate::domain::ProviderName::new(&relay.task.llm) else { return };
+        let request = &relay.task.request;
+        let trace_context = relay.outbox.trace(|trace| {
+            trace.running(provider, request);
+            trace.offer_context()
+        });
         connected.handle.offer(Offer {
             key,
             id: relay.task.id.clone(),
-            provider,
+            provider: provider.name.clone(),
             request: relay.task.request.clone(),
             streaming: relay.task.streaming,
             timeout,
-            trace_context: relay.task.trace_context.clone(),
+            trace_context: trace_context.unwrap_or_default(),
             sink: Arc::clone(&relay.outbox) as Arc<_>,
         });
     }
@@ -544,6 +565,10 @@ impl Hub {
 
     fn open_channel(&mut self, epoch: u64, session: String) {
         self.close_channel();
+        if epoch > 1 {
+            self.surroundings.telemetry.metrics().reconnect();
+        }
+        self.channel_opening = Some((epoch, ChannelOpening::start(&self.surroundings.telemetry)));
         let channel = Channel {
             epoch,
             session,
@@ -583,6 +608,7 @@ impl Hub {
         } else {
             info!(state, next_attempt = next, "link to mcpd: {}", status.detail);
         }
+        self.surroundings.telemetry.metrics().link_state(status.state);
         self.sessions.values().for_each(|session| session.handle.status(&status));
         self.told = Some(status);
     }
@@ -628,7 +654,7 @@ fn access(sources: &Sources) -> Result<Access, String> {
 async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
     for id in left {
         for _ in 0..RESTART_ATTEMPTS {
-            match mcpd.post_part(&id, &restart_key(&id), RESTARTED.into()).await {
+            match mcpd.post_part(&id, &restart_key(&id), RESTARTED.into()).await.1 {
                 PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..) => {
                     tokio::time::sleep(RESTART_RETRY).await;
                 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bridge::listener::{self, BindError, BoundSocket, Serve},
     config::Config,
-    core,
+    core, telemetry,
     upstream::client::{HttpError, HttpSettings},
 };
 
@@ -37,6 +37,8 @@ pub struct Surroundings {
     pub slept_for: SleptFor,
     /// Fixes all jitter.
     pub seed: u64,
+    /// Where spans and measurements go.
+    pub telemetry: telemetry::Handle,
 }
 
 impl std::fmt::Debug for Surroundings {
@@ -46,9 +48,9 @@ impl std::fmt::Debug for Surroundings {
 }
 
 impl Default for Surroundings {
-    /// The machine's clocks and a random seed.
+    /// The machine's clocks, a random seed and no telemetry.
     fn default() -> Self {
-        Self { slept_for: Arc::new(slept_for), seed: fastrand::u64(..) }
+        Self { slept_for: Arc::new(slept_for), seed: fastrand::u64(..), telemetry: telemetry::Handle::off() }
     }
 }
 

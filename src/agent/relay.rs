@@ -7,10 +7,10 @@ use std::{
 };
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
-use tracing::info;
 
 use crate::{
-    domain::{Printable, SessionKey, Task, TaskId},
+    domain::{SessionKey, Task, TaskId},
+    telemetry::{TaskLine, log_task_end},
     upstream::results::{Outbox, Summary},
 };
 
@@ -46,18 +46,15 @@ impl Relay {
     pub(super) fn ended(&self, summary: Summary, now: Instant) -> Ended {
         let duration = now.duration_since(self.arrived);
         let first_token = summary.first_token_at.map(|at| at.duration_since(self.arrived));
-        info!(
-            task_id = %self.task.id,
-            llm = %Printable(&self.task.llm),
-            outcome = summary.outcome,
-            duration_ms = millis(duration),
-            first_token_ms = first_token.map(millis),
-            input_tokens = summary.usage.input_tokens,
-            output_tokens = summary.usage.output_tokens,
-            chunks = summary.facts.chunks,
-            posts = summary.posts,
-            "task ended"
-        );
+        log_task_end(&TaskLine {
+            task: &self.task.id,
+            llm: &self.task.llm,
+            outcome: summary.outcome,
+            took: duration,
+            first_chunk: first_token,
+            usage: summary.usage,
+            trace_id: summary.trace_id.as_deref(),
+        });
         Ended {
             id: self.task.id.clone(),
             llm: self.task.llm.clone(),
@@ -68,10 +65,6 @@ impl Relay {
             summary,
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Counts since the agent started, and the last tasks that ended.

@@ -18,7 +18,7 @@ pub mod tasks;
 use std::time::{Duration, Instant};
 
 use crate::domain::{
-    Activity, CancelReason, End, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello,
+    Activity, CancelReason, End, Failure, FailureCode, Outcome, Provider, ProviderName, Pushed, SessionHello,
     SessionKey, Task, TaskId, TaskKey, Verdicts,
 };
 
@@ -230,6 +230,12 @@ impl Core {
         let own =
             [self.providers.next_deadline(), self.tasks.next_deadline(), self.link.next_deadline(), drain];
         own.into_iter().flatten().min()
+    }
+
+    /// The provider that a session has a task for, as it was pushed.
+    pub fn provider_of(&self, key: TaskKey) -> Option<&Provider> {
+        let (session, name) = (self.tasks.session_of(key)?, self.tasks.provider(key)?);
+        self.providers.sessions.get(&session)?.providers.get(&name)
     }
 
     // ---- tasks coming in -------------------------------------------------------------------------------------------

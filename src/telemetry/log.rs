@@ -10,7 +10,6 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use super::task::Ending;
 use crate::domain::{Printable, TaskId, Usage};
 
 /// What a log line looks like.
@@ -87,8 +86,8 @@ pub struct TaskLine<'a> {
     pub task: &'a TaskId,
     /// The virtual LLM as mcpd wrote it.
     pub llm: &'a str,
-    /// How it ended. A failure's text is content, so its kind alone is logged.
-    pub ending: Ending<'a>,
+    /// How it ended: "ok", "cancelled" or the failure's code. A failure's text is content and is not logged.
+    pub outcome: &'static str,
     /// From arrival to end.
     pub took: Duration,
     /// From arrival to the first chunk, where there was one.
@@ -105,14 +104,13 @@ pub fn log_task_end(line: &TaskLine<'_>) {
         target: "mcprelay::task",
         task_id = %line.task,
         llm = %Printable(line.llm),
-        outcome = line.ending.as_str(),
-        error = line.ending.error_type(),
+        outcome = line.outcome,
         duration_ms = millis(line.took),
         first_chunk_ms = line.first_chunk.map(millis),
         input_tokens = line.usage.input_tokens,
         output_tokens = line.usage.output_tokens,
         trace_id = line.trace_id,
-        "Task ended."
+        "task ended"
     );
 }
 

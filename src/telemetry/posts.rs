@@ -15,7 +15,7 @@ use super::{
 
 /// Whose POSTs they are and where they go. Cheap to clone and free of the task's own handle, so that the delivery may run
 /// as a task of its own.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Posts(Option<Arc<Target>>);
 
 struct Target {

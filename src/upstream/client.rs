@@ -255,13 +255,13 @@ impl Mcpd {
         }
     }
 
-    /// Posts one part of a task's result under its key.
-    pub async fn post_part(&self, task: &TaskId, key: &str, body: Bytes) -> PartReply {
+    /// Posts one part of a task's result under its key; the answer's status comes with its meaning.
+    pub async fn post_part(&self, task: &TaskId, key: &str, body: Bytes) -> (Option<u16>, PartReply) {
         let Some(c) = self.connected() else {
-            return PartReply::NotApplied("no credentials".to_owned(), None);
+            return (None, PartReply::NotApplied("no credentials".to_owned(), None));
         };
         let Some(path) = result_path(task) else {
-            return PartReply::Refused("the task's id cannot be put into a URL".to_owned());
+            return (None, PartReply::Refused("the task's id cannot be put into a URL".to_owned()));
         };
         let request = c
             .calls
@@ -272,9 +272,9 @@ impl Mcpd {
             .header(AUTHORIZATION, c.token.clone())
             .body(body);
         match request.send().await {
-            Ok(response) => self.part_reply(&c, response).await,
-            Err(error) if error.is_connect() => PartReply::NotApplied(say(&error), None),
-            Err(error) => PartReply::Ambiguous(say(&error), None),
+            Ok(response) => (Some(response.status().as_u16()), self.part_reply(&c, response).await),
+            Err(error) if error.is_connect() => (None, PartReply::NotApplied(say(&error), None)),
+            Err(error) => (None, PartReply::Ambiguous(say(&error), None)),
         }
     }
 

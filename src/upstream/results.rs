@@ -28,9 +28,11 @@ use super::{
 };
 use crate::{
     domain::{
-        Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskId, TaskKey, TaskSink, Usage,
+        Activity, CancelReason, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskId, TaskKey,
+        TaskSink, Usage,
     },
     openai::{Facts, Gather, Stamp, StreamBuffer, convert, failure::error_object, text::wrap_escaped},
+    telemetry::{Ending, Posts, TaskReport, TaskTrace},
 };
 
 /// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
@@ -70,6 +72,8 @@ struct State {
     usage: Usage,
     late: u32,
     posts: u32,
+    /// The task's spans and measurements; `None` once they have ended.
+    trace: Option<TaskTrace>,
     /// The delivery has nothing to send and sleeps. While it sends, output merges without waking anybody.
     waiting: bool,
 }
@@ -91,8 +95,6 @@ impl std::fmt::Debug for Outbox {
 pub struct Summary {
     /// "ok", "cancelled", or the failure's code: what mcpd was told.
     pub outcome: &'static str,
-    /// The failure that mcpd was told, if it was one.
-    pub failure: Option<Failure>,
     /// Whether mcpd never took the end.
     pub undelivered: bool,
     /// What the output showed.
@@ -105,6 +107,8 @@ pub struct Summary {
     pub posts: u32,
     /// Pieces that came after the end.
     pub late: u32,
+    /// The trace's id, where there is a trace.
+    pub trace_id: Option<String>,
 }
 
 /// What a look into the outbox gives.
@@ -115,7 +119,7 @@ enum Next {
 
 impl Outbox {
     /// An empty outbox for a task; `stamp` is what the agent's own chunks and bodies are marked with.
-    pub fn new(task: &Task, stamp: Stamp) -> Arc<Self> {
+    pub fn new(task: &Task, stamp: Stamp, trace: TaskTrace) -> Arc<Self> {
         let pending = if task.streaming {
             Pending::Stream(Box::new(StreamBuffer::new(OUTBOX_LIMIT, stamp)))
         } else {
@@ -130,6 +134,7 @@ impl Outbox {
             usage: Usage::default(),
             late: 0,
             posts: 0,
+            trace: Some(trace),
             waiting: false,
         };
         Arc::new(Self { state: Mutex::new(state), wake: Notify::new() })
@@ -154,6 +159,11 @@ impl Outbox {
             input_tokens: usage.input_tokens.or(state.usage.input_tokens),
             output_tokens: usage.output_tokens.or(state.usage.output_tokens),
         };
+    }
+
+    /// Does something with the task's trace, unless that has ended.
+    pub fn trace<T>(&self, with: impl FnOnce(&mut TaskTrace) -> T) -> Option<T> {
+        self.lock().trace.as_mut().map(with)
     }
 
     /// What the output has shown so far.
@@ -245,6 +255,9 @@ impl TaskSink for Outbox {
             return Taken::Broken(error.into());
         }
         state.activity.any_output = true;
+        if let Some(trace) = &mut state.trace {
+            trace.chunk();
+        }
         if state.first_token_at.is_none() && state.pending.facts().first_token {
             state.activity.first_token = true;
             state.first_token_at = Some(now);
@@ -291,6 +304,7 @@ pub struct Delivery {
     reports: mpsc::Sender<(TaskKey, Report)>,
     rng: fastrand::Rng,
     parts: u32,
+    posts: Option<Posts>,
 }
 
 impl Delivery {
@@ -315,6 +329,7 @@ impl Delivery {
             reports,
             rng: fastrand::Rng::with_seed(seed),
             parts: 0,
+            posts: None,
         }
     }
 
@@ -431,7 +446,7 @@ impl Delivery {
     async fn attempts(&mut self, key: &str, body: Bytes, terminal: bool, first: bool) -> Sent {
         let (mut renewed, mut attempt) = (false, 0);
         loop {
-            let (said, asked) = match self.mcpd.post_part(&self.task, key, body.clone()).await {
+            let (said, asked) = match self.post(key, &body, attempt).await {
                 PartReply::Accepted => {
                     self.outbox.lock().posts += 1;
                     return Sent::Delivered;
@@ -459,6 +474,18 @@ impl Delivery {
             sleep(wait).await;
             attempt += 1;
         }
+    }
+
+    /// One try of one part, with its span.
+    async fn post(&mut self, key: &str, body: &Bytes, attempt: u32) -> PartReply {
+        let (url, outbox) = (self.mcpd.url(), &self.outbox);
+        let posts = self.posts.get_or_insert_with(|| {
+            outbox.trace(|trace| trace.posts(url.as_deref().unwrap_or_default())).unwrap_or_default()
+        });
+        let span = posts.post(attempt);
+        let (status, reply) = self.mcpd.post_part(&self.task, key, body.clone()).await;
+        span.end(status);
+        reply
     }
 
     fn wait(&mut self, attempt: u32) -> Duration {
@@ -521,12 +548,12 @@ impl Outbox {
     }
 
     fn summary(&self, end: End, undelivered: bool) -> Summary {
-        let state = self.lock();
+        let mut state = self.lock();
         let facts = state.pending.facts().clone();
+        let trace = state.trace.take();
         let reported = facts.usage.unwrap_or_default();
-        Summary {
+        let summary = Summary {
             outcome: end.as_str(),
-            failure: if let End::Failed(failure) = end { Some(failure) } else { None },
             undelivered,
             usage: Usage {
                 input_tokens: state.usage.input_tokens.or(reported.input_tokens),
@@ -536,8 +563,31 @@ impl Outbox {
             first_token_at: state.first_token_at,
             posts: state.posts,
             late: state.late,
+            trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
+        };
+        drop(state);
+        if let Some(trace) = trace {
+            end_trace(trace, &end, &summary);
         }
+        summary
     }
+}
+
+fn end_trace(trace: TaskTrace, end: &End, summary: &Summary) {
+    let ending = match end {
+        End::Answer(_) => Ending::Completed,
+        End::Failed(failure) => Ending::Failed(failure),
+        End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
+    };
+    let finish_reasons: Vec<_> =
+        summary.facts.finish_reasons.iter().map(|(_, reason)| reason.clone()).collect();
+    trace.end(&TaskReport {
+        response_id: summary.facts.response_id.as_deref(),
+        response_model: summary.facts.model.as_deref(),
+        finish_reasons: &finish_reasons,
+        usage: summary.usage,
+        ..TaskReport::new(ending)
+    });
 }
 
 fn wrap(chunks: Vec<Bytes>) -> Vec<Bytes> {

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub use client::{Client, Offered, provider};
+pub use client::{Client, provider};
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -96,6 +96,7 @@ impl World {
         let surroundings = Surroundings {
             slept_for: Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed))),
             seed: 7,
+            telemetry: mcprelay::telemetry::Handle::off(),
         };
         let agent = Agent::new(&self.config, surroundings).expect("the home is free");
         let stop = Stop::default();
