@@ -1,5 +1,6 @@
 //! mcprelay: the local agent between mcpd and the LLM providers of a workstation.
 
+pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod domain;
