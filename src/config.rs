@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::{
-    Args, FromArgMatches as _, ValueEnum,
+    Args, ValueEnum,
     builder::{FalseyValueParser, Resettable},
 };
 use secrecy::SecretString;
@@ -324,8 +324,8 @@ impl Config {
     /// The defaults in `home`, whatever the environment says: for the demo and for tests.
     pub fn defaults(home: &Path) -> Result<Self, ConfigError> {
         let nothing: Lookup<'_> = &|_| None;
-        let args = AgentArgs::parse_from(["mcprelay", "--home=."], nothing).expect("the defaults parse");
-        let args = AgentArgs { home: HomeArgs { home: home.to_owned(), socket: None }, ..args };
+        let mut args: AgentArgs = parse_args(&[], nothing).expect("the defaults parse");
+        args.home.home = home.to_owned();
         Self::new(args, nothing)
     }
 
@@ -340,24 +340,18 @@ impl Config {
     }
 }
 
-impl AgentArgs {
-    /// Parses a command line with an environment that is not this process's own.
-    fn parse_from<I, T>(command_line: I, env: Lookup<'_>) -> Result<Self, clap::Error>
-    where
-        I: IntoIterator<Item = T>,
-        T: Into<OsString> + Clone,
-    {
-        let with_env = |arg: clap::Arg| {
-            let given = arg.get_env().and_then(|name| env(name.to_str()?));
-            let arg = arg.env(Resettable::Reset);
-            match given {
-                Some(value) => arg.default_value(clap::builder::OsStr::from(value)),
-                None => arg,
-            }
-        };
-        let command = Self::augment_args(clap::Command::new("mcprelay")).mut_args(with_env);
-        Self::from_arg_matches(&command.try_get_matches_from(command_line)?)
-    }
+/// Parses a command line with an environment that is not this process's own.
+pub(crate) fn parse_args<A: Args>(command_line: &[&str], env: Lookup<'_>) -> Result<A, clap::Error> {
+    let with_env = |arg: clap::Arg| {
+        let given = arg.get_env().and_then(|name| env(name.to_str()?));
+        let arg = arg.env(Resettable::Reset);
+        match given {
+            Some(value) => arg.default_value(value.into_string().unwrap_or_default()),
+            None => arg,
+        }
+    };
+    let command = A::augment_args(clap::Command::new("mcprelay").no_binary_name(true)).mut_args(with_env);
+    A::from_arg_matches(&command.try_get_matches_from(command_line)?)
 }
 
 fn token_of(env: Lookup<'_>) -> Result<Option<SecretString>, ConfigError> {
@@ -460,8 +454,7 @@ mod tests {
         table.entry("HOME").or_insert("/home/u");
         let lookup: Lookup<'_> =
             &|name| table.get(name).filter(|value| **value != "unset").map(OsString::from);
-        let command_line = ["mcprelay"].iter().chain(flags);
-        let args = AgentArgs::parse_from(command_line, lookup).map_err(|error| error.to_string())?;
+        let args = parse_args(flags, lookup).map_err(|error| error.to_string())?;
         Config::new(args, lookup).map_err(|error| error.to_string())
     }
 

@@ -1,2 +1,28 @@
-//! stub
-fn main() {}
+//! The `mcprelay` program: arguments, logging, a runtime, an exit code.
+
+use std::{io, process::ExitCode};
+
+use mcprelay::cli;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = match cli::parse() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    init_logging();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return cli::Stop::Failed(format!("cannot start: {error}")).report(),
+    };
+    match runtime.block_on(cli::dispatch(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => stop.report(),
+    }
+}
+
+/// Warnings go to standard error; `RUST_LOG` asks for more.
+fn init_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}

@@ -1,0 +1,260 @@
+//! How commands call mcpd: one client, and one sentence for each way a call can fail.
+
+use std::{error::Error, fs, path::Path, time::Duration};
+
+use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, header, redirect};
+use secrecy::ExposeSecret as _;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Stop;
+use crate::{
+    config::{HomeArgs, Lookup, McpdArgs},
+    credentials::{self, Credentials, McpdUrl},
+    upstream::contract,
+};
+
+/// How long a connection may take, TLS included: an mcpd across the world answers within a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a short call may take as a whole.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of an error's body is read and shown: more is a page, not a sentence.
+const MAX_ERROR_CHARS: usize = 500;
+/// The most of one reply that is read: a list with tens of thousands of rows.
+const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
+
+/// An mcpd, with what opens it.
+#[derive(Clone, Debug)]
+pub struct Mcpd {
+    client: Client,
+    credentials: Credentials,
+}
+
+/// Why a call to mcpd gave nothing usable. Never holds the token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// No answer at all.
+    #[error("mcpd at {url} does not answer ({why}): check that it runs, and --mcpd-url")]
+    NoAnswer {
+        /// Where it should be.
+        url: McpdUrl,
+        /// The innermost cause.
+        why: String,
+    },
+    /// The token is not accepted.
+    #[error("mcpd at {url} refuses the token ({status}): log in again with mcpctl, or set MCPRELAY_TOKEN")]
+    Refused {
+        /// Where it is.
+        url: McpdUrl,
+        /// 401 or 403.
+        status: u16,
+    },
+    /// It sends elsewhere, and a token never follows.
+    #[error("mcpd at {url} redirects to {to}: pass the final address as --mcpd-url")]
+    Redirect {
+        /// Where it is.
+        url: McpdUrl,
+        /// Where it sends.
+        to: String,
+    },
+    /// It answers with an error.
+    #[error("mcpd at {url} answers {status} to {path}{}: {}", shown(.message), advice(*.status))]
+    Status {
+        /// Where it is.
+        url: McpdUrl,
+        /// The call's path.
+        path: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the reply says; may be empty.
+        message: String,
+    },
+    /// It answers with something else than it should.
+    #[error("what answers at {url} is no mcpd ({why}): check --mcpd-url")]
+    NotMcpd {
+        /// Where it is.
+        url: McpdUrl,
+        /// What is wrong with the answer.
+        why: String,
+    },
+}
+
+impl From<CallError> for Stop {
+    fn from(error: CallError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+fn shown(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(" ({message})") }
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        404 | 405 => "check --mcpd-url, which has no such call",
+        429 | 503 => "try again later",
+        500.. => "see its log",
+        _ => "check the request",
+    }
+}
+
+impl Mcpd {
+    /// Finds credentials and makes a client; calls nothing.
+    pub fn new(mcpd: &McpdArgs, home: &HomeArgs, env: Lookup<'_>) -> Result<Self, Stop> {
+        let sources = mcpd.sources(&home.places(env)?.home, env)?;
+        let credentials = credentials::load(&sources).map_err(|problem| Stop::Failed(problem.to_string()))?;
+        let client = client(&credentials.url, mcpd.ca_file.as_deref())?;
+        Ok(Self { client, credentials })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &McpdUrl {
+        &self.credentials.url
+    }
+
+    /// A `GET` with the token.
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.with_token(self.client.get(contract::endpoint(self.url().as_str(), path)))
+    }
+
+    /// A `POST` with the token.
+    pub fn post(&self, path: &str) -> RequestBuilder {
+        self.with_token(self.client.post(contract::endpoint(self.url().as_str(), path)))
+    }
+
+    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
+        request.bearer_auth(self.credentials.token.expose_secret())
+    }
+
+    /// Sends a call; whatever is not a success is an error.
+    pub async fn send(&self, request: RequestBuilder, path: &str) -> Result<Response, CallError> {
+        let response = request.send().await.map_err(|error| self.no_answer(&error))?;
+        self.accept(response, path).await
+    }
+
+    /// Turns whatever is not a success into an error.
+    pub async fn accept(&self, response: Response, path: &str) -> Result<Response, CallError> {
+        let (url, status) = (self.url().clone(), response.status());
+        match status {
+            _ if status.is_success() => Ok(response),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(CallError::Refused { url, status: status.as_u16() })
+            }
+            _ if status.is_redirection() => Err(CallError::Redirect { url, to: location(&response) }),
+            _ => {
+                let message = error_message(response).await;
+                Err(CallError::Status { url, path: path.to_owned(), status: status.as_u16(), message })
+            }
+        }
+    }
+
+    /// Reads a reply's JSON.
+    pub async fn json<T: DeserializeOwned>(&self, mut response: Response) -> Result<T, CallError> {
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.no_answer(&error))? {
+            body.extend_from_slice(&piece);
+            if body.len() > MAX_REPLY_BYTES {
+                return Err(self.not_mcpd("its reply does not end"));
+            }
+        }
+        serde_json::from_slice(&body)
+            .map_err(|_| self.not_mcpd("its reply is not the JSON that was asked for"))
+    }
+
+    /// The error for a call that got no answer.
+    pub fn no_answer(&self, error: &reqwest::Error) -> CallError {
+        CallError::NoAnswer { url: self.url().clone(), why: root_cause(error) }
+    }
+
+    /// The error for an answer that is none of an mcpd.
+    pub fn not_mcpd(&self, why: &str) -> CallError {
+        CallError::NotMcpd { url: self.url().clone(), why: why.to_owned() }
+    }
+}
+
+/// A client that keeps a token where it belongs: no redirects, no proxy for this machine's own addresses.
+fn client(url: &McpdUrl, ca_file: Option<&Path>) -> Result<Client, Stop> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("mcprelay/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .redirect(redirect::Policy::none());
+    if url.is_loopback() {
+        builder = builder.no_proxy();
+    }
+    for certificate in ca_file.map(authorities).transpose()?.unwrap_or_default() {
+        builder = builder.add_root_certificate(certificate);
+    }
+    builder.build().map_err(|error| Stop::Failed(format!("cannot set up TLS: {}", root_cause(&error))))
+}
+
+fn authorities(path: &Path) -> Result<Vec<Certificate>, Stop> {
+    let shown = path.display();
+    let pem = fs::read(path).map_err(|error| {
+        Stop::Usage(format!(
+            "--ca-file (MCPRELAY_CA_FILE) {shown} cannot be read ({error}): pass a readable PEM file"
+        ))
+    })?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(Stop::Usage(format!(
+            "--ca-file (MCPRELAY_CA_FILE) {shown} holds no certificate: pass a PEM file"
+        ))),
+    }
+}
+
+fn location(response: &Response) -> String {
+    let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    location.unwrap_or("somewhere else").to_owned()
+}
+
+/// What an error reply says, in one of the usual shapes, cut to a sentence's length; empty where it says nothing readable.
+pub async fn error_message(mut response: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(piece)) = response.chunk().await {
+        body.extend_from_slice(&piece);
+        if body.len() > MAX_ERROR_CHARS * 16 {
+            break;
+        }
+    }
+    serde_json::from_slice(&body).map(|json| message_in(&json)).unwrap_or_default()
+}
+
+/// The message in `{"error": {"message"}}`, `{"error": "..."}` or `{"message": "..."}`; empty where there is none.
+pub fn message_in(json: &Value) -> String {
+    let error = json.get("error");
+    let nested = error.and_then(|error| error.get("message"));
+    let message = [nested, error, json.get("message")].into_iter().flatten().find_map(Value::as_str);
+    message.unwrap_or_default().chars().take(MAX_ERROR_CHARS).collect()
+}
+
+/// The innermost cause of an error, which is what people can act on: "Connection refused".
+pub fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_error_body_is_read_in_each_of_the_usual_shapes() {
+        assert_eq!(message_in(&json!({"error": {"message": "a", "type": "t"}})), "a");
+        assert_eq!(message_in(&json!({"error": "b", "message": "c"})), "b");
+        assert_eq!(message_in(&json!({"message": "c"})), "c");
+        assert_eq!(message_in(&json!(["d"])), "");
+        assert_eq!(message_in(&json!({"error": "x".repeat(9_000)})).len(), MAX_ERROR_CHARS);
+    }
+
+    #[test]
+    fn a_status_error_says_what_to_do() {
+        let url = McpdUrl::parse("https://h").expect("a URL");
+        let error = CallError::Status { url, path: "/x".into(), status: 503, message: "busy".into() };
+        assert_eq!(error.to_string(), "mcpd at https://h answers 503 to /x (busy): try again later");
+    }
+}

@@ -1,0 +1,174 @@
+//! The commands, one file each, and what they share: how they end ([`Stop`]), print ([`output`]) and reach the agent
+//! ([`socket`]) and mcpd ([`http`]).
+
+pub mod completions;
+pub mod demo;
+pub mod get;
+pub mod http;
+pub mod infer;
+pub mod man;
+pub mod output;
+pub mod pause;
+pub mod provide;
+pub mod rates;
+pub mod run;
+pub mod socket;
+pub mod status;
+pub mod status_json;
+#[cfg(test)]
+mod stub;
+pub mod view;
+pub mod watch;
+pub mod words;
+
+use std::{io, process::ExitCode};
+
+use clap::{
+    CommandFactory as _, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use crate::config::{ConfigError, process_environment};
+
+/// The local agent between mcpd and the LLM providers of a workstation
+#[derive(Debug, Parser)]
+#[command(name = "mcprelay", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List what mcpd offers
+    Get(get::GetArgs),
+    /// Call a virtual LLM through mcpd and stream its answer
+    Infer(infer::InferArgs),
+    /// Show the running agent: its link to mcpd, providers and tasks
+    Status(status::StatusArgs),
+    /// Give a provider, or all, no new work until resumed
+    Pause(pause::PauseArgs),
+    /// Give a paused provider, or all, work again
+    Resume(pause::PauseArgs),
+    /// Print a shell's completion script
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page
+    Man(man::ManArgs),
+}
+
+/// Why a command ends before it has done what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It failed: one sentence. Exit 1.
+    Failed(String),
+    /// It was asked wrongly: one sentence. Exit 2.
+    Usage(String),
+    /// The agent did not get online in time: one sentence. Exit 3.
+    NotOnline(String),
+    /// It has said itself what is wrong. Exit 1.
+    Reported,
+    /// Whoever read the output has read enough, which is no failure. Exit 0.
+    NobodyReads,
+}
+
+impl Stop {
+    /// Says it on standard error, and gives the exit code.
+    pub fn report(self) -> ExitCode {
+        let (message, code) = match self {
+            Self::Failed(message) => (message, 1),
+            Self::Usage(message) => (message, 2),
+            Self::NotOnline(message) => (message, 3),
+            Self::Reported => return ExitCode::from(1),
+            Self::NobodyReads => return ExitCode::SUCCESS,
+        };
+        output::complain(&message);
+        ExitCode::from(code)
+    }
+}
+
+impl From<ConfigError> for Stop {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+/// Trouble with the command's own output.
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            _ => Self::Failed(format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+/// Parses this process's command line. Help and usage errors are printed here; the exit code is then all that is left.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| match value_complaint(&error) {
+        Some(message) => Stop::Usage(message).report(),
+        None => {
+            // Nobody is left to tell when even this cannot be printed.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    })
+}
+
+/// One sentence for a bad value: clap's own message does not say that it may have come from the environment. The value is
+/// left out, because it may hold a password.
+fn value_complaint(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(argument) = error.get(ContextKind::InvalidArg)? else { return None };
+    if error.kind() != ErrorKind::ValueValidation {
+        return None;
+    }
+    let flag = argument.split(' ').next().unwrap_or(argument);
+    let name = flag.strip_prefix("--")?;
+    let why = std::error::Error::source(error)?;
+    let variable = format!("MCPRELAY_{}", name.replace('-', "_").to_uppercase());
+    Some(format!("the value of {flag} (or of the environment variable {variable}) is not usable: {why}"))
+}
+
+/// Does what the command line asks.
+pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
+    let env = &process_environment;
+    match cli.command {
+        Command::Get(args) => get::run(args, env).await,
+        Command::Infer(args) => infer::run(args, env).await,
+        Command::Status(args) => status::run(args, env).await,
+        Command::Pause(args) => pause::run(args, true, env).await,
+        Command::Resume(args) => pause::run(args, false, env).await,
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bad_value_is_one_sentence_with_flag_and_variable_and_without_the_value() {
+        let error =
+            Cli::try_parse_from(["mcprelay", "get", "llm", "--mcpd-url=https://u:s3cret@h"]).unwrap_err();
+        assert_eq!(
+            value_complaint(&error).as_deref(),
+            Some(
+                "the value of --mcpd-url (or of the environment variable MCPRELAY_MCPD_URL) is not usable: it has a user \
+                 name or password in it; write it like https://mcpd.example.com"
+            )
+        );
+    }
+
+    #[test]
+    fn a_reader_that_has_enough_is_no_failure() {
+        assert_eq!(Stop::from(io::Error::from(io::ErrorKind::BrokenPipe)), Stop::NobodyReads);
+        assert!(matches!(Stop::from(io::Error::other("full")), Stop::Failed(_)));
+    }
+}

@@ -1,0 +1,69 @@
+//! `mcprelay pause` and `mcprelay resume`: the owner wants the GPU, or gives it back.
+
+use clap::Args;
+
+use super::{Stop, output, socket};
+use crate::{
+    config::{HomeArgs, Lookup},
+    domain::Printable,
+    pb::SetPausedRequest,
+};
+
+/// Arguments of `pause` and `resume`.
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    /// The provider; all of them, also those that come later, where it is missing
+    pub name: Option<String>,
+    /// Where the files are.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}
+
+/// Pauses or resumes, and says what changed.
+pub async fn run(args: PauseArgs, paused: bool, env: Lookup<'_>) -> Result<(), Stop> {
+    let mut agent = socket::connect(&args.home.places(env)?.socket).await?;
+    let provider_name = args.name.clone().unwrap_or_default();
+    let reply = agent.set_paused(SetPausedRequest { provider_name, paused }).await;
+    let changed = reply.map_err(|status| refused(&status, args.name.as_deref()))?.into_inner().changed;
+    Ok(output::print(&said(&changed, args.name.as_deref(), paused))?)
+}
+
+fn refused(status: &tonic::Status, name: Option<&str>) -> Stop {
+    match (status.code(), name) {
+        (tonic::Code::NotFound, Some(name)) => Stop::Failed(format!(
+            "the agent has no provider \"{}\": see `mcprelay status` for those there are",
+            Printable(name)
+        )),
+        _ => socket::call_failed(status),
+    }
+}
+
+fn said(changed: &[String], asked: Option<&str>, paused: bool) -> String {
+    let word = if paused { "paused" } else { "resumed" };
+    match (changed, asked) {
+        ([], Some(name)) => format!("{} is {word} already\n", Printable(name)),
+        ([], None) => format!("no provider changed; those that come are {word} too\n"),
+        (names, _) => names.iter().map(|name| format!("{} {word}\n", Printable(name))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_changed() {
+        let names = ["a".to_owned(), "b\n".to_owned()];
+        assert_eq!(said(&names, None, true), "a paused\nb\\u{a} paused\n");
+        assert_eq!(said(&[], Some("a"), false), "a is resumed already\n");
+        assert_eq!(said(&[], None, true), "no provider changed; those that come are paused too\n");
+    }
+
+    #[test]
+    fn an_unknown_provider_is_named() {
+        let Stop::Failed(message) = refused(&tonic::Status::not_found("x"), Some("a")) else {
+            panic!("fails")
+        };
+        assert!(message.starts_with("the agent has no provider \"a\""));
+    }
+}

@@ -1,0 +1,106 @@
+//! How commands reach the running agent.
+
+use std::{io, path::Path};
+
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::Stop;
+use crate::pb::bridge_service_client::BridgeServiceClient;
+
+/// The most bytes of one status that are taken: thousands of providers, each with all its words.
+const MAX_STATUS_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why the agent cannot be reached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAgent {
+    /// There is no socket.
+    #[error("mcprelay is not running: no socket at {0}; start it with `mcprelay run`")]
+    NoSocket(String),
+    /// There is a socket that nobody serves.
+    #[error("mcprelay is not running: nobody serves the socket at {0}; start it with `mcprelay run`")]
+    Stale(String),
+    /// The socket is not for this user.
+    #[error(
+        "you may not use the socket at {0}: use the agent's own user, or start the agent with --allow-uid and --socket-mode"
+    )]
+    Forbidden(String),
+    /// Something else lies there.
+    #[error("{0} is not a socket that can be used ({1}): pass the agent's --socket or --home")]
+    Unusable(String, String),
+    /// Something answers that is no agent.
+    #[error(
+        "whoever serves the socket at {0} does not answer as mcprelay does ({1}): pass the agent's --socket or --home"
+    )]
+    NotTheAgent(String, String),
+}
+
+impl From<NoAgent> for Stop {
+    fn from(error: NoAgent) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Connects to the agent at `socket`.
+pub async fn connect(socket: &Path) -> Result<BridgeServiceClient<Channel>, NoAgent> {
+    let shown = socket.display().to_string();
+    // gRPC's own error does not tell a missing socket from a dead one; a plain connection does.
+    UnixStream::connect(socket).await.map_err(|error| why(&error, shown.clone()))?;
+    let Some(path) = socket.to_str() else {
+        return Err(NoAgent::Unusable(shown, "its path is not UTF-8".into()));
+    };
+    let endpoint = Endpoint::try_from(format!("unix:{path}"))
+        .map_err(|error| NoAgent::Unusable(shown.clone(), error.to_string()))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| NoAgent::NotTheAgent(shown, super::http::root_cause(&error)))?;
+    Ok(BridgeServiceClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES))
+}
+
+fn why(error: &io::Error, shown: String) -> NoAgent {
+    match error.kind() {
+        io::ErrorKind::NotFound => NoAgent::NoSocket(shown),
+        io::ErrorKind::ConnectionRefused => NoAgent::Stale(shown),
+        io::ErrorKind::PermissionDenied => NoAgent::Forbidden(shown),
+        _ => NoAgent::Unusable(shown, error.to_string()),
+    }
+}
+
+/// A failed call as one sentence.
+pub fn call_failed(status: &tonic::Status) -> Stop {
+    Stop::Failed(match status.code() {
+        tonic::Code::PermissionDenied => {
+            format!("the agent does not serve you ({}): start it with --allow-uid", status.message())
+        }
+        tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown => {
+            "the agent has gone away: see its log, or start it with `mcprelay run`".to_owned()
+        }
+        _ => format!("the agent refuses: {}", status.message()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::net::UnixListener};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_reason_has_its_own_sentence() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        let missing = connect(&at("none")).await.expect_err("no socket");
+        assert_eq!(
+            missing.to_string(),
+            format!(
+                "mcprelay is not running: no socket at {}; start it with `mcprelay run`",
+                at("none").display()
+            )
+        );
+        drop(UnixListener::bind(at("stale")).expect("binds"));
+        assert!(matches!(connect(&at("stale")).await, Err(NoAgent::Stale(_))));
+        fs::write(at("file"), "").expect("writes");
+        assert!(matches!(connect(&at("file")).await, Err(NoAgent::Stale(_) | NoAgent::Unusable(..))));
+    }
+}

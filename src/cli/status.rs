@@ -1,0 +1,232 @@
+//! `mcprelay status`: the running agent, seen through its socket.
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use clap::{Args, ValueEnum};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::Streaming;
+
+use super::{Stop, output, socket, status_json::StatusJson, view, watch, words};
+use crate::{
+    config::{self, HomeArgs, Lookup},
+    domain::Printable,
+    pb::{AgentState, WatchStatusRequest, WatchStatusResponse},
+};
+
+/// How long the first status may take: the agent sends it at once.
+const FIRST_STATUS: Duration = Duration::from_secs(5);
+/// Pause between looks for a socket that is not there yet: a start takes about as long.
+const SOCKET_POLL: Duration = Duration::from_millis(50);
+/// How long an agent without any provider is taken for one whose mcplocal is just about to connect.
+const NOBODY_YET: Duration = Duration::from_secs(2);
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Format,
+    /// Keep showing it, until q or Ctrl-C
+    #[arg(short, long, conflicts_with_all = ["output", "wait"])]
+    pub watch: bool,
+    /// Wait until the agent is in this state, for scripts: exits 3 when it is not in time, 1 at once when waiting is useless
+    #[arg(long, value_name = "STATE")]
+    pub wait: Option<Target>,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = config::duration, requires = "wait")]
+    pub timeout: Duration,
+    /// Where the files are.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}
+
+/// How the status is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Tables for people
+    Table,
+    /// A document for scripts; durations are in milliseconds
+    Json,
+}
+
+/// What can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// Registered, and the channel is open
+    Online,
+}
+
+/// Shows the status once, or goes on showing it, or waits.
+pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
+    let socket = args.home.places(env)?.socket;
+    if args.watch {
+        return watch::run(&socket).await;
+    }
+    let status = match args.wait {
+        Some(Target::Online) => wait_online(&socket, args.timeout).await?,
+        None => once(&socket).await?,
+    };
+    match args.output {
+        Format::Json => output::print_json(&StatusJson::from(&status))?,
+        Format::Table => output::print(&view::text(&status, SystemTime::now(), output::terminal_width()))?,
+    }
+    Ok(())
+}
+
+/// The status now.
+pub async fn once(socket: &Path) -> Result<WatchStatusResponse, Stop> {
+    let first = async { next(&mut open(socket).await?).await };
+    tokio::time::timeout(FIRST_STATUS, first).await.unwrap_or_else(|_| {
+        Err(Stop::Failed(format!("the agent at {} does not answer: see its log", socket.display())))
+    })
+}
+
+/// Opens the stream of statuses.
+pub async fn open(socket: &Path) -> Result<Streaming<WatchStatusResponse>, Stop> {
+    let mut agent = socket::connect(socket).await?;
+    let stream = agent.watch_status(WatchStatusRequest {}).await;
+    Ok(stream.map_err(|status| socket::call_failed(&status))?.into_inner())
+}
+
+/// The next status; the stream's end is a failure.
+pub async fn next(stream: &mut Streaming<WatchStatusResponse>) -> Result<WatchStatusResponse, Stop> {
+    let gone = || Stop::Failed("the agent has stopped: start it with `mcprelay run`".into());
+    stream.message().await.map_err(|status| socket::call_failed(&status))?.ok_or_else(gone)
+}
+
+/// Waits for the agent to be there and online. An agent that is just starting has no socket yet, and its mcplocal comes later.
+async fn wait_online(socket: &Path, timeout: Duration) -> Result<WatchStatusResponse, Stop> {
+    let deadline = Instant::now() + timeout;
+    let mut last = socket::NoAgent::NoSocket(socket.display().to_string()).to_string();
+    let waiting = async {
+        let mut stream = loop {
+            match socket::connect(socket).await {
+                Ok(_) => break open(socket).await?,
+                Err(error @ (socket::NoAgent::NoSocket(_) | socket::NoAgent::Stale(_))) => {
+                    last = error.to_string();
+                    sleep(SOCKET_POLL).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        until_online(&mut stream, &mut last).await
+    };
+    match timeout_at(deadline, waiting).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            let timeout = humantime::format_duration(timeout);
+            Err(Stop::NotOnline(format!("not online within {timeout}: {last}")))
+        }
+    }
+}
+
+async fn until_online(
+    stream: &mut Streaming<WatchStatusResponse>,
+    last: &mut String,
+) -> Result<WatchStatusResponse, Stop> {
+    let patience = Instant::now() + NOBODY_YET;
+    let mut nobody = false;
+    loop {
+        let status = match nobody {
+            false => next(stream).await?,
+            true => timeout_at(patience, next(stream)).await.map_err(|_| useless(last))??,
+        };
+        *last = reason(&status);
+        match progress(&status) {
+            Progress::Online => return Ok(status),
+            Progress::Useless => return Err(useless(last)),
+            Progress::NobodyYet => nobody = true,
+            Progress::Waiting => nobody = false,
+        }
+    }
+}
+
+fn useless(reason: &str) -> Stop {
+    Stop::Failed(format!("waiting is useless: {reason}"))
+}
+
+/// How near an agent is to being online.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Online,
+    Waiting,
+    /// Nothing is opted in, as nothing has been pushed.
+    NobodyYet,
+    /// What has been pushed is not opted in, or the agent is on its way out.
+    Useless,
+}
+
+fn progress(status: &WatchStatusResponse) -> Progress {
+    match state(status) {
+        AgentState::Online => Progress::Online,
+        AgentState::Draining => Progress::Useless,
+        AgentState::Idle if status.providers.is_empty() => Progress::NobodyYet,
+        AgentState::Idle => Progress::Useless,
+        _ => Progress::Waiting,
+    }
+}
+
+fn state(status: &WatchStatusResponse) -> AgentState {
+    status.agent.as_ref().map_or(AgentState::Unspecified, |agent| agent.state())
+}
+
+/// Why the agent is not online, as a part of a sentence.
+fn reason(status: &WatchStatusResponse) -> String {
+    let detail = status.agent.as_ref().map_or("", |agent| &agent.detail);
+    match state(status) {
+        AgentState::Idle if status.sessions.is_empty() => {
+            "no mcplocal is connected, so nothing is opted in; start one, or `mcprelay provide`".into()
+        }
+        AgentState::Idle if status.providers.is_empty() => {
+            "no provider has been pushed, so nothing is opted in; give mcplocal a provider".into()
+        }
+        AgentState::Idle => format!(
+            "no provider is opted in ({} pushed); set \"publish\": true on one in config.json",
+            status.providers.len()
+        ),
+        state if detail.is_empty() => format!("the agent is {}", words::agent_state(state.into())),
+        state => format!("the agent is {} ({})", words::agent_state(state.into()), Printable(detail)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::view::tests::example, pb::AgentStatus};
+
+    fn at(state: AgentState) -> WatchStatusResponse {
+        let agent = AgentStatus { state: state.into(), detail: "why".into(), ..AgentStatus::default() };
+        WatchStatusResponse { agent: Some(agent), ..example() }
+    }
+
+    #[test]
+    fn waiting_is_useless_only_where_what_was_pushed_is_not_opted_in_or_the_agent_stops() {
+        assert_eq!(progress(&at(AgentState::Online)), Progress::Online);
+        assert_eq!(progress(&at(AgentState::Idle)), Progress::Useless);
+        assert_eq!(progress(&at(AgentState::Draining)), Progress::Useless);
+        assert_eq!(progress(&at(AgentState::NoCredentials)), Progress::Waiting);
+        let empty = WatchStatusResponse { providers: Vec::new(), ..at(AgentState::Idle) };
+        assert_eq!(progress(&empty), Progress::NobodyYet);
+    }
+
+    #[test]
+    fn the_reason_says_what_to_do() {
+        assert!(reason(&at(AgentState::Idle)).starts_with("no provider is opted in (2 pushed); set"));
+        assert_eq!(reason(&at(AgentState::Refused)), "the agent is refused (why)");
+        let alone = WatchStatusResponse { sessions: Vec::new(), ..at(AgentState::Idle) };
+        assert!(reason(&alone).starts_with("no mcplocal is connected"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_never_comes_is_not_online_in_time() {
+        let ended = wait_online(Path::new("/nonexistent/socket"), Duration::from_secs(10)).await.err();
+        let Some(Stop::NotOnline(message)) = ended else { panic!("{ended:?}") };
+        assert!(
+            message.starts_with("not online within 10s: mcprelay is not running: no socket at"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,309 @@
+//! The status as text: what `status` prints once and `status --watch` again and again.
+
+use std::time::{Duration, SystemTime};
+
+use super::{output, words};
+use crate::{
+    domain::Printable,
+    pb::{AgentStatus, EndedTask, ProviderStatus, SessionStatus, TaskStatus, Totals, WatchStatusResponse},
+};
+
+/// A heading with a table.
+pub struct Section {
+    /// Its heading.
+    pub title: &'static str,
+    /// The table's columns.
+    pub header: &'static [&'static str],
+    /// The table's cells.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Tokens a second of one provider, as far as they are known; pieces of output are taken for tokens.
+pub type Rate<'a> = &'a dyn Fn(&str) -> Option<f64>;
+
+const PROVIDERS: &[&str] = &["PROVIDER", "MODEL", "STATE", "VERDICT", "RUNNING", "QUEUED"];
+const PROVIDERS_RATE: &[&str] = &["PROVIDER", "MODEL", "STATE", "VERDICT", "RUNNING", "QUEUED", "TOK/S"];
+const TASKS: &[&str] = &["TASK", "LLM", "STATE", "AGE", "FIRST TOKEN", "CHUNKS", "CALLER"];
+const SESSIONS: &[&str] = &["SESSION", "CLIENT", "VERSION", "PROVIDERS", "CONNECTED"];
+const RECENT: &[&str] = &["ENDED", "LLM", "OUTCOME", "TOOK", "FIRST", "TOKENS", "CALLER"];
+
+/// The whole status, to be printed once.
+pub fn text(status: &WatchStatusResponse, now: SystemTime, width: Option<u16>) -> String {
+    let mut text = head(status, now).join("\n") + "\n";
+    for section in sections(status, now, None) {
+        text += &format!("\n{}", section_text(&section, width));
+    }
+    text
+}
+
+/// One section; a section without rows is one line that says so.
+pub fn section_text(section: &Section, width: Option<u16>) -> String {
+    match section.rows.is_empty() {
+        true => format!("{}: none\n", section.title),
+        false => output::table(section.header, &section.rows, width),
+    }
+}
+
+/// The lines above the tables: who, for how long, and the link to mcpd.
+pub fn head(status: &WatchStatusResponse, now: SystemTime) -> Vec<String> {
+    let up = output::age_since(&status.started_at, now);
+    let mut lines = vec![
+        format!("mcprelay {}, pid {}, up {up}", Printable(&status.agent_version), status.pid),
+        format!("mcpd: {}", link(status)),
+    ];
+    if let Some(agent) = &status.agent {
+        lines.extend(why(agent));
+    }
+    lines.push(totals(&status.totals.unwrap_or_default()));
+    lines
+}
+
+fn link(status: &WatchStatusResponse) -> String {
+    let state = words::agent_state(status.agent.as_ref().map_or(0, |agent| agent.state));
+    match &*status.mcpd_url {
+        "" => state.to_owned(),
+        url => format!("{state}, {}", Printable(url)),
+    }
+}
+
+fn why(agent: &AgentStatus) -> Option<String> {
+    let next = agent.next_attempt_ms.map(|ms| format!("next attempt in {}s", ms.div_ceil(1000)));
+    let detail = (!agent.detail.is_empty()).then(|| Printable(&agent.detail).to_string());
+    let parts: Vec<_> = detail.into_iter().chain(next).collect();
+    (!parts.is_empty()).then(|| format!("      {}", parts.join("; ")))
+}
+
+fn totals(totals: &Totals) -> String {
+    format!(
+        "tasks: {} ({} ok, {} failed, {} cancelled, {} overloaded); reconnects: {}",
+        totals.tasks,
+        totals.tasks_ok,
+        totals.tasks_failed,
+        totals.tasks_cancelled,
+        totals.tasks_overloaded,
+        totals.reconnects
+    )
+}
+
+/// The status as one line, for logs.
+pub fn line(status: &WatchStatusResponse, rate: Rate<'_>) -> String {
+    let mut line = link(status);
+    line.extend(status.agent.as_ref().and_then(why).map(|why| format!(" ({})", why.trim_start())));
+    for provider in &status.providers {
+        let name = provider.provider.as_ref().map_or("", |pushed| &pushed.name);
+        let (running, most, queued) = (provider.running, provider.max_in_flight, provider.queued);
+        line += &format!("; {}: {running}/{most} running, {queued} queued", Printable(name));
+        line.extend(rate(name).map(|rate| format!(", {rate:.1} tok/s")));
+    }
+    line + "; " + &totals(&status.totals.unwrap_or_default())
+}
+
+/// The tables, the most wanted first.
+pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate<'_>>) -> Vec<Section> {
+    vec![
+        Section {
+            title: "Providers",
+            header: if rate.is_some() { PROVIDERS_RATE } else { PROVIDERS },
+            rows: status.providers.iter().map(|provider| provider_row(provider, rate)).collect(),
+        },
+        Section {
+            title: "Tasks under way",
+            header: TASKS,
+            rows: status.tasks.iter().map(task_row).collect(),
+        },
+        Section {
+            title: "Sessions",
+            header: SESSIONS,
+            rows: status.sessions.iter().map(|session| session_row(session, now)).collect(),
+        },
+        Section {
+            title: "Tasks that ended",
+            header: RECENT,
+            rows: status.recent.iter().map(|task| ended_row(task, now)).collect(),
+        },
+    ]
+}
+
+fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> {
+    let pushed = status.provider.clone().unwrap_or_default();
+    let state = if status.paused { "paused" } else { words::provider_state(pushed.state) };
+    let mut verdict = words::verdict(status.verdict).replace('_', " ");
+    if !status.detail.is_empty() {
+        verdict += &format!(": {}", status.detail);
+    }
+    let per_second =
+        rate.map(|rate| rate(&pushed.name).map_or_else(|| "-".into(), |rate| format!("{rate:.1}")));
+    let mut row = vec![pushed.name, pushed.model, state.to_owned(), verdict];
+    row.push(format!("{}/{}", status.running, status.max_in_flight));
+    row.push(format!("{}/{}", status.queued, status.max_queued));
+    row.extend(per_second);
+    row
+}
+
+fn task_row(task: &TaskStatus) -> Vec<String> {
+    vec![
+        task.task_id.clone(),
+        task.llm_name.clone(),
+        words::task_state(task.state).to_owned(),
+        output::age(Duration::from_millis(task.age_ms.into())),
+        task.first_token_ms.map_or_else(|| "-".into(), output::latency),
+        task.chunks.to_string(),
+        or_dash(&task.caller),
+    ]
+}
+
+fn session_row(session: &SessionStatus, now: SystemTime) -> Vec<String> {
+    let connected = output::age_since(&session.connected_at, now);
+    vec![
+        session.session_id.clone(),
+        session.client_id.clone(),
+        session.client_version.clone(),
+        session.providers.to_string(),
+        if session.draining { format!("{connected}, draining") } else { connected },
+    ]
+}
+
+fn ended_row(task: &EndedTask, now: SystemTime) -> Vec<String> {
+    let tokens = task.usage.and_then(|usage| usage.output_tokens);
+    vec![
+        format!("{} ago", output::age_since(&task.ended_at, now)),
+        task.llm_name.clone(),
+        task.outcome.clone(),
+        output::latency(task.duration_ms),
+        task.first_token_ms.map_or_else(|| "-".into(), output::latency),
+        tokens.map_or_else(|| "-".into(), |tokens| tokens.to_string()),
+        or_dash(&task.caller),
+    ]
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.to_owned() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::pb::{AgentState, Provider, TaskState, Usage, Verdict};
+
+    /// A moment with one of everything.
+    pub(crate) fn example() -> WatchStatusResponse {
+        let provider = |name: &str, publish| Provider {
+            name: name.into(),
+            r#type: "ollama".into(),
+            model: "qwen3:8b-q4_K_M".into(),
+            publish,
+            ..Provider::default()
+        };
+        let ended = |outcome: &str, usage| EndedTask {
+            task_id: "t-8".into(),
+            llm_name: "qwen3".into(),
+            ended_at: "2026-01-01T00:00:55Z".into(),
+            outcome: outcome.into(),
+            duration_ms: 3_140,
+            first_token_ms: Some(85),
+            usage,
+            caller: "alice".into(),
+            ..EndedTask::default()
+        };
+        WatchStatusResponse {
+            agent: Some(AgentStatus {
+                state: AgentState::Backoff.into(),
+                detail: "connection refused".into(),
+                next_attempt_ms: Some(4_200),
+            }),
+            agent_version: "0.1.0".into(),
+            pid: 77,
+            started_at: "2025-12-31T21:00:00Z".into(),
+            mcpd_url: "https://mcpd.example.com".into(),
+            provider_session_id: "s-1".into(),
+            sessions: vec![SessionStatus {
+                session_id: "s1".into(),
+                client_id: "mcplocal-4711".into(),
+                client_version: "mcplocal/1.4.0".into(),
+                connected_at: "2026-01-01T00:00:00Z".into(),
+                providers: 2,
+                draining: false,
+            }],
+            providers: vec![
+                ProviderStatus {
+                    provider: Some(provider("qwen3", true)),
+                    session_id: "s1".into(),
+                    verdict: Verdict::Published.into(),
+                    running: 1,
+                    max_in_flight: 4,
+                    max_queued: 64,
+                    ..ProviderStatus::default()
+                },
+                ProviderStatus {
+                    provider: Some(provider("private", false)),
+                    session_id: "s1".into(),
+                    verdict: Verdict::NotOptedIn.into(),
+                    paused: true,
+                    max_in_flight: 4,
+                    max_queued: 64,
+                    ..ProviderStatus::default()
+                },
+            ],
+            tasks: vec![TaskStatus {
+                task_id: "0f8fad5b-d9cb-469f-a165-70867728950e-and-more".into(),
+                llm_name: "qwen3".into(),
+                state: TaskState::Streaming.into(),
+                age_ms: 12_400,
+                first_token_ms: Some(1_250),
+                chunks: 200,
+                caller: String::new(),
+                streaming: true,
+            }],
+            recent: vec![
+                ended("ok", Some(Usage { input_tokens: Some(9), output_tokens: Some(128) })),
+                ended("queue_timeout", None),
+            ],
+            totals: Some(Totals { tasks: 43.0, tasks_ok: 41.0, tasks_failed: 1.0, ..Totals::default() }),
+        }
+    }
+
+    /// One minute into 2026.
+    pub(crate) fn now() -> SystemTime {
+        humantime::parse_rfc3339("2026-01-01T00:01:00Z").expect("a time")
+    }
+
+    #[test]
+    fn the_status_fits_80_columns_and_reads_as_it_should() {
+        let text = text(&example(), now(), Some(80));
+        let expected = "\
+mcprelay 0.1.0, pid 77, up 3h1m
+mcpd: backoff, https://mcpd.example.com
+      connection refused; next attempt in 5s
+tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0
+
+PROVIDER   MODEL             STATE    VERDICT        RUNNING   QUEUED
+qwen3      qwen3:8b-q4_K_M   ready    published      1/4       0/64
+private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
+
+";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("5s ago   qwen3   queue_timeout   3.1s   85ms    -        alice\n"), "{text}");
+    }
+
+    #[test]
+    fn without_a_terminal_nothing_is_cut() {
+        assert!(text(&example(), now(), None).contains("0f8fad5b-d9cb-469f-a165-70867728950e-and-more"));
+    }
+
+    #[test]
+    fn a_line_holds_link_load_and_totals() {
+        assert_eq!(
+            line(&example(), &|name| (name == "qwen3").then_some(12.34)),
+            "backoff, https://mcpd.example.com (connection refused; next attempt in 5s); \
+             qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: 0/4 running, 0 queued; \
+             tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0"
+        );
+    }
+
+    #[test]
+    fn an_empty_agent_says_so() {
+        let text = text(&WatchStatusResponse::default(), now(), Some(80));
+        assert!(text.contains("\nProviders: none\n\nTasks under way: none\n"), "{text}");
+    }
+}

@@ -1,0 +1,313 @@
+//! `mcprelay status --watch`: the status as it changes. On a terminal a view that fills it, elsewhere one line a change.
+
+use std::{
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use ratatui::{
+    Frame,
+    crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+    style::{Color, Style, Stylize as _},
+    text::Line,
+    widgets::Paragraph,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use super::{Stop, output, rates::Rates, status, view};
+use crate::pb::{AgentState, WatchStatusResponse};
+
+/// Pause between drawings: ages and countdowns move smoothly enough, and a waiting terminal costs nothing to speak of.
+const REDRAW: Duration = Duration::from_millis(250);
+/// The least pause between two lines where there is no terminal: a log, not a flood.
+const LINE_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between attempts to find an agent that went away: people restart it by hand.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long the keyboard's thread waits before it looks whether anybody still wants its keys.
+const KEY_POLL: Duration = Duration::from_millis(100);
+/// Keys typed ahead: more than anyone types between two drawings.
+const KEY_BUFFER: usize = 16;
+/// What can be done in the view.
+const HELP: &str = "q quits, up and down scroll";
+
+/// The last news of the agent.
+#[derive(Clone, Debug)]
+struct News {
+    what: Result<Box<WatchStatusResponse>, Stop>,
+    came: Instant,
+}
+
+/// Shows the status until asked to stop. An agent that is not there at the start is a failure; one that goes away is waited for.
+pub async fn run(socket: &Path) -> Result<(), Stop> {
+    let first = News { what: Ok(Box::new(status::once(socket).await?)), came: Instant::now() };
+    let (news, seen) = watch::channel(first);
+    let feed = tokio::spawn(follow(socket.to_owned(), news));
+    let ended = match io::stdout().is_terminal() && io::stdin().is_terminal() {
+        true => live(seen).await,
+        false => lines(seen).await,
+    };
+    feed.abort();
+    ended
+}
+
+/// Passes on every status, and the reason why there is none, for as long as anybody looks.
+async fn follow(socket: PathBuf, news: watch::Sender<News>) {
+    loop {
+        let Err(stop) = follow_once(&socket, &news).await else { return };
+        if news.send(News { what: Err(stop), came: Instant::now() }).is_err() {
+            return;
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Ends well when nobody looks any more.
+async fn follow_once(socket: &Path, news: &watch::Sender<News>) -> Result<(), Stop> {
+    let mut stream = status::open(socket).await?;
+    loop {
+        let what = Ok(Box::new(status::next(&mut stream).await?));
+        if news.send(News { what, came: Instant::now() }).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// One line a change.
+async fn lines(mut seen: watch::Receiver<News>) -> Result<(), Stop> {
+    let mut rates = Rates::default();
+    loop {
+        let news = seen.borrow_and_update().clone();
+        let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        output::print(&match &news.what {
+            Ok(status) => {
+                rates.observe(status, news.came);
+                format!("{time} {}", view::line(status, &|name| rates.rate(name, news.came)))
+            }
+            Err(Stop::Failed(reason)) => format!("{time} {reason}"),
+            Err(other) => return Err(other.clone()),
+        })?;
+        sleep(LINE_PAUSE).await;
+        if seen.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Gives the terminal back, however the view ends. A panic is covered by the hook that `ratatui` installs.
+struct Restore;
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}
+
+/// The view that fills a terminal.
+async fn live(mut seen: watch::Receiver<News>) -> Result<(), Stop> {
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+    let [interrupt, terminate, hangup] = &mut signals;
+    let (Ok(interrupt), Ok(terminate), Ok(hangup)) = (interrupt, terminate, hangup) else {
+        return Err(Stop::Failed("cannot listen for signals, so the terminal could not be restored".into()));
+    };
+    let restore = Restore;
+    let mut terminal = ratatui::try_init()?;
+    let mut keys = keyboard();
+    let mut ticks = interval(REDRAW);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut screen = Screen::new(seen.borrow_and_update().clone());
+    let ended = loop {
+        if let Err(error) = terminal.draw(|frame| screen.draw(frame, Instant::now(), SystemTime::now())) {
+            break Err(error.into());
+        }
+        tokio::select! {
+            changed = seen.changed() => match changed {
+                Ok(()) => screen.show(seen.borrow_and_update().clone()),
+                Err(_) => break Ok(()),
+            },
+            key = keys.recv() => if key.is_none_or(|event| !screen.key(&event)) { break Ok(()) },
+            _ = ticks.tick() => {}
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            _ = hangup.recv() => break Ok(()),
+        }
+    };
+    drop(restore);
+    ended
+}
+
+/// The keyboard's events. Reading them blocks, so a thread does; it ends soon after the receiver is dropped.
+fn keyboard() -> mpsc::Receiver<Event> {
+    let (keys, receiver) = mpsc::channel(KEY_BUFFER);
+    std::thread::spawn(move || {
+        while !keys.is_closed() {
+            match event::poll(KEY_POLL) {
+                Ok(false) => {}
+                Ok(true) => match event::read().map(|event| keys.blocking_send(event)) {
+                    Ok(Ok(())) => {}
+                    _ => return,
+                },
+                Err(_) => return,
+            }
+        }
+    });
+    receiver
+}
+
+/// What is on the screen.
+struct Screen {
+    news: News,
+    /// The last status there was: still worth a look when the agent has gone.
+    status: Box<WatchStatusResponse>,
+    rates: Rates,
+    /// Lines scrolled out above.
+    scroll: u16,
+}
+
+impl Screen {
+    fn new(news: News) -> Self {
+        let mut screen =
+            Self { news: news.clone(), status: Box::default(), rates: Rates::default(), scroll: 0 };
+        screen.show(news);
+        screen
+    }
+
+    fn show(&mut self, news: News) {
+        if let Ok(status) = &news.what {
+            self.rates.observe(status, news.came);
+            self.status = status.clone();
+        }
+        self.news = news;
+    }
+
+    /// Takes a key; false ends the view.
+    fn key(&mut self, event: &Event) -> bool {
+        let Event::Key(key) = event else { return true };
+        if key.kind == KeyEventKind::Release {
+            return true;
+        }
+        match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return false,
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
+            KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
+            KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
+            _ => {}
+        }
+        true
+    }
+
+    fn draw(&mut self, frame: &mut Frame<'_>, at: Instant, now: SystemTime) {
+        let area = frame.area();
+        let lines = self.lines(area.width, at, now);
+        let last = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_sub(area.height);
+        self.scroll = self.scroll.min(last);
+        frame.render_widget(Paragraph::new(lines).scroll((self.scroll, 0)), area);
+    }
+
+    fn lines(&self, width: u16, at: Instant, now: SystemTime) -> Vec<Line<'static>> {
+        let status = aged(&self.status, at.saturating_duration_since(self.news.came));
+        let mut lines: Vec<_> = view::head(&status, now).into_iter().map(Line::from).collect();
+        lines[1] = lines[1].clone().style(link_style(&status));
+        if let Err(Stop::Failed(reason)) = &self.news.what {
+            lines.insert(0, Line::from(reason.clone()).red());
+        }
+        for section in view::sections(&status, now, Some(&|name| self.rates.rate(name, at))) {
+            lines.push(Line::default());
+            let text = view::section_text(&section, Some(width));
+            let mut rows = text.lines().map(str::to_owned);
+            lines.extend(rows.next().map(|heading| Line::from(heading).bold()));
+            lines.extend(rows.map(Line::from));
+        }
+        lines.extend([Line::default(), Line::from(HELP).dim()]);
+        lines
+    }
+}
+
+fn link_style(status: &WatchStatusResponse) -> Style {
+    let state = status.agent.as_ref().map_or(AgentState::Unspecified, |agent| agent.state());
+    Style::new().fg(match state {
+        AgentState::Online => Color::Green,
+        AgentState::Refused | AgentState::NoCredentials => Color::Red,
+        _ => Color::Yellow,
+    })
+}
+
+/// A status that came `since` ago, as it must be by now: what it counts in milliseconds has gone on.
+fn aged(status: &WatchStatusResponse, since: Duration) -> WatchStatusResponse {
+    let mut status = status.clone();
+    let since = u32::try_from(since.as_millis()).unwrap_or(u32::MAX);
+    if let Some(next) = status.agent.as_mut().and_then(|agent| agent.next_attempt_ms.as_mut()) {
+        *next = next.saturating_sub(since);
+    }
+    for task in &mut status.tasks {
+        task.age_ms = task.age_ms.saturating_add(since);
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyEvent};
+
+    use super::*;
+    use crate::cli::view::tests::{example, now};
+
+    fn screen() -> Screen {
+        Screen::new(News { what: Ok(Box::new(example())), came: Instant::now() })
+    }
+
+    fn drawn(screen: &mut Screen, height: u16, later: Duration) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(80, height)).expect("a terminal");
+        let at = screen.news.came + later;
+        terminal.draw(|frame| screen.draw(frame, at, now())).expect("draws");
+        let buffer = terminal.backend().buffer().clone();
+        let rows = buffer
+            .content
+            .chunks(80)
+            .map(|row| row.iter().map(ratatui::buffer::Cell::symbol).collect::<String>());
+        rows.map(|row| row.trim_end().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_view_at_80_columns_counts_on_between_two_statuses() {
+        let rows = drawn(&mut screen(), 24, Duration::from_millis(3_000));
+        assert_eq!(rows[1], "mcpd: backoff, https://mcpd.example.com");
+        assert_eq!(rows[2], "      connection refused; next attempt in 2s");
+        assert_eq!(rows[5], "PROVIDER   MODEL             STATE    VERDICT        RUNNING   QUEUED   TOK/S");
+        assert!(rows[10].contains("   streaming   15s   1.2s"), "{rows:#?}");
+    }
+
+    #[test]
+    fn a_low_terminal_scrolls_and_never_past_the_end() {
+        let mut screen = screen();
+        let key = |code| Event::Key(KeyEvent::new(code, KeyModifiers::NONE));
+        for _ in 0..100 {
+            assert!(screen.key(&key(KeyCode::Down)));
+        }
+        let rows = drawn(&mut screen, 10, Duration::ZERO);
+        assert_eq!(rows.last().map(String::as_str), Some(HELP));
+        screen.key(&key(KeyCode::Up));
+        assert_ne!(drawn(&mut screen, 10, Duration::ZERO).last().map(String::as_str), Some(HELP));
+    }
+
+    #[test]
+    fn q_escape_and_control_c_end_the_view() {
+        let mut screen = screen();
+        assert!(!screen.key(&Event::Key(KeyEvent::new(KeyCode::Char('q'), KeyModifiers::NONE))));
+        assert!(!screen.key(&Event::Key(KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE))));
+        assert!(!screen.key(&Event::Key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL))));
+        assert!(screen.key(&Event::Key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::NONE))));
+    }
+
+    #[test]
+    fn an_agent_that_has_gone_is_said_above_its_last_status() {
+        let mut screen = screen();
+        screen.show(News { what: Err(Stop::Failed("the agent has stopped".into())), came: Instant::now() });
+        let rows = drawn(&mut screen, 24, Duration::ZERO);
+        assert_eq!((&*rows[0], rows[1].starts_with("mcprelay 0.1.0")), ("the agent has stopped", true));
+    }
+}
