@@ -105,7 +105,7 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     #[error("the body is no JSON object: {0}")]
-    BadBody(#[from] serde_json::Error),
+    BadBody(String),
 }
 
 impl Refusal {
@@ -139,8 +139,7 @@ pub(crate) fn submit(hub: &Arc<Hub>, request: InferRequest) -> Result<Call, Refu
 }
 
 fn try_submit(hub: &Arc<Hub>, request: &InferRequest) -> Result<Call, Refusal> {
-    let body: &RawValue = serde_json::from_slice(&request.body)?;
-    let peek: CallerPeek<'_> = serde_json::from_str(body.get())?;
+    let (body, peek) = CallerPeek::parse(&request.body).map_err(Refusal::BadBody)?;
     let (id, number) = hub.act(|core| core.state.next_task_id());
     hub.faults_at_task(number, false);
     let handle = hub.act(|core| deliver(core, &id, body, peek.stream == Some(true), request))?;

@@ -9,8 +9,8 @@ use crate::wire::{self, CallerPeek, LlmView};
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat(hub: &Arc<Hub>, seen: &Seen) -> Reply {
-    let model = match serde_json::from_slice::<CallerPeek<'_>>(&seen.body) {
-        Ok(peek) => peek.model.map(|model| model.into_owned()),
+    let model = match CallerPeek::parse(&seen.body) {
+        Ok((_, peek)) => peek.model.map(|model| model.into_owned()),
         Err(error) => return refuse(hub, seen, 400, &format!("the body is no JSON object: {error}")),
     };
     match model {
