@@ -168,6 +168,8 @@ pub(crate) struct Seen {
     pub(crate) body: Bytes,
     /// What the journal says of it.
     pub(crate) entry: Entry,
+    /// A fault cuts the connection before the reply.
+    reply_lost: bool,
 }
 
 impl Seen {
@@ -182,7 +184,7 @@ impl Seen {
             }
             _ => {}
         }
-        let mut seen = Self { call, headers, body, entry };
+        let mut seen = Self { call, headers, body, entry, reply_lost: false };
         seen.entry.key = seen.header(wire::KEY_HEADER).map(str::to_owned);
         if call == CallKind::Stream {
             seen.entry.session = seen.header(wire::SESSION_HEADER).map(str::to_owned);
@@ -196,7 +198,8 @@ impl Seen {
 
     /// The journal's entry with the status answered.
     pub(crate) fn answered(&self, status: u16) -> Entry {
-        self.entry.clone().status(status)
+        let entry = self.entry.clone();
+        if self.reply_lost { entry.note("reply lost") } else { entry.status(status) }
     }
 }
 
@@ -249,7 +252,7 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Option<Bytes>, Cut> {
 }
 
 /// Checks the token, lets the faults have their way, and passes the call on.
-async fn checked(hub: &Arc<Hub>, route: Route, seen: Seen) -> Result<Reply, Cut> {
+async fn checked(hub: &Arc<Hub>, route: Route, mut seen: Seen) -> Result<Reply, Cut> {
     if !authorized(hub, &seen) {
         // Heartbeats with a token that no longer counts were sent all the same.
         hub.look(|core| core.verdict.forgive_silence(core.now));
@@ -285,11 +288,7 @@ async fn checked(hub: &Arc<Hub>, route: Route, seen: Seen) -> Result<Reply, Cut>
         }
         return Ok(ordered(hub, &seen, &answer));
     }
-    let lost = orders.lose_reply;
-    let mut seen = seen;
-    if lost {
-        seen.entry.note = Some("reply lost".to_owned());
-    }
+    seen.reply_lost = orders.lose_reply;
     let reply = match (route, result) {
         (Route::Result(task), Some(result)) => providers::result(hub, &seen, &task, part, result).await,
         (Route::Register, _) => providers::register(hub, &seen),
@@ -301,7 +300,7 @@ async fn checked(hub: &Arc<Hub>, route: Route, seen: Seen) -> Result<Reply, Cut>
         (Route::Chat, _) => openai::chat(hub, &seen).await,
         (Route::Result(_) | Route::Fake(_) | Route::Unknown, _) => error_reply(404, "there is no such path"),
     };
-    if lost { Err(Cut) } else { Ok(reply) }
+    if seen.reply_lost { Err(Cut) } else { Ok(reply) }
 }
 
 fn authorized(hub: &Hub, seen: &Seen) -> bool {

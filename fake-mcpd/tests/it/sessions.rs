@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use fake_mcpd::{CallKind, FakeMcpd, InferReply, Kind, PingStyle};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::agent::{Agent, prompt, soon};
 
@@ -174,13 +176,18 @@ async fn keep_alives_come_at_their_interval_as_events_or_comments() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_connections_are_closed_after_the_announced_keep_alive() {
+async fn idle_connections_are_closed_after_the_announced_keep_alive_and_channels_are_not() {
     let mcpd = FakeMcpd::builder().keep_alive(Duration::from_secs(5)).start().await.unwrap();
-    let (agent, _channel) = Agent::online(&mcpd, "llama").await;
-    let reply = agent.call("GET", "/api/v1/llms").send().await.unwrap();
-    assert_eq!(reply.headers()["keep-alive"], "timeout=5");
+    let (_agent, _channel) = Agent::online(&mcpd, "llama").await;
+    let mut idle = TcpStream::connect(mcpd.address()).await.unwrap();
+    idle.write_all(b"GET /_fake/state HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let start = tokio::time::Instant::now();
+    let mut reply = String::new();
+    soon(idle.read_to_string(&mut reply)).await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 5);
+    assert!(reply.contains("keep-alive: timeout=5"), "{reply}");
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(mcpd.state().sessions[0].connected, "a channel is never idle");
+    assert!(mcpd.state().sessions[0].connected);
 }
 
 #[tokio::test(start_paused = true)]
