@@ -158,7 +158,8 @@ fn deliver(
     request: &InferRequest,
 ) -> Result<TaskHandle, Unavailable> {
     let session = core.state.route(&request.llm)?;
-    let traceparent = TraceContext::new(request.traceparent.as_deref(), &mut core.state.random).traceparent();
+    let trace = TraceContext::new(request.traceparent.as_deref(), &mut core.state.random);
+    let traceparent = trace.traceparent();
     let data = wire::json(&TaskData {
         kind: "infer",
         task_id: id,
@@ -166,7 +167,7 @@ fn deliver(
         streaming,
         request: body,
         traceparent: traceparent.clone(),
-        tracestate: request.tracestate.as_deref(),
+        tracestate: request.tracestate.as_deref().filter(|_| trace.is_continued()),
         deadline_ms: request.deadline.map(|deadline| deadline.as_millis() as u64),
         caller: request.caller.as_deref(),
     });
@@ -177,7 +178,7 @@ fn deliver(
     let times = if core.armed.delivers_twice() { 2 } else { 1 };
     for _ in 0..times {
         if !core.send(&session, Event::Task, entry.clone()) {
-            core.state.tasks.remove(id);
+            core.state.end_task(id, TaskEnd::CallerGone);
             return Err(Unavailable::NoChannel(request.llm.clone()));
         }
     }

@@ -12,29 +12,33 @@ use crate::wire::CallKind;
 pub const GRAMMAR: &str = "\
 A fault is NAME[,KEY=VALUE]...; durations read like 500ms or 2s.
 
-  drop[,broken=true]            close every open channel; broken: without ending the HTTP body
-  silent                        half-open: open channels stay but deliver nothing, keep-alives included
-  close-channels[,times=N]      close each of the next N channels right after its hello
+  drop[,broken=true]     close every open channel; broken: in mid-body
+  silent                 half-open: open channels stay but deliver nothing
+  close-channels[,times=N]
+                         close the next N channels right after their hello
   refuse[,what=connections][,for=D]
-                                reset new connections; what=calls cuts every call before it is looked at
+                         reset new connections; with what=calls cut every call
+                         before it is looked at
   delay,call=C,by=D[,skip=N][,times=N]
-                                hold calls of kind C back for D before they are looked at
-  answer,call=C,status=S[,retry-after=R][,skip=N][,times=N][,html=true][,body=TEXT]
-                                answer calls of kind C with status S, unapplied
+                         hold calls back before they are looked at
+  answer,call=C,status=S[,retry-after=R][,skip=N][,times=N][,html=true]
+  [,body=TEXT]           answer calls with a status, unapplied
   lose-reply,call=C[,skip=N][,times=N]
-                                apply calls of kind C, then cut the connection before the reply
-  no-session-id[,times=N]       leave the session id out of the register reply
-  forget                        forget all sessions and tasks; rows stay, inactive
-  restart                       forget, and cut every connection
-  twice[,times=N]               deliver the next N tasks twice
-  task,json=TEXT                send TEXT as the data of a task event to every channel
-  garbage[,frame=TEXT]          send raw bytes to every channel; \\n and \\r are read as line ends
-  cancel[,task=ID]              send cancel for a task, or for all under way
-  clear                         end every fault that lasts
+                         apply calls, then cut before the reply
+  no-session-id[,times=N]
+                         leave the session id out of the register reply
+  forget                 forget all sessions and tasks; rows stay, inactive
+  restart                forget, and cut every connection
+  twice[,times=N]        deliver the next N tasks twice
+  task,json=TEXT         send TEXT as a task event's data to every channel
+  garbage[,frame=TEXT]   send raw bytes to every channel; \\n, \\r are line ends
+  cancel[,task=ID]       send cancel for a task, or for all under way
+  clear                  end every fault that lasts
 
-C is register, stream, heartbeat, result, list, infer, models or chat; without call=C it is any of them.
-times is 1 unless given, 0 means until cleared; skip lets the first N pass; body, json and frame take the rest of the
-text. Each takes after=D (once D has passed) or at-task=N (as the N-th task is delivered).";
+C is register, stream, heartbeat, result, list, infer, models or chat; without
+call=C it is any of them. times is 1 unless given, 0 means until cleared; skip
+lets the first N pass. body, json and frame take the rest of the text. Each takes
+after=D (once D has passed) or at-task=N (as the N-th task is delivered).";
 
 /// A thing that goes wrong. In JSON: `{"kind":"answer","call":"register","status":503}`; see [`GRAMMAR`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-//! use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, Fault};
+//! use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd};
 //!
 //! let mcpd = FakeMcpd::start().await?;
 //! // Point the agent under test at mcpd.url() with mcpd.token(), then for example:
@@ -12,7 +12,8 @@
 //! //   let reply = mcpd.infer("llama", &json!({"messages": [...]})).await;
 //! //   let mut stream = mcpd.infer_stream("llama", &json!({"messages": [...]}))?;
 //! //   while let Some(chunk) = stream.chunk().await { ... }
-//! mcpd.fault(Fault::Answer { aim: Aim::next(CallKind::Register), answer: Answer::status(503) });
+//! mcpd.answer(Aim::next(CallKind::Register), Answer::status(503));
+//! mcpd.order("delay,call=result,by=2s").expect("the grammar of --fault");
 //! assert!(mcpd.violations().is_empty(), "{:?}", mcpd.journal());
 //! # Ok(()) }
 //! ```
@@ -32,6 +33,7 @@ mod callers;
 mod faults;
 mod hub;
 mod journal;
+mod knobs;
 mod openai;
 mod providers;
 pub mod scenario;
@@ -104,16 +106,6 @@ impl FakeMcpd {
     /// Accepts this token from now on, and no other.
     pub fn set_token(&self, token: impl Into<String>) {
         self.hub.act(|core| core.token = Some(token.into()));
-    }
-
-    /// Puts a fault into effect, or arms it.
-    pub fn fault(&self, fault: Fault) {
-        self.hub.fault(fault);
-    }
-
-    /// Plays faults, each when its trigger says, counted from now.
-    pub fn schedule(&self, steps: impl IntoIterator<Item = Step>) {
-        self.hub.schedule(steps.into_iter().collect());
     }
 
     /// The journal's entries that are still there.

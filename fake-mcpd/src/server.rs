@@ -220,7 +220,8 @@ async fn handle(hub: Arc<Hub>, request: Request<Incoming>) -> Result<Reply, Cut>
             refuse(&hub, &seen, 413, &format!("the body is over the limit of {limit} bytes"))
         }
         (Some(call), Some(body)) => {
-            checked(&hub, route.clone(), Seen::new(call, &route, head.headers, body)).await?
+            let seen = Seen::new(call, &route, head.headers, body);
+            checked(&hub, route, seen).await?
         }
     };
     if let Some(timeout) = hub.settings.keep_alive {

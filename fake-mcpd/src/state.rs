@@ -15,7 +15,7 @@ use crate::wire::{Part, ProviderSpec, ResultBody};
 /// Ended tasks remembered, so that a repeated last part is known from a stranger's.
 const ENDED_REMEMBERED: usize = 10_000;
 /// Frames waiting for one control channel: more than any bench has tasks under way, so that only a dead reader fills it.
-const CHANNEL_FRAMES: usize = 65_536;
+const CHANNEL_FRAMES: usize = 16_384;
 /// Chunks waiting for one caller; beyond that the result's reply waits for the caller to read.
 const CALLER_CHUNKS: usize = 256;
 

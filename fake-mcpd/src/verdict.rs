@@ -148,13 +148,14 @@ impl Verdict {
     fn task(&mut self, id: &str) -> &mut TaskAudit {
         if !self.tasks.contains_key(id) {
             self.order.push_back(id.to_owned());
+            self.tasks.insert(id.to_owned(), TaskAudit::default());
             if self.order.len() > TASKS_REMEMBERED
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.tasks.remove(&oldest);
             }
         }
-        self.tasks.entry(id.to_owned()).or_default()
+        self.tasks.get_mut(id).expect("it was there or has just been put there")
     }
 
     /// A result call arrived.

@@ -210,6 +210,38 @@ async fn headers_of_a_caller_reach_the_task_and_its_deadline_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_invalid_parent_begins_a_new_trace_without_the_callers_state() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (_agent, mut channel) = Agent::online(&mcpd, "llama").await;
+    let mut request = InferRequest::new("llama", &prompt());
+    (request.traceparent, request.tracestate) = (Some("nonsense".to_owned()), Some("vendor=1".to_owned()));
+    let _call = mcpd.submit(request).unwrap();
+    let data = channel.task().await.data;
+    assert_eq!(data["traceparent"].as_str().map(str::len), Some(55));
+    assert_eq!(data.get("tracestate"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_channel_vanishes_as_it_is_sent_is_refused_and_its_deadline_with_it() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (agent, channel) = Agent::online(&mcpd, "llama").await;
+    // The reader stops reading; frames pile up until the channel takes no more.
+    let mut request = InferRequest::streaming("llama", &prompt());
+    request.deadline = Some(Duration::from_secs(1));
+    let mut calls = Vec::new();
+    let refused = loop {
+        match mcpd.submit(request.clone()) {
+            Ok(call) => calls.push(call),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.status, 503);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(agent.heartbeat().await, 200);
+    drop(channel);
+}
+
+#[tokio::test(start_paused = true)]
 async fn dropping_the_mcpd_ends_its_callers_and_channels() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (agent, mut channel) = Agent::online(&mcpd, "llama").await;

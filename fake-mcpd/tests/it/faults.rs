@@ -15,7 +15,11 @@ async fn a_dropped_channel_ends_cleanly_or_broken_as_ordered() {
         let agent = Agent::online(&mcpd, "llama").await.0;
         let mut response = agent.channel_response().await.unwrap();
         response.chunk().await.unwrap().expect("a hello");
-        mcpd.fault(Fault::Drop { broken });
+        if broken {
+            mcpd.break_channels()
+        } else {
+            mcpd.drop_channels()
+        }
         assert_eq!(soon(response.chunk()).await.is_err(), broken);
         assert!(!mcpd.state().sessions[0].connected);
         assert_eq!(agent.heartbeat().await, 200, "the session lives on");
@@ -26,7 +30,7 @@ async fn a_dropped_channel_ends_cleanly_or_broken_as_ordered() {
 async fn a_silent_channel_stays_open_and_delivers_nothing_but_a_new_one_does() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (agent, mut channel) = Agent::online(&mcpd, "llama").await;
-    mcpd.fault(Fault::Silent);
+    mcpd.go_silent();
     let _lost = mcpd.infer_stream("llama", &prompt()).unwrap();
     let silence = tokio::time::timeout(Duration::from_secs(80), channel.event()).await;
     assert!(silence.is_err(), "the channel said {silence:?}");
@@ -41,8 +45,8 @@ async fn a_silent_channel_stays_open_and_delivers_nothing_but_a_new_one_does() {
 async fn clear_lets_a_silent_channel_speak_again() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (_agent, mut channel) = Agent::online(&mcpd, "llama").await;
-    mcpd.fault(Fault::Silent);
-    mcpd.fault(Fault::Clear);
+    mcpd.go_silent();
+    mcpd.clear_faults();
     let _call = mcpd.infer_stream("llama", &prompt()).unwrap();
     channel.task().await;
 }
@@ -51,7 +55,7 @@ async fn clear_lets_a_silent_channel_speak_again() {
 async fn refused_connections_are_reset_for_a_time_while_open_ones_go_on() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (_agent, mut channel) = Agent::online(&mcpd, "llama").await;
-    mcpd.fault(Fault::Refuse { what: Refused::Connections, lasting: Some(Duration::from_secs(5)) });
+    mcpd.refuse(Refused::Connections, Some(Duration::from_secs(5)));
     let stranger = Agent::new(&mcpd);
     assert!(stranger.call("GET", "/api/v1/llms").send().await.is_err());
     let _call = mcpd.infer_stream("llama", &prompt()).unwrap();
@@ -64,9 +68,9 @@ async fn refused_connections_are_reset_for_a_time_while_open_ones_go_on() {
 async fn refused_calls_are_cut_without_a_reply_until_cleared() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let mut agent = Agent::new(&mcpd);
-    mcpd.fault(Fault::Refuse { what: Refused::Calls, lasting: None });
+    mcpd.refuse(Refused::Calls, None);
     assert!(agent.register_call(&["llama"]).send().await.is_err());
-    mcpd.fault(Fault::Clear);
+    mcpd.clear_faults();
     assert_eq!(agent.register(&["llama"]).await, 200);
     let cut = mcpd.journal().into_iter().find(|entry| entry.is_call(CallKind::Register)).unwrap();
     assert_eq!((cut.status, cut.note.as_deref()), (None, Some("cut unapplied")));
@@ -77,7 +81,7 @@ async fn a_delay_holds_only_its_kind_of_call_back_and_skips_as_told() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (agent, _channel) = Agent::online(&mcpd, "llama").await;
     let aim = Aim::next(CallKind::Heartbeat).skip(1).times(2);
-    mcpd.fault(Fault::Delay { aim, by: Duration::from_secs(3) });
+    mcpd.delay(aim, Duration::from_secs(3));
     let mut waits = Vec::new();
     for _ in 0..4 {
         let start = Instant::now();
@@ -93,7 +97,7 @@ async fn an_ordered_answer_has_status_retry_after_and_body_and_applies_nothing()
     let mcpd = FakeMcpd::start().await.unwrap();
     let mut agent = Agent::new(&mcpd);
     let answer = Answer::status(503).retry_after(2).body(r#"{"busy":true}"#);
-    mcpd.fault(Fault::Answer { aim: Aim::next(CallKind::Register), answer });
+    mcpd.answer(Aim::next(CallKind::Register), answer);
     let reply = agent.register_call(&["llama"]).send().await.unwrap();
     assert_eq!((reply.status().as_u16(), &reply.headers()["retry-after"]), (503, &"2".parse().unwrap()));
     assert_eq!(reply.json::<Value>().await.unwrap(), json!({"busy": true}));
@@ -105,7 +109,7 @@ async fn an_ordered_answer_has_status_retry_after_and_body_and_applies_nothing()
 async fn a_200_can_be_a_proxys_html_page() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let aim = Aim::next(CallKind::Register);
-    mcpd.fault(Fault::Answer { aim, answer: Answer::status(200).html() });
+    mcpd.answer(aim, Answer::status(200).html());
     let reply = Agent::new(&mcpd).register_call(&["llama"]).send().await.unwrap();
     assert_eq!(reply.headers()["content-type"], "text/html");
     assert!(reply.text().await.unwrap().contains("<html>"));
@@ -115,7 +119,7 @@ async fn a_200_can_be_a_proxys_html_page() {
 async fn a_register_reply_can_lack_its_session_id() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let mut agent = Agent::new(&mcpd);
-    mcpd.fault(Fault::NoSessionId { times: 1 });
+    mcpd.hide_session_id(1);
     assert_eq!(agent.register(&["llama"]).await, 200);
     assert_eq!(agent.session, "");
 }
@@ -127,7 +131,7 @@ async fn forgotten_sessions_are_unknown_and_the_sticky_id_revives_the_same_rows(
     let before = mcpd.llms();
     let call = mcpd.infer_stream("llama", &prompt()).unwrap();
     let task = channel.task().await;
-    mcpd.fault(Fault::Forget);
+    mcpd.forget_sessions();
     assert!(!soon(call.collect()).await.is_done());
     assert!(channel.event().await.is_none());
     assert_eq!(agent.heartbeat().await, 404);
@@ -145,10 +149,10 @@ async fn a_restart_cuts_every_connection() {
     let agent = Agent::online(&mcpd, "llama").await.0;
     let mut response = agent.channel_response().await.unwrap();
     response.chunk().await.unwrap().expect("a hello");
-    mcpd.fault(Fault::Delay { aim: Aim::next(CallKind::List), by: Duration::from_secs(9) });
+    mcpd.order("delay,call=list,by=9s").unwrap();
     let (reply, ()) = tokio::join!(agent.call("GET", "/api/v1/llms").send(), async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        mcpd.fault(Fault::Restart);
+        mcpd.restart();
     });
     assert!(reply.is_err());
     assert!(
@@ -161,7 +165,7 @@ async fn a_restart_cuts_every_connection() {
 async fn a_task_can_be_delivered_twice() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (_agent, mut channel) = Agent::online(&mcpd, "llama").await;
-    mcpd.fault(Fault::Twice { times: 1 });
+    mcpd.deliver_twice(1);
     let _first = mcpd.infer_stream("llama", &prompt()).unwrap();
     let _second = mcpd.infer_stream("llama", &prompt()).unwrap();
     let ids = [channel.task().await.id, channel.task().await.id, channel.task().await.id];
@@ -175,9 +179,9 @@ async fn raw_frames_and_garbage_reach_the_channel_as_they_are() {
     let agent = Agent::online(&mcpd, "llama").await.0;
     let mut response = agent.channel_response().await.unwrap();
     response.chunk().await.unwrap().expect("a hello");
-    mcpd.fault(Fault::Garbage { frame: Some("event: task\\ndata: {oops\\r\\n\\n".to_owned()) });
+    mcpd.send_raw("event: task\\ndata: {oops\\r\\n\\n");
     assert_eq!(response.chunk().await.unwrap().unwrap(), "event: task\ndata: {oops\r\n\n");
-    mcpd.fault(Fault::Garbage { frame: None });
+    mcpd.send_garbage();
     assert!(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).is_err());
 }
 
@@ -186,7 +190,7 @@ async fn a_task_of_ones_own_making_is_delivered_and_its_results_are_taken() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let (agent, mut channel) = Agent::online(&mcpd, "llama").await;
     let json = json!({"kind": "dance", "taskId": "own", "streaming": true}).to_string();
-    mcpd.fault(Fault::Task { json });
+    mcpd.send_task(json);
     assert_eq!(channel.task().await.data["kind"], "dance");
     assert_eq!(agent.chunk("own", 0, "x").await, 200);
     assert_eq!(agent.part("own", 1, json!({"error": "unknown kind"})).await, 200);
@@ -203,7 +207,7 @@ async fn a_cancel_on_order_ends_the_task_and_tells_the_agent() {
     assert_eq!(channel.named("cancel").await["taskId"], task.id.as_str());
     assert!(!soon(call.collect()).await.is_done());
     assert_eq!(agent.done(&task.id, 0).await, 404);
-    mcpd.fault(Fault::Cancel { task: Some("stranger".to_owned()) });
+    mcpd.cancel("stranger");
     assert_eq!(channel.named("cancel").await["taskId"], "stranger");
 }
 
@@ -212,7 +216,7 @@ async fn channels_can_be_closed_right_after_their_hello() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let mut agent = Agent::new(&mcpd);
     agent.register(&["llama"]).await;
-    mcpd.fault(Fault::CloseChannels { times: 2 });
+    mcpd.close_channels(2);
     for _ in 0..2 {
         assert!(agent.channel().await.event().await.is_none());
     }
@@ -226,7 +230,7 @@ async fn a_lost_reply_is_applied_and_its_repetition_is_dropped() {
     let (agent, mut channel) = Agent::online(&mcpd, "llama").await;
     let call = mcpd.infer_stream("llama", &prompt()).unwrap();
     let task = channel.task().await;
-    mcpd.fault(Fault::LoseReply { aim: Aim::next(CallKind::Result) });
+    mcpd.lose_reply(Aim::next(CallKind::Result));
     assert!(agent.part_call(&task.id, 0, &chunk("once")).send().await.is_err());
     assert_eq!(agent.chunk(&task.id, 0, "once").await, 200);
     agent.done(&task.id, 1).await;

@@ -191,7 +191,7 @@ async fn idle_connections_are_closed_after_the_announced_keep_alive_and_channels
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_seed_gives_the_same_ids() {
+async fn the_same_seed_gives_the_same_run_to_the_millisecond() {
     let mut seen = Vec::new();
     for _ in 0..2 {
         let mcpd = FakeMcpd::builder().seed(7).start().await.unwrap();
