@@ -8,10 +8,13 @@ use bytes::Bytes;
 use hyper::header::{HeaderName, RETRY_AFTER};
 use serde_json::value::RawValue;
 
-use crate::hub::{Core, Event, Hub};
+use crate::core::{Core, Event};
+use crate::hub::Hub;
 use crate::journal::{Entry, Kind};
-use crate::server::{Reply, ReplyBody, Seen, json_reply, set_header, sse_reply};
-use crate::state::{TaskEnd, TaskHandle, Unavailable};
+use crate::reply::{Reply, ReplyBody, json_reply, set_header, sse_reply};
+use crate::request::Seen;
+use crate::state::Unavailable;
+use crate::tasks::{TaskEnd, TaskHandle};
 use crate::trace::TraceContext;
 use crate::wire::{self, CallerPeek, TaskData};
 
@@ -172,13 +175,13 @@ fn deliver(
         caller: request.caller.as_deref(),
     });
     let deadline = request.deadline.map(|deadline| core.now + deadline);
-    let handle = core.state.add_task(id, &request.llm, &session, streaming, deadline);
+    let handle = core.state.tasks.add(id, &request.llm, &session, streaming, deadline);
     let mut entry = Entry::new(Kind::Task).task(id).body(data);
     (entry.llm, entry.traceparent) = (Some(request.llm.clone()), Some(traceparent));
     let times = if core.armed.delivers_twice() { 2 } else { 1 };
     for _ in 0..times {
         if !core.send(&session, Event::Task, entry.clone()) {
-            core.state.end_task(id, TaskEnd::CallerGone);
+            core.state.tasks.end(id, TaskEnd::CallerGone);
             return Err(Unavailable::NoChannel(request.llm.clone()));
         }
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::FakeMcpd;
-use crate::faults::{Aim, Answer, BadFault, Fault, Refused, Step};
+use crate::faults::{Aim, Answer, Fault, Refused};
+use crate::spec::{BadFault, Step};
 
 impl FakeMcpd {
     /// Puts a fault into effect, or arms it.

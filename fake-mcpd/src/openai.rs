@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::callers;
 use crate::hub::Hub;
-use crate::server::{Reply, Seen, json_reply, refuse};
+use crate::reply::{Reply, json_reply};
+use crate::request::{Seen, refuse};
 use crate::wire::{self, CallerPeek, LlmView};
 
 /// `POST /v1/chat/completions`.

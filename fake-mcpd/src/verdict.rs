@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::results::Posted;
 use crate::wire::{Part, ResultBody};
 
 /// Register calls of one session may follow each other after 250 ms; the network's jitter takes some of it.
@@ -108,14 +109,6 @@ pub(crate) struct Verdict {
     count: u64,
 }
 
-/// A result part as it arrived, before any fault touched it.
-pub(crate) struct Attempt<'a> {
-    pub(crate) task: &'a str,
-    pub(crate) part: Option<Part>,
-    pub(crate) bytes: &'a [u8],
-    pub(crate) body: &'a Result<ResultBody, String>,
-}
-
 impl Verdict {
     /// A checker that expects a heartbeat every `heartbeat`.
     pub(crate) fn new(started: Instant, heartbeat: Duration, restarted: bool) -> Self {
@@ -158,16 +151,16 @@ impl Verdict {
         self.tasks.get_mut(id).expect("it was there or has just been put there")
     }
 
-    /// A result call arrived.
-    pub(crate) fn attempt(&mut self, now: Instant, attempt: &Attempt<'_>) {
-        let id = attempt.task;
-        if let Err(reason) = attempt.body {
+    /// A result call arrived; no fault has touched it yet.
+    pub(crate) fn attempt(&mut self, now: Instant, posted: &Posted, bytes: &[u8]) {
+        let id = &posted.task;
+        if let Err(reason) = &posted.body {
             self.report(now, Rule::MalformedResult, id, format!("the body is no result: {reason}"));
         }
-        let Some(part) = attempt.part else {
+        let Some(part) = posted.part else {
             return self.report(now, Rule::MissingKey, id, "a result has no Idempotency-Key of its task");
         };
-        let hash = hash(attempt.bytes);
+        let hash = hash(bytes);
         let audit = self.task(id);
         let concurrent = audit.under_way.filter(|other| *other != part);
         let known = audit.attempts.get(&part).map(|known| known.hash);
@@ -185,7 +178,7 @@ impl Verdict {
                 );
             }
             Some(_) => {}
-            None => self.new_part(now, id, part, attempt.body),
+            None => self.new_part(now, id, part, &posted.body),
         }
     }
 
