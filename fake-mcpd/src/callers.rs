@@ -143,7 +143,11 @@ pub(crate) fn submit(hub: &Arc<Hub>, request: InferRequest) -> Result<Call, Refu
 
 fn try_submit(hub: &Arc<Hub>, request: &InferRequest) -> Result<Call, Refusal> {
     let (body, peek) = CallerPeek::parse(&request.body).map_err(Refusal::BadBody)?;
-    let (id, number) = hub.act(|core| core.state.next_task_id());
+    let (id, number) = hub.act(|core| {
+        // Only what can be delivered counts as a task.
+        core.state.route(&request.llm)?;
+        Ok::<_, Unavailable>(core.state.next_task_id())
+    })?;
     hub.faults_at_task(number, false);
     let handle = hub.act(|core| deliver(core, &id, body, peek.stream == Some(true), request))?;
     if request.deadline.is_some() {

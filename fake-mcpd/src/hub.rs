@@ -1,5 +1,6 @@
 //! What every connection shares: the core under its lock, and what tells others that something happened.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -76,7 +77,7 @@ impl Hub {
     }
 
     /// Does what its time has come for, for ever: sessions without heartbeats, tasks past their deadline, faults.
-    pub(crate) async fn keep_time(self: Arc<Self>) {
+    pub(crate) async fn keep_time(self: Arc<Self>) -> Infallible {
         loop {
             self.act(|core| core.expire(self.settings.session_ttl));
             self.look(Core::take_due_faults).into_iter().for_each(|fault| self.fault(fault));

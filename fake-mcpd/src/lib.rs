@@ -18,13 +18,14 @@
 //! # Ok(()) }
 //! ```
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 mod admin;
 mod armed;
@@ -73,7 +74,7 @@ use hub::Hub;
 pub struct FakeMcpd {
     hub: Arc<Hub>,
     address: SocketAddr,
-    running: [AbortHandle; 2],
+    running: [JoinHandle<Infallible>; 2],
 }
 
 impl FakeMcpd {
@@ -92,9 +93,18 @@ impl FakeMcpd {
         let address = listener.local_addr()?;
         let hub = Hub::new(settings);
         hub.schedule(steps);
-        let serving = tokio::spawn(server::serve(Arc::clone(&hub), listener)).abort_handle();
-        let keeping_time = tokio::spawn(Arc::clone(&hub).keep_time()).abort_handle();
+        let serving = tokio::spawn(server::serve(Arc::clone(&hub), listener));
+        let keeping_time = tokio::spawn(Arc::clone(&hub).keep_time());
         Ok(Self { hub, address, running: [serving, keeping_time] })
+    }
+
+    /// Stops it and waits until its port is free, so that another one can take its place there.
+    pub async fn stop(mut self) {
+        for task in &mut self.running {
+            task.abort();
+            // It ends in no other way than by being aborted.
+            let _ = task.await;
+        }
     }
 
     /// `http://127.0.0.1:PORT`
@@ -192,7 +202,7 @@ impl FakeMcpd {
 
 impl Drop for FakeMcpd {
     fn drop(&mut self) {
-        self.running.iter().for_each(AbortHandle::abort);
+        self.running.iter().for_each(JoinHandle::abort);
         // Callers of this process must not wait for a server that is gone.
         self.hub.stop();
     }

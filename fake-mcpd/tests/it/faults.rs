@@ -274,6 +274,7 @@ async fn a_scenario_plays_by_time_and_by_task() {
     ]"#;
     let mcpd = FakeMcpd::builder().steps(scenario::parse(scenario).unwrap()).start().await.unwrap();
     let (agent, mut channel) = Agent::online(&mcpd, "llama").await;
+    assert_eq!(mcpd.infer("unknown", &prompt()).await.status, 404, "no task, so it does not count");
     let _calls = [0, 1, 2].map(|_| mcpd.infer_stream("llama", &prompt()).unwrap());
     let mut ids = Vec::new();
     while let Some((event, data)) = channel.event().await {
@@ -342,4 +343,23 @@ fn what_is_not_understood_is_refused_with_a_reason() {
     ] {
         assert!(scenario::parse(scenario).is_err(), "{scenario}");
     }
+}
+
+#[test]
+fn the_readme_has_every_fault_of_the_grammar_and_its_scenario_is_one() {
+    let readme = include_str!("../../README.md");
+    let grammar = fake_mcpd::GRAMMAR;
+    let faults = grammar
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+    let names: Vec<_> = faults.filter_map(|line| line.split([',', '[', ' ']).next()).collect();
+    assert_eq!(names.len(), 15, "{names:?}");
+    for name in names {
+        assert!(readme.contains(&format!("| `{name}")), "{name}");
+        let unknown = Step::parse(name).is_err_and(|error| error.to_string().contains("unknown variant"));
+        assert!(!unknown, "{name}");
+    }
+    let json = readme.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert_eq!(scenario::parse(json).unwrap().len(), 2);
 }

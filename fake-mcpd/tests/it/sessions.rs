@@ -216,3 +216,17 @@ async fn an_unknown_path_is_a_404_that_no_journal_counts_as_a_call() {
     assert_eq!(agent.call("GET", "/api/v1/llms").send().await.unwrap().status(), 200);
     assert!(mcpd.journal().iter().all(|entry| entry.is_call(CallKind::List)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_mcpd_leaves_its_port_to_the_next() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (mut agent, mut channel) = Agent::online(&mcpd, "llama").await;
+    let address = mcpd.address();
+    mcpd.stop().await;
+    assert!(channel.event().await.is_none());
+    let next = FakeMcpd::builder().listen(address).restarted(true).start().await.unwrap();
+    assert_eq!(agent.heartbeat().await, 404);
+    assert_eq!(agent.register(&["llama"]).await, 200);
+    assert_eq!(next.state().sessions[0].id, agent.session);
+    assert_eq!(next.violations(), []);
+}

@@ -261,3 +261,28 @@ async fn a_caller_that_left_is_no_fault_of_the_agents() {
     assert_eq!(agent.part(&task.id, 0, done()).await, 404);
     assert_eq!(broken(&mcpd), []);
 }
+
+#[test]
+fn the_readme_explains_every_rule() {
+    let readme = include_str!("../../README.md");
+    let rules = [
+        Rule::PartOutOfOrder,
+        Rule::ResultAfterEnd,
+        Rule::TwoEnds,
+        Rule::RepeatedKeyOtherBytes,
+        Rule::ChunkSentTwice,
+        Rule::ConcurrentParts,
+        Rule::MissingKey,
+        Rule::ChunkOnPlainTask,
+        Rule::StatusInStream,
+        Rule::MalformedResult,
+        Rule::MissingHeartbeat,
+        Rule::HeartbeatBeforeRegister,
+        Rule::RegisterUnderWay,
+        Rule::RegisterTooOften,
+    ];
+    for rule in rules {
+        let name = serde_json::to_value(rule).unwrap();
+        assert!(readme.contains(&format!("| `{}` |", name.as_str().unwrap())), "{name}");
+    }
+}
