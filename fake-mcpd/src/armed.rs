@@ -102,7 +102,7 @@ impl Armed {
             Fault::NoSessionId { times } => self.no_session_id = Countdown::from_times(times),
             Fault::Twice { times } => self.twice = Countdown::from_times(times),
             Fault::Refuse { what, lasting } => {
-                self.refusing.push((what, lasting.map(|lasting| now + lasting)));
+                self.refusing.push((what, lasting.and_then(|lasting| now.checked_add(lasting))));
             }
             Fault::Clear => {
                 *self = Self::default();

@@ -178,7 +178,7 @@ fn deliver(
         deadline_ms: request.deadline.map(|deadline| deadline.as_millis() as u64),
         caller: request.caller.as_deref(),
     });
-    let deadline = request.deadline.map(|deadline| core.now + deadline);
+    let deadline = request.deadline.and_then(|deadline| core.now.checked_add(deadline));
     let handle = core.state.tasks.add(id, &request.llm, &session, streaming, deadline);
     let mut entry = Entry::new(Kind::Task).task(id).body(data);
     (entry.llm, entry.traceparent) = (Some(request.llm.clone()), Some(traceparent));

@@ -16,7 +16,7 @@ use crate::tasks::TaskEnd;
 use crate::verdict::Verdict;
 use crate::wire;
 
-/// Garbage by default: an event that breaks off, a NUL in an id, bytes that are no UTF-8, an endless field name.
+/// Garbage by default: an event that breaks off, a NUL in an id, a field name of raw bytes.
 const GARBAGE: &[u8] =
     b"event: task\ndata: {\"kind\":\"infer\",\"taskId\":\n\nid: \0\nretry: -1\n\xff\xfe\x00: \xc3\x28\n\n";
 
@@ -81,14 +81,14 @@ impl Core {
 
     /// Journals a task's end.
     pub(crate) fn log_end(&mut self, id: &str) {
-        let Some((task, end)) = self.state.tasks.get(id).and_then(|task| Some((task, task.end()?))) else {
-            return;
-        };
-        let (status, note) = end.describe();
-        let entry =
-            Entry { llm: Some(task.llm.clone()), status: Some(status), ..Entry::new(Kind::TaskEnded) };
-        let entry = entry.session(&task.session).task(id).note(note);
-        self.log(|| entry);
+        let Some(task) = self.state.tasks.get(id) else { return };
+        let Some(end) = task.end() else { return };
+        self.journal.push(self.now, || {
+            let (status, note) = end.describe();
+            let llm = Some(task.llm.clone());
+            let entry = Entry { llm, ..Entry::new(Kind::TaskEnded) };
+            entry.session(&task.session).task(id).status(status).note(note)
+        });
     }
 
     fn send_cancel(&mut self, session: &str, task: &str) {
@@ -279,7 +279,8 @@ fn unescape(text: &str) -> Bytes {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(char) = chars.next() {
-        match (char, char == '\\').1.then(|| chars.next()).flatten() {
+        let escaped = if char == '\\' { chars.next() } else { None };
+        match escaped {
             None => out.push(char),
             Some('n') => out.push('\n'),
             Some('r') => out.push('\r'),

@@ -117,7 +117,10 @@ impl Hub {
             match trigger {
                 Trigger::AtTask(number) => self.look(|core| core.at_task.push((number, fault))),
                 Trigger::After(Duration::ZERO) => self.fault(fault),
-                Trigger::After(after) => self.look(|core| core.at_time.push((core.now + after, fault))),
+                Trigger::After(after) => self.look(|core| {
+                    // A time past the end of the clock never comes.
+                    core.at_time.extend(core.now.checked_add(after).map(|at| (at, fault)));
+                }),
             }
         }
         self.deadline_set();

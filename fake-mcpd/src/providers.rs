@@ -1,4 +1,4 @@
-//! The providers' side: register, channel, heartbeat, results.
+//! The providers' side: register, heartbeat and the control channel.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::builder::PingStyle;
 use crate::core::{Core, Event};
@@ -164,7 +164,7 @@ impl ChannelBody {
         let Some((interval, sleep)) = &mut self.ping else { return Poll::Pending };
         loop {
             std::task::ready!(sleep.as_mut().poll(context));
-            sleep.as_mut().reset(Instant::now() + *interval);
+            sleep.as_mut().set(tokio::time::sleep(*interval));
             if !self.opened.control.silent.load(Ordering::Relaxed) {
                 break;
             }

@@ -95,9 +95,9 @@ fn judge(core: &mut Core, posted: &Posted, body: &ResultBody, applied: &Applied)
 
 fn log(core: &mut Core, seen: &Seen, posted: &Posted, body: &ResultBody, applied: &Applied) {
     let Some(status) = applied.status() else { return };
-    let session = core.state.tasks.session(&posted.task).map(str::to_owned);
-    core.log(|| {
+    core.journal.push(core.now, || {
         let answered = seen.answered(status);
+        let session = core.state.tasks.session(&posted.task).map(str::to_owned);
         let note = applied.note().map(str::to_owned).or(answered.note);
         Entry { session, note, ..answered }
     });

@@ -246,7 +246,7 @@ impl State {
     pub(crate) fn expire_sessions(&mut self, now: Instant, ttl: Duration) -> Vec<String> {
         let mut expired = Vec::new();
         for (id, session) in &mut self.sessions {
-            if session.live && session.last_beat + ttl <= now {
+            if session.live && now.duration_since(session.last_beat) >= ttl {
                 session.live = false;
                 expired.push(id.clone());
             }
@@ -260,7 +260,7 @@ impl State {
     /// When the next session expires or the next task is overdue.
     pub(crate) fn next_deadline(&self, ttl: Duration) -> Option<Instant> {
         let live = self.sessions.values().filter(|session| session.live);
-        let sessions = live.map(|session| session.last_beat + ttl);
+        let sessions = live.filter_map(|session| session.last_beat.checked_add(ttl));
         sessions.chain(self.tasks.next_deadline()).min()
     }
 

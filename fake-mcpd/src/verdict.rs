@@ -188,7 +188,7 @@ impl Verdict {
         let Part::Index(n) = part else { return };
         let audit = self.task(id);
         let expected = audit.next;
-        audit.next = expected.max(n + 1);
+        audit.next = expected.max(n.saturating_add(1));
         let (ended, gone) = (audit.ended_by, audit.told_gone_on);
         let is_end = body.as_ref().is_ok_and(ResultBody::is_end);
         if let Some(end) = ended {
@@ -289,7 +289,7 @@ impl Verdict {
         let Some((opened, session)) = channel.zip(self.sessions.get_mut(id)) else { return };
         let since = [session.last_beat, self.refused_until].into_iter().flatten().fold(opened, Instant::max);
         let gap = now.saturating_duration_since(since);
-        if gap > self.heartbeat * 2 {
+        if gap > self.heartbeat.saturating_mul(2) {
             session.last_beat = Some(now);
             let detail = format!("no heartbeat for {} ms with the channel open", gap.as_millis());
             self.report(now, Rule::MissingHeartbeat, id, detail);

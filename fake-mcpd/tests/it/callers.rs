@@ -252,3 +252,22 @@ async fn dropping_the_mcpd_ends_its_callers_and_channels() {
     assert!(channel.event().await.is_none());
     assert!(agent.channel_response().await.is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn numbers_past_the_end_of_the_clock_do_no_harm() {
+    let builder = FakeMcpd::builder().session_ttl(Duration::MAX).heartbeat_interval(Duration::MAX);
+    let mcpd = builder.ping_interval(Duration::MAX).start().await.unwrap();
+    mcpd.order("refuse,for=100000000000years").unwrap();
+    mcpd.clear_faults();
+    mcpd.order("drop,after=100000000000years").unwrap();
+    let (agent, mut channel) = Agent::online(&mcpd, "llama").await;
+    let caller = Agent::new(&mcpd);
+    let call = caller.call("POST", "/api/v1/llms/llama/infer").json(&prompt());
+    let call = call.header("x-mcpctl-deadline-ms", u64::MAX.to_string());
+    let answering = async {
+        let task = channel.task().await;
+        agent.part(&task.id, u64::MAX, json!({"status": 200, "body": {}})).await
+    };
+    let (reply, status) = tokio::join!(call.send(), answering);
+    assert_eq!((reply.unwrap().status().as_u16(), status), (200, 200));
+}
