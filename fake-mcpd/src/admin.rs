@@ -6,9 +6,10 @@ use bytes::Bytes;
 use hyper::{Method, Uri};
 use serde_json::{Value, json};
 
-use crate::faults::{BadFault, Fault, Step};
+use crate::faults::Fault;
 use crate::hub::Hub;
-use crate::server::{Reply, error_reply, json_reply};
+use crate::reply::{Reply, error_reply, json_reply};
+use crate::spec::{BadFault, Step};
 use crate::view::Snapshot;
 use crate::wire::{self, Route};
 

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::FakeMcpd;
-use crate::faults::Step;
 use crate::journal::DEFAULT_ENTRIES;
+use crate::spec::Step;
 
 /// The contract's keep-alive interval.
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::callers::{Call, InferRequest, whole};
-use crate::state::TaskEnd;
+use crate::tasks::TaskEnd;
 use crate::wire;
 
 impl InferRequest {

@@ -8,10 +8,13 @@ use bytes::Bytes;
 use hyper::header::{HeaderName, RETRY_AFTER};
 use serde_json::value::RawValue;
 
-use crate::hub::{Core, Event, Hub};
+use crate::core::{Core, Event};
+use crate::hub::Hub;
 use crate::journal::{Entry, Kind};
-use crate::server::{Reply, ReplyBody, Seen, json_reply, set_header, sse_reply};
-use crate::state::{TaskEnd, TaskHandle, Unavailable};
+use crate::reply::{Reply, ReplyBody, json_reply, set_header, sse_reply};
+use crate::request::Seen;
+use crate::state::Unavailable;
+use crate::tasks::{TaskEnd, TaskHandle};
 use crate::trace::TraceContext;
 use crate::wire::{self, CallerPeek, TaskData};
 
@@ -105,7 +108,7 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     #[error("the body is no JSON object: {0}")]
-    BadBody(#[from] serde_json::Error),
+    BadBody(String),
 }
 
 impl Refusal {
@@ -139,9 +142,12 @@ pub(crate) fn submit(hub: &Arc<Hub>, request: InferRequest) -> Result<Call, Refu
 }
 
 fn try_submit(hub: &Arc<Hub>, request: &InferRequest) -> Result<Call, Refusal> {
-    let body: &RawValue = serde_json::from_slice(&request.body)?;
-    let peek: CallerPeek<'_> = serde_json::from_str(body.get())?;
-    let (id, number) = hub.act(|core| core.state.next_task_id());
+    let (body, peek) = CallerPeek::parse(&request.body).map_err(Refusal::BadBody)?;
+    let (id, number) = hub.act(|core| {
+        // Only what can be delivered counts as a task.
+        core.state.route(&request.llm)?;
+        Ok::<_, Unavailable>(core.state.next_task_id())
+    })?;
     hub.faults_at_task(number, false);
     let handle = hub.act(|core| deliver(core, &id, body, peek.stream == Some(true), request))?;
     if request.deadline.is_some() {
@@ -159,7 +165,8 @@ fn deliver(
     request: &InferRequest,
 ) -> Result<TaskHandle, Unavailable> {
     let session = core.state.route(&request.llm)?;
-    let traceparent = TraceContext::new(request.traceparent.as_deref(), &mut core.state.random).traceparent();
+    let trace = TraceContext::new(request.traceparent.as_deref(), &mut core.state.random);
+    let traceparent = trace.traceparent();
     let data = wire::json(&TaskData {
         kind: "infer",
         task_id: id,
@@ -167,18 +174,18 @@ fn deliver(
         streaming,
         request: body,
         traceparent: traceparent.clone(),
-        tracestate: request.tracestate.as_deref(),
+        tracestate: request.tracestate.as_deref().filter(|_| trace.is_continued()),
         deadline_ms: request.deadline.map(|deadline| deadline.as_millis() as u64),
         caller: request.caller.as_deref(),
     });
-    let deadline = request.deadline.map(|deadline| core.now + deadline);
-    let handle = core.state.add_task(id, &request.llm, &session, streaming, deadline);
+    let deadline = request.deadline.and_then(|deadline| core.now.checked_add(deadline));
+    let handle = core.state.tasks.add(id, &request.llm, &session, streaming, deadline);
     let mut entry = Entry::new(Kind::Task).task(id).body(data);
     (entry.llm, entry.traceparent) = (Some(request.llm.clone()), Some(traceparent));
     let times = if core.armed.delivers_twice() { 2 } else { 1 };
     for _ in 0..times {
         if !core.send(&session, Event::Task, entry.clone()) {
-            core.state.tasks.remove(id);
+            core.state.tasks.end(id, TaskEnd::CallerGone);
             return Err(Unavailable::NoChannel(request.llm.clone()));
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-//! use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, Fault};
+//! use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd};
 //!
 //! let mcpd = FakeMcpd::start().await?;
 //! // Point the agent under test at mcpd.url() with mcpd.token(), then for example:
@@ -12,31 +12,42 @@
 //! //   let reply = mcpd.infer("llama", &json!({"messages": [...]})).await;
 //! //   let mut stream = mcpd.infer_stream("llama", &json!({"messages": [...]}))?;
 //! //   while let Some(chunk) = stream.chunk().await { ... }
-//! mcpd.fault(Fault::Answer { aim: Aim::next(CallKind::Register), answer: Answer::status(503) });
+//! mcpd.answer(Aim::next(CallKind::Register), Answer::status(503));
+//! mcpd.order("delay,call=result,by=2s").expect("the grammar of --fault");
 //! assert!(mcpd.violations().is_empty(), "{:?}", mcpd.journal());
 //! # Ok(()) }
 //! ```
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 mod admin;
+mod armed;
 mod builder;
 mod call;
 mod callers;
+mod core;
+mod duration;
 mod faults;
 mod hub;
 mod journal;
+mod knobs;
 mod openai;
 mod providers;
+mod reply;
+mod request;
+mod results;
 pub mod scenario;
 mod server;
+mod spec;
 mod state;
+mod tasks;
 mod trace;
 mod verdict;
 mod view;
@@ -47,9 +58,10 @@ pub use builder::{
 };
 pub use call::{Collected, InferReply};
 pub use callers::{Call, InferRequest};
-pub use faults::{Aim, Answer, BadFault, Fault, GRAMMAR, Refused, Step, Trigger};
+pub use faults::{Aim, Answer, Fault, Refused};
 pub use journal::{Entry, Kind};
-pub use state::TaskEnd;
+pub use spec::{BadFault, GRAMMAR, Step, Trigger};
+pub use tasks::TaskEnd;
 pub use verdict::{Rule, VerdictView, Violation};
 pub use view::{SessionView, Snapshot, TaskView};
 pub use wire::{CallKind, LlmView, ProviderSpec};
@@ -62,7 +74,7 @@ use hub::Hub;
 pub struct FakeMcpd {
     hub: Arc<Hub>,
     address: SocketAddr,
-    running: [AbortHandle; 2],
+    running: [JoinHandle<Infallible>; 2],
 }
 
 impl FakeMcpd {
@@ -81,9 +93,18 @@ impl FakeMcpd {
         let address = listener.local_addr()?;
         let hub = Hub::new(settings);
         hub.schedule(steps);
-        let serving = tokio::spawn(server::serve(Arc::clone(&hub), listener)).abort_handle();
-        let keeping_time = tokio::spawn(Arc::clone(&hub).keep_time()).abort_handle();
+        let serving = tokio::spawn(server::serve(Arc::clone(&hub), listener));
+        let keeping_time = tokio::spawn(Arc::clone(&hub).keep_time());
         Ok(Self { hub, address, running: [serving, keeping_time] })
+    }
+
+    /// Stops it and waits until its port is free, so that another one can take its place there.
+    pub async fn stop(mut self) {
+        for task in &mut self.running {
+            task.abort();
+            // It ends in no other way than by being aborted.
+            let _ = task.await;
+        }
     }
 
     /// `http://127.0.0.1:PORT`
@@ -104,16 +125,6 @@ impl FakeMcpd {
     /// Accepts this token from now on, and no other.
     pub fn set_token(&self, token: impl Into<String>) {
         self.hub.act(|core| core.token = Some(token.into()));
-    }
-
-    /// Puts a fault into effect, or arms it.
-    pub fn fault(&self, fault: Fault) {
-        self.hub.fault(fault);
-    }
-
-    /// Plays faults, each when its trigger says, counted from now.
-    pub fn schedule(&self, steps: impl IntoIterator<Item = Step>) {
-        self.hub.schedule(steps.into_iter().collect());
     }
 
     /// The journal's entries that are still there.
@@ -191,7 +202,7 @@ impl FakeMcpd {
 
 impl Drop for FakeMcpd {
     fn drop(&mut self) {
-        self.running.iter().for_each(AbortHandle::abort);
+        self.running.iter().for_each(JoinHandle::abort);
         // Callers of this process must not wait for a server that is gone.
         self.hub.stop();
     }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use crate::callers;
 use crate::hub::Hub;
-use crate::server::{Reply, Seen, json_reply, refuse};
+use crate::reply::{Reply, json_reply};
+use crate::request::{Seen, refuse};
 use crate::wire::{self, CallerPeek, LlmView};
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat(hub: &Arc<Hub>, seen: &Seen) -> Reply {
-    let model = match serde_json::from_slice::<CallerPeek<'_>>(&seen.body) {
-        Ok(peek) => peek.model.map(|model| model.into_owned()),
+    let model = match CallerPeek::parse(&seen.body) {
+        Ok((_, peek)) => peek.model.map(|model| model.into_owned()),
         Err(error) => return refuse(hub, seen, 400, &format!("the body is no JSON object: {error}")),
     };
     match model {

@@ -1,4 +1,4 @@
-//! The providers' side: register, channel, heartbeat, results.
+//! The providers' side: register, heartbeat and the control channel.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::builder::PingStyle;
-use crate::hub::{Core, Event, Hub};
+use crate::core::{Core, Event};
+use crate::hub::Hub;
 use crate::journal::{Entry, Kind};
-use crate::server::{Cut, Reply, ReplyBody, Seen, error_reply, json_reply, refuse, sse_reply};
-use crate::state::{Applied, OpenedChannel, RegisterRefusal};
-use crate::verdict::Rule;
-use crate::wire::{self, Part, RegisterBody, RegisterReply, ResultBody};
+use crate::reply::{Cut, Reply, ReplyBody, error_reply, json_reply, sse_reply};
+use crate::request::{Seen, refuse};
+use crate::state::{OpenedChannel, RegisterRefusal};
+use crate::wire::{self, RegisterBody, RegisterReply};
 
 /// A register call under way, for the verdict.
 pub(crate) struct Registering<'a> {
@@ -45,26 +45,6 @@ fn registrar(seen: &Seen) -> String {
         let providers = body.map(|body| body.providers).unwrap_or_default();
         providers.iter().map(|provider| provider.name.as_str()).collect::<Vec<_>>().join(",")
     })
-}
-
-/// A result part whose reply is held back, for the verdict.
-pub(crate) struct Held<'a> {
-    hub: &'a Hub,
-    task: &'a str,
-    part: Option<Part>,
-}
-
-impl<'a> Held<'a> {
-    pub(crate) fn new(hub: &'a Hub, task: &'a str, part: Option<Part>) -> Self {
-        hub.look(|core| core.verdict.hold(task, part));
-        Self { hub, task, part }
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.hub.look(|core| core.verdict.release(self.task, self.part));
-    }
 }
 
 /// Replaces the session's whole set.
@@ -149,90 +129,6 @@ fn greet(core: &mut Core, id: &str) {
     }
 }
 
-/// Takes a part of a task's result; waits while the caller is behind.
-pub(crate) async fn result(
-    hub: &Hub,
-    seen: &Seen,
-    id: &str,
-    part: Option<Part>,
-    body: Result<ResultBody, String>,
-) -> Reply {
-    let body = match body {
-        Ok(body) => body,
-        Err(reason) => return refuse(hub, seen, 400, &format!("the body is no result: {reason}")),
-    };
-    loop {
-        let full = match hub.act(|core| apply(core, seen, id, part, &body, hub.settings.idempotent)) {
-            Outcome::Answered(reply) => return reply,
-            Outcome::Full(full) => full,
-        };
-        let _held = Held::new(hub, id, part);
-        // Room, or a caller that left: either way the next try tells.
-        let _ = full.reserve().await;
-    }
-}
-
-enum Outcome {
-    Answered(Reply),
-    Full(mpsc::Sender<Bytes>),
-}
-
-fn apply(
-    core: &mut Core,
-    seen: &Seen,
-    id: &str,
-    part: Option<Part>,
-    body: &ResultBody,
-    idempotent: bool,
-) -> Outcome {
-    let streaming = core.state.tasks.get(id).is_some_and(|task| task.streaming);
-    let session = core.state.tasks.get(id).map(|task| task.session.clone());
-    let applied = core.state.apply(id, part, body, idempotent);
-    let note = match &applied {
-        Applied::Full(full) => return Outcome::Full(full.clone()),
-        Applied::Accepted => {
-            core.verdict.accepted(core.now, id, part, body);
-            if streaming && matches!(body, ResultBody::Status { status: ..400, .. }) {
-                core.verdict.breach(
-                    core.now,
-                    Rule::StatusInStream,
-                    id,
-                    "a stream was answered with a whole reply",
-                );
-            }
-            None
-        }
-        Applied::Repeated => Some("repeated"),
-        Applied::Gone => {
-            core.verdict.told_gone(id, part);
-            Some("nobody waits")
-        }
-        Applied::NotStreaming => {
-            let detail = "a part of a stream came for a task that asked for none";
-            core.verdict.breach(core.now, Rule::ChunkOnPlainTask, id, detail);
-            Some("no stream was asked for")
-        }
-    };
-    let reply = match applied {
-        Applied::Gone => error_reply(404, "nobody waits for this task"),
-        Applied::NotStreaming => {
-            error_reply(400, "the task asked for no stream: send {\"status\", \"body\"}")
-        }
-        _ => json_reply(200, Bytes::from_static(b"{}")),
-    };
-    let status = reply.status().as_u16();
-    core.log(|| {
-        let mut entry = seen.answered(status);
-        entry.session = session;
-        entry.note = note.map(str::to_owned).or(entry.note);
-        entry
-    });
-    if matches!(status, 200) && note.is_none() && body.is_end() {
-        core.log_end(id);
-    }
-    Outcome::Answered(reply)
-}
-
 /// The body of a control channel: its frames, and keep-alives in between.
 #[derive(Debug)]
 pub(crate) struct ChannelBody {
@@ -268,7 +164,7 @@ impl ChannelBody {
         let Some((interval, sleep)) = &mut self.ping else { return Poll::Pending };
         loop {
             std::task::ready!(sleep.as_mut().poll(context));
-            sleep.as_mut().reset(Instant::now() + *interval);
+            sleep.as_mut().set(tokio::time::sleep(*interval));
             if !self.opened.control.silent.load(Ordering::Relaxed) {
                 break;
             }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::time::Duration;
 
-use crate::faults::{Step, Trigger};
+use crate::spec::{Step, Trigger};
 
 /// Why a scenario is not understood.
 #[derive(Debug, thiserror::Error)]

@@ -1,23 +1,20 @@
 //! What an mcpd knows: sessions, the rows of its list of LLMs, the tasks under way. No I/O and no clock: the time
 //! comes in as an argument, what happened goes out as a value.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::wire::{Part, ProviderSpec, ResultBody};
+use crate::tasks::Tasks;
+use crate::wire::ProviderSpec;
 
-/// Ended tasks remembered, so that a repeated last part is known from a stranger's.
-const ENDED_REMEMBERED: usize = 10_000;
 /// Frames waiting for one control channel: more than any bench has tasks under way, so that only a dead reader fills it.
-const CHANNEL_FRAMES: usize = 65_536;
-/// Chunks waiting for one caller; beyond that the result's reply waits for the caller to read.
-const CALLER_CHUNKS: usize = 256;
+const CHANNEL_FRAMES: usize = 16_384;
 
 /// One provider session.
 #[derive(Debug)]
@@ -85,73 +82,6 @@ pub(crate) struct Row {
     pub(crate) active: bool,
 }
 
-/// One inference, from its call to its end; ended ones are kept for a while.
-#[derive(Debug)]
-pub(crate) struct Task {
-    pub(crate) llm: String,
-    pub(crate) session: String,
-    pub(crate) streaming: bool,
-    reader: Reader,
-    end: Arc<OnceLock<TaskEnd>>,
-    applied: BTreeSet<Part>,
-    deadline: Option<Instant>,
-}
-
-/// Who reads a task's chunks.
-#[derive(Debug)]
-enum Reader {
-    Caller(mpsc::Sender<Bytes>),
-    /// A task of a fault's making: everything is accepted and dropped.
-    Nobody,
-    /// The task ended; without a sender the caller's reading ends too.
-    Ended,
-}
-
-impl Task {
-    pub(crate) fn is_under_way(&self) -> bool {
-        !matches!(self.reader, Reader::Ended)
-    }
-
-    pub(crate) fn end(&self) -> Option<&TaskEnd> {
-        self.end.get()
-    }
-}
-
-/// How a task ended for its caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TaskEnd {
-    /// The agent's `{"status", "body"}`.
-    Reply {
-        /// The HTTP status.
-        status: u16,
-        /// The `Retry-After` header.
-        retry_after: Option<String>,
-        /// The JSON body, byte for byte.
-        body: Bytes,
-    },
-    /// `[DONE]`.
-    Done,
-    /// A failure in words: the agent's `{"error"}`, or mcpd's own.
-    Failed {
-        /// The status of a caller that got no output yet.
-        status: u16,
-        /// The error's `code`.
-        code: &'static str,
-        /// The error's `message`.
-        message: String,
-    },
-    /// The caller went away.
-    CallerGone,
-}
-
-/// The caller's half of a task.
-#[derive(Debug)]
-pub(crate) struct TaskHandle {
-    pub(crate) id: String,
-    pub(crate) chunks: mpsc::Receiver<Bytes>,
-    pub(crate) end: Arc<OnceLock<TaskEnd>>,
-}
-
 /// Why a call names no LLM that could serve it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unavailable {
@@ -172,28 +102,12 @@ pub(crate) enum RegisterRefusal {
     BadName(String),
 }
 
-/// What became of a result part.
-#[derive(Debug)]
-pub(crate) enum Applied {
-    Accepted,
-    /// The key was applied before; dropped.
-    Repeated,
-    /// Nobody waits: unknown or ended.
-    Gone,
-    /// A chunk for a task that did not ask for a stream.
-    NotStreaming,
-    /// The caller is behind; try again when there is room.
-    Full(mpsc::Sender<Bytes>),
-}
-
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) sessions: BTreeMap<String, Session>,
     pub(crate) rows: BTreeMap<String, Row>,
-    pub(crate) tasks: BTreeMap<String, Task>,
-    deadlines: BTreeSet<(Instant, String)>,
-    ended: VecDeque<String>,
+    pub(crate) tasks: Tasks,
     pub(crate) random: fastrand::Rng,
     task_prefix: String,
     tasks_made: u64,
@@ -206,9 +120,7 @@ impl State {
         Self {
             sessions: BTreeMap::new(),
             rows: BTreeMap::new(),
-            tasks: BTreeMap::new(),
-            deadlines: BTreeSet::new(),
-            ended: VecDeque::new(),
+            tasks: Tasks::default(),
             random,
             task_prefix,
             tasks_made: 0,
@@ -330,101 +242,11 @@ impl State {
         (id, self.tasks_made)
     }
 
-    /// Enters a task; what comes for it goes to the handle.
-    pub(crate) fn add_task(
-        &mut self,
-        id: &str,
-        llm: &str,
-        session: &str,
-        streaming: bool,
-        deadline: Option<Instant>,
-    ) -> TaskHandle {
-        let (sender, chunks) = mpsc::channel(CALLER_CHUNKS);
-        let end = Arc::new(OnceLock::new());
-        let task = Task {
-            llm: llm.to_owned(),
-            session: session.to_owned(),
-            streaming,
-            reader: Reader::Caller(sender),
-            end: Arc::clone(&end),
-            applied: BTreeSet::new(),
-            deadline,
-        };
-        self.deadlines.extend(deadline.map(|deadline| (deadline, id.to_owned())));
-        self.tasks.insert(id.to_owned(), task);
-        TaskHandle { id: id.to_owned(), chunks, end }
-    }
-
-    /// Enters a task without a caller.
-    pub(crate) fn add_unread_task(&mut self, id: &str, llm: &str, session: &str, streaming: bool) {
-        let unread = self.add_task(id, llm, session, streaming, None);
-        if let Some(task) = self.tasks.get_mut(&unread.id) {
-            task.reader = Reader::Nobody;
-        }
-    }
-
-    /// Applies a result part. `idempotent` drops a repeated key, even one that ended the task.
-    pub(crate) fn apply(
-        &mut self,
-        id: &str,
-        part: Option<Part>,
-        body: &ResultBody,
-        idempotent: bool,
-    ) -> Applied {
-        let Some(task) = self.tasks.get_mut(id) else { return Applied::Gone };
-        if idempotent && part.is_some_and(|part| task.applied.contains(&part)) {
-            return Applied::Repeated;
-        }
-        if !task.is_under_way() {
-            return Applied::Gone;
-        }
-        if !task.streaming && matches!(body, ResultBody::Chunk(_) | ResultBody::Done) {
-            return Applied::NotStreaming;
-        }
-        if let (ResultBody::Chunk(frame), Reader::Caller(chunks)) = (body, &task.reader) {
-            match chunks.try_send(frame.clone()) {
-                Err(mpsc::error::TrySendError::Full(_)) => return Applied::Full(chunks.clone()),
-                Err(mpsc::error::TrySendError::Closed(_)) => return Applied::Gone,
-                Ok(()) => {}
-            }
-        }
-        task.applied.extend(part);
-        if let Some(end) = end_of(body) {
-            self.end_task(id, end);
-        }
-        Applied::Accepted
-    }
-
-    /// Ends a task for its caller; false if it is unknown or had ended.
-    pub(crate) fn end_task(&mut self, id: &str, end: TaskEnd) -> bool {
-        let Some(task) = self.tasks.get_mut(id).filter(|task| task.is_under_way()) else { return false };
-        // The end is there before the sender goes: the caller reads it when its chunks run out.
-        let _ = task.end.set(end);
-        task.reader = Reader::Ended;
-        if let Some(deadline) = task.deadline {
-            self.deadlines.remove(&(deadline, id.to_owned()));
-        }
-        self.ended.push_back(id.to_owned());
-        if self.ended.len() > ENDED_REMEMBERED
-            && let Some(oldest) = self.ended.pop_front()
-        {
-            self.tasks.remove(&oldest);
-        }
-        true
-    }
-
-    /// The tasks under way, of one session or of all.
-    pub(crate) fn under_way(&self, session: Option<&str>) -> Vec<String> {
-        let of_session = |task: &Task| session.is_none_or(|session| task.session == session);
-        let under_way = self.tasks.iter().filter(|(_, task)| task.is_under_way() && of_session(task));
-        under_way.map(|(id, _)| id.clone()).collect()
-    }
-
     /// Turns the sessions inactive whose heartbeats stopped for `ttl`; gives their ids.
     pub(crate) fn expire_sessions(&mut self, now: Instant, ttl: Duration) -> Vec<String> {
         let mut expired = Vec::new();
         for (id, session) in &mut self.sessions {
-            if session.live && session.last_beat + ttl <= now {
+            if session.live && now.duration_since(session.last_beat) >= ttl {
                 session.live = false;
                 expired.push(id.clone());
             }
@@ -435,26 +257,17 @@ impl State {
         expired
     }
 
-    /// The tasks whose deadline has passed.
-    pub(crate) fn overdue_tasks(&self, now: Instant) -> Vec<String> {
-        let overdue = self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now);
-        overdue.map(|(_, id)| id.clone()).collect()
-    }
-
-    /// When [`Self::expire_sessions`] or [`Self::overdue_tasks`] has something to give next.
+    /// When the next session expires or the next task is overdue.
     pub(crate) fn next_deadline(&self, ttl: Duration) -> Option<Instant> {
         let live = self.sessions.values().filter(|session| session.live);
-        let session = live.map(|session| session.last_beat + ttl).min();
-        let task = self.deadlines.first().map(|(deadline, _)| *deadline);
-        session.into_iter().chain(task).min()
+        let sessions = live.filter_map(|session| session.last_beat.checked_add(ttl));
+        sessions.chain(self.tasks.next_deadline()).min()
     }
 
     /// Forgets every session and task, as a restart does; rows stay, inactive, as a database keeps them.
     pub(crate) fn forget(&mut self) {
         self.sessions.clear();
-        self.tasks.clear();
-        self.ended.clear();
-        self.deadlines.clear();
+        self.tasks = Tasks::default();
         self.rows.values_mut().for_each(|row| row.active = false);
     }
 }
@@ -463,17 +276,4 @@ impl Session {
     fn new(now: Instant) -> Self {
         Self { last_beat: now, live: true, channel: None, names: BTreeSet::new() }
     }
-}
-
-fn end_of(body: &ResultBody) -> Option<TaskEnd> {
-    Some(match body {
-        ResultBody::Chunk(_) => return None,
-        ResultBody::Done => TaskEnd::Done,
-        ResultBody::Status { status, retry_after, body } => {
-            TaskEnd::Reply { status: *status, retry_after: retry_after.clone(), body: body.clone() }
-        }
-        ResultBody::Error(message) => {
-            TaskEnd::Failed { status: 502, code: "provider_error", message: message.clone() }
-        }
-    })
 }

@@ -6,6 +6,7 @@ pub(crate) struct TraceContext {
     trace_id: u128,
     span_id: u64,
     flags: u8,
+    continued: bool,
 }
 
 /// Set on traces that we begin: somebody wants to see them.
@@ -16,9 +17,14 @@ impl TraceContext {
     pub(crate) fn new(traceparent: Option<&str>, random: &mut fastrand::Rng) -> Self {
         let span_id = random.u64(1..);
         match traceparent.and_then(parse) {
-            Some((trace_id, flags)) => Self { trace_id, span_id, flags },
-            None => Self { trace_id: random.u128(1..), span_id, flags: SAMPLED },
+            Some((trace_id, flags)) => Self { trace_id, span_id, flags, continued: true },
+            None => Self { trace_id: random.u128(1..), span_id, flags: SAMPLED, continued: false },
         }
+    }
+
+    /// Whether the trace is the caller's; only then its `tracestate` means anything.
+    pub(crate) fn is_continued(&self) -> bool {
+        self.continued
     }
 
     /// The header and task field.

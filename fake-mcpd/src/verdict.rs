@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::results::Posted;
 use crate::wire::{Part, ResultBody};
 
 /// Register calls of one session may follow each other after 250 ms; the network's jitter takes some of it.
@@ -108,14 +109,6 @@ pub(crate) struct Verdict {
     count: u64,
 }
 
-/// A result part as it arrived, before any fault touched it.
-pub(crate) struct Attempt<'a> {
-    pub(crate) task: &'a str,
-    pub(crate) part: Option<Part>,
-    pub(crate) bytes: &'a [u8],
-    pub(crate) body: &'a Result<ResultBody, String>,
-}
-
 impl Verdict {
     /// A checker that expects a heartbeat every `heartbeat`.
     pub(crate) fn new(started: Instant, heartbeat: Duration, restarted: bool) -> Self {
@@ -148,25 +141,26 @@ impl Verdict {
     fn task(&mut self, id: &str) -> &mut TaskAudit {
         if !self.tasks.contains_key(id) {
             self.order.push_back(id.to_owned());
+            self.tasks.insert(id.to_owned(), TaskAudit::default());
             if self.order.len() > TASKS_REMEMBERED
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.tasks.remove(&oldest);
             }
         }
-        self.tasks.entry(id.to_owned()).or_default()
+        self.tasks.get_mut(id).expect("it was there or has just been put there")
     }
 
-    /// A result call arrived.
-    pub(crate) fn attempt(&mut self, now: Instant, attempt: &Attempt<'_>) {
-        let id = attempt.task;
-        if let Err(reason) = attempt.body {
+    /// A result call arrived; no fault has touched it yet.
+    pub(crate) fn attempt(&mut self, now: Instant, posted: &Posted, bytes: &[u8]) {
+        let id = &posted.task;
+        if let Err(reason) = &posted.body {
             self.report(now, Rule::MalformedResult, id, format!("the body is no result: {reason}"));
         }
-        let Some(part) = attempt.part else {
+        let Some(part) = posted.part else {
             return self.report(now, Rule::MissingKey, id, "a result has no Idempotency-Key of its task");
         };
-        let hash = hash(attempt.bytes);
+        let hash = hash(bytes);
         let audit = self.task(id);
         let concurrent = audit.under_way.filter(|other| *other != part);
         let known = audit.attempts.get(&part).map(|known| known.hash);
@@ -184,7 +178,7 @@ impl Verdict {
                 );
             }
             Some(_) => {}
-            None => self.new_part(now, id, part, attempt.body),
+            None => self.new_part(now, id, part, &posted.body),
         }
     }
 
@@ -194,7 +188,7 @@ impl Verdict {
         let Part::Index(n) = part else { return };
         let audit = self.task(id);
         let expected = audit.next;
-        audit.next = expected.max(n + 1);
+        audit.next = expected.max(n.saturating_add(1));
         let (ended, gone) = (audit.ended_by, audit.told_gone_on);
         let is_end = body.as_ref().is_ok_and(ResultBody::is_end);
         if let Some(end) = ended {
@@ -295,7 +289,7 @@ impl Verdict {
         let Some((opened, session)) = channel.zip(self.sessions.get_mut(id)) else { return };
         let since = [session.last_beat, self.refused_until].into_iter().flatten().fold(opened, Instant::max);
         let gap = now.saturating_duration_since(since);
-        if gap > self.heartbeat * 2 {
+        if gap > self.heartbeat.saturating_mul(2) {
             session.last_beat = Some(now);
             let detail = format!("no heartbeat for {} ms with the channel open", gap.as_millis());
             self.report(now, Rule::MissingHeartbeat, id, detail);

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::hub::{Core, Hub};
+use crate::core::Core;
+use crate::hub::Hub;
 use crate::wire::LlmView;
 
 /// The state at one moment.
@@ -47,7 +48,7 @@ impl Snapshot {
             live: session.live,
             connected: session.channel.is_some(),
         });
-        let under_way = core.state.tasks.iter().filter(|(_, task)| task.is_under_way());
+        let under_way = core.state.tasks.iter_under_way();
         let tasks = under_way.map(|(id, task)| TaskView {
             id: id.clone(),
             llm: task.llm.clone(),

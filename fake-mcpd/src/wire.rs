@@ -249,6 +249,19 @@ pub(crate) struct CallerPeek<'a> {
     pub(crate) model: Option<Cow<'a, str>>,
 }
 
+impl<'a> CallerPeek<'a> {
+    /// Reads a body, which has to be an object. The error says what is wrong with it.
+    pub(crate) fn parse(body: &'a [u8]) -> Result<(&'a RawValue, Self), String> {
+        let raw: &RawValue = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        // serde would take a list for an object too.
+        if !raw.get().starts_with('{') {
+            return Err("it is another kind of value".to_owned());
+        }
+        let peek = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+        Ok((raw, peek))
+    }
+}
+
 /// A result body, one of the contract's five.
 #[derive(Debug)]
 pub(crate) enum ResultBody {

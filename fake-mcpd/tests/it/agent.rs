@@ -1,9 +1,19 @@
 //! A client that does one call at a time, so that each test says exactly what is sent.
 
+use std::time::Duration;
+
 use fake_mcpd::FakeMcpd;
 use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
+
+/// Longer than any timer of a test; on a paused clock it costs nothing, and it turns a hang into a failure.
+const BOUND: Duration = Duration::from_secs(600);
+
+/// Waits, but not for ever.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.expect("it should have happened long ago")
+}
 
 /// One provider session, or what is to become one.
 pub(crate) struct Agent {
@@ -28,8 +38,13 @@ pub(crate) struct Task {
 impl Agent {
     /// A client without a session.
     pub(crate) fn new(mcpd: &FakeMcpd) -> Self {
+        Self::at(&mcpd.url(), &mcpd.token())
+    }
+
+    /// The same for an mcpd in another process.
+    pub(crate) fn at(url: &str, token: &str) -> Self {
         let http = Client::builder().no_proxy().build().expect("a client without TLS files");
-        Self { http, url: mcpd.url(), token: mcpd.token(), session: String::new() }
+        Self { http, url: url.to_owned(), token: token.to_owned(), session: String::new() }
     }
 
     /// A client whose session serves one LLM, with its channel open.
@@ -147,7 +162,7 @@ impl Channel {
                 let frame: Vec<u8> = self.buffer.drain(..end + 2).collect();
                 return Some(String::from_utf8_lossy(&frame).into_owned());
             }
-            self.buffer.extend(self.response.chunk().await.ok()??);
+            self.buffer.extend(soon(self.response.chunk()).await.ok()??);
         }
     }
 

@@ -1,4 +1,10 @@
 //! fake-mcpd driven from outside: by a small client that speaks the contract with bare HTTP calls, rightly or wrongly.
 
 mod agent;
-mod relay;
+mod callers;
+mod faults;
+mod journal;
+mod process;
+mod results;
+mod sessions;
+mod verdict;

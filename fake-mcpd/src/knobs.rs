@@ -1,0 +1,110 @@
+//! The faults as methods, for tests that read like sentences.
+
+use std::time::Duration;
+
+use crate::FakeMcpd;
+use crate::faults::{Aim, Answer, Fault, Refused};
+use crate::spec::{BadFault, Step};
+
+impl FakeMcpd {
+    /// Puts a fault into effect, or arms it.
+    pub fn fault(&self, fault: Fault) {
+        self.hub.fault(fault);
+    }
+
+    /// Reads a fault as the command line does and puts it into effect when its trigger says, counted from now.
+    pub fn order(&self, spec: &str) -> Result<(), BadFault> {
+        self.schedule([Step::parse(spec)?]);
+        Ok(())
+    }
+
+    /// Plays faults, each when its trigger says, counted from now.
+    pub fn schedule(&self, steps: impl IntoIterator<Item = Step>) {
+        self.hub.schedule(steps.into_iter().collect());
+    }
+
+    /// Ends every open channel's body, as a server does that closes it.
+    pub fn drop_channels(&self) {
+        self.fault(Fault::Drop { broken: false });
+    }
+
+    /// Breaks every open channel's connection in the middle of its body.
+    pub fn break_channels(&self) {
+        self.fault(Fault::Drop { broken: true });
+    }
+
+    /// Half-open: the open channels stay but deliver nothing, until cleared or replaced.
+    pub fn go_silent(&self) {
+        self.fault(Fault::Silent);
+    }
+
+    /// Closes each of the next channels right after its hello; 0 means until cleared.
+    pub fn close_channels(&self, times: u32) {
+        self.fault(Fault::CloseChannels { times });
+    }
+
+    /// Refuses connections or calls for a time, or until cleared.
+    pub fn refuse(&self, what: Refused, lasting: Option<Duration>) {
+        self.fault(Fault::Refuse { what, lasting });
+    }
+
+    /// Holds calls back before they are looked at.
+    pub fn delay(&self, aim: Aim, by: Duration) {
+        self.fault(Fault::Delay { aim, by });
+    }
+
+    /// Answers calls as told, unapplied.
+    pub fn answer(&self, aim: Aim, answer: Answer) {
+        self.fault(Fault::Answer { aim, answer });
+    }
+
+    /// Applies calls, then cuts the connection before the reply.
+    pub fn lose_reply(&self, aim: Aim) {
+        self.fault(Fault::LoseReply { aim });
+    }
+
+    /// Leaves the session id out of the next register replies; 0 means until cleared.
+    pub fn hide_session_id(&self, times: u32) {
+        self.fault(Fault::NoSessionId { times });
+    }
+
+    /// Forgets all sessions and tasks; rows stay, inactive.
+    pub fn forget_sessions(&self) {
+        self.fault(Fault::Forget);
+    }
+
+    /// Forgets all sessions and tasks, and cuts every connection.
+    pub fn restart(&self) {
+        self.fault(Fault::Restart);
+    }
+
+    /// Delivers the next tasks twice; 0 means until cleared.
+    pub fn deliver_twice(&self, times: u32) {
+        self.fault(Fault::Twice { times });
+    }
+
+    /// Sends a task of one's own making on every channel; its results are accepted if it has a `taskId`.
+    pub fn send_task(&self, json: impl Into<String>) {
+        self.fault(Fault::Task { json: json.into() });
+    }
+
+    /// Sends raw text on every channel; `\n` and `\r` may be written as escapes.
+    pub fn send_raw(&self, frame: impl Into<String>) {
+        self.fault(Fault::Garbage { frame: Some(frame.into()) });
+    }
+
+    /// Sends bytes that are no SSE on every channel.
+    pub fn send_garbage(&self) {
+        self.fault(Fault::Garbage { frame: None });
+    }
+
+    /// Sends `cancel` for a task, under way or not; its caller gets its end.
+    pub fn cancel(&self, task: impl Into<String>) {
+        self.fault(Fault::Cancel { task: Some(task.into()) });
+    }
+
+    /// Ends every fault that lasts.
+    pub fn clear_faults(&self) {
+        self.fault(Fault::Clear);
+    }
+}

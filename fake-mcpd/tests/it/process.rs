@@ -1,0 +1,154 @@
+//! The binary, as other teams' CI runs it.
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::agent::{Agent, soon};
+
+/// A running binary and the rest of its output.
+struct Process {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    url: String,
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fake-mcpd"));
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+impl Process {
+    /// Starts it and reads its first line.
+    async fn start(arguments: &[&str]) -> Self {
+        let mut child = command(arguments).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        soon(out.read_line(&mut line)).await.unwrap();
+        let url = line.strip_prefix("fake-mcpd listening on ").expect("the ready line").trim_end().to_owned();
+        assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+        Self { child, out, url }
+    }
+
+    /// Sends a signal; gives the exit status and the rest of the output.
+    async fn stop(mut self, signal: &str) -> (ExitStatus, String) {
+        let pid = self.child.id().expect("it runs");
+        let kill = format!("kill -{signal} {pid}");
+        assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
+        let mut rest = String::new();
+        soon(self.out.read_to_string(&mut rest)).await.unwrap();
+        (soon(self.child.wait()).await.unwrap(), rest)
+    }
+}
+
+#[tokio::test]
+async fn it_says_where_it_listens_serves_and_quits_on_either_signal() {
+    for signal in ["TERM", "INT"] {
+        let process = Process::start(&[]).await;
+        let mut agent = Agent::at(&process.url, "any token will do");
+        assert_eq!(agent.register(&["llama"]).await, 200);
+        let _channel = agent.channel().await;
+        let (status, rest) = process.stop(signal).await;
+        assert_eq!((status.code(), rest.as_str()), (Some(0), ""));
+    }
+}
+
+#[tokio::test]
+async fn its_flags_reach_the_server() {
+    let flags =
+        ["--token", "right", "--ping-interval", "20ms", "--session-ttl", "300ms", "--no-idempotent-results"];
+    let process = Process::start(&flags).await;
+    assert_eq!(Agent::at(&process.url, "wrong").heartbeat().await, 401);
+    let mut agent = Agent::at(&process.url, "right");
+    let reply = agent.register_call(&["llama"]).send().await.unwrap().json::<Value>().await.unwrap();
+    assert_eq!(reply["features"], serde_json::json!([]));
+    agent.session = reply["providerSessionId"].as_str().unwrap().to_owned();
+    let mut channel = agent.channel().await;
+    // Each keep-alive is a moment to look; the session has to expire within its bound.
+    let expired = async {
+        loop {
+            assert_eq!(channel.event().await.expect("a ping").0, "ping");
+            let llms = agent.call("GET", "/api/v1/llms").send().await.unwrap().json::<Value>().await.unwrap();
+            if llms[0]["status"] == "inactive" {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), expired).await.expect("the session expires");
+}
+
+#[tokio::test]
+async fn the_verdict_is_written_and_decides_the_exit_code() {
+    let honest = Process::start(&["--verdict"]).await;
+    let (status, verdict) = honest.stop("TERM").await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(serde_json::from_str::<Value>(&verdict).unwrap()["ok"], true);
+
+    let file = scratch("verdict.json");
+    let wrong = Process::start(&["--verdict", &file]).await;
+    Agent::at(&wrong.url, "t").heartbeat().await;
+    let (status, rest) = wrong.stop("TERM").await;
+    assert_eq!((status.code(), rest.as_str()), (Some(1), ""));
+    let verdict: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(verdict["violations"][0]["rule"], "heartbeat-before-register");
+
+    let unasked = Process::start(&[]).await;
+    Agent::at(&unasked.url, "t").heartbeat().await;
+    assert_eq!(unasked.stop("TERM").await.0.code(), Some(0));
+}
+
+#[tokio::test]
+async fn faults_and_scenarios_come_from_the_command_line() {
+    let file = scratch("scenario.json");
+    std::fs::write(&file, r#"[{"atMs": 0, "fault": "answer,call=list,status=418"}]"#).unwrap();
+    let process = Process::start(&["--fault", "answer,call=heartbeat,status=503", "--scenario", &file]).await;
+    let agent = Agent::at(&process.url, "t");
+    assert_eq!(agent.heartbeat().await, 503);
+    assert_eq!(agent.call("GET", "/api/v1/llms").send().await.unwrap().status(), 418);
+}
+
+#[tokio::test]
+async fn wrong_usage_exits_with_2_and_a_taken_port_with_1() {
+    let file = scratch("broken.json");
+    std::fs::write(&file, "[{}]").unwrap();
+    let cases: [&[&str]; 5] = [
+        &["--fault", "explode"],
+        &["--scenario", "/nowhere/at/all.json"],
+        &["--scenario", &file],
+        &["--listen", "nonsense"],
+        &["--ping-interval", "often"],
+    ];
+    for arguments in cases {
+        let output = soon(command(arguments).output()).await.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.starts_with("error: ") && !error.contains("Error {"), "{error}");
+    }
+    let first = Process::start(&[]).await;
+    let address = first.url.strip_prefix("http://").unwrap();
+    let output = soon(command(&["--listen", address]).output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(address) && error.contains("--listen"), "{error}");
+}
+
+#[tokio::test]
+async fn help_has_the_whole_grammar() {
+    let output = soon(command(&["--help"]).output()).await.unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    for fault in ["drop", "silent", "refuse", "delay", "answer", "lose-reply", "twice", "restart", "at-task="]
+    {
+        assert!(help.contains(fault), "{fault}");
+    }
+}
+
+/// A file of this test run's own.
+fn scratch(name: &str) -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
+    path.to_str().expect("a UTF-8 path").to_owned()
+}
