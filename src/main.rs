@@ -10,7 +10,9 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    init_logging();
+    if !cli::sets_up_its_own_log(&arguments) {
+        init_logging();
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return cli::Stop::Failed(format!("cannot start: {error}")).report(),

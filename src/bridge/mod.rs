@@ -15,7 +15,7 @@ use crate::domain::{Failure, Outcome, ProviderName, Pushed, SessionHello, Sessio
 pub use session::{CloseReason, Offer, SessionHandle};
 
 /// What a local client id begins with if it is the agent's own provider host, which any other session outranks.
-pub const BUILTIN_CLIENT: &str = "mcprelay-provide";
+pub const BUILTIN_CLIENT: &str = "mcprelay/";
 
 /// Something that a local program did.
 #[derive(Debug)]

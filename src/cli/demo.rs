@@ -1,6 +1,37 @@
-//! `mcprelay demo`: the whole path in one process.
+//! `mcprelay demo`: the whole path in one process, with real loopback HTTP, a real socket and a real stream.
 
-use clap::Args;
+use std::{
+    future::Future,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use clap::{Args, Parser as _};
+use fake_mcpd::FakeMcpd;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{Cli, Command, Stop, get, infer, waterfall::Waterfall};
+use crate::{
+    agent::{self, Agent, Surroundings, files::write_atomically},
+    config::{Config, Lookup},
+    domain::ProviderName,
+    provide::{
+        config_file::Entry,
+        host::{Host, HostConfig},
+    },
+    telemetry::{self, Collected, Content, names},
+};
+
+/// The demo's virtual LLM.
+const LLM: &str = "demo";
+/// The pause between two words of the embedded provider: slow enough to be seen as a stream, fast enough for a short demo.
+const TOKEN_DELAY: Duration = Duration::from_millis(25);
+/// How long the LLM may take to be listed; a real server may have to load its model first.
+const LISTED: Duration = Duration::from_secs(60);
+/// How long the parts may take to end.
+const END: Duration = Duration::from_secs(5);
 
 /// Arguments of `demo`.
 #[derive(Clone, Debug, Args)]
@@ -9,9 +40,128 @@ pub struct DemoArgs {
     #[arg(long, value_name = "URL", requires = "model")]
     pub url: Option<String>,
     /// The model to ask for
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", requires = "url")]
     pub model: Option<String>,
+    /// Also write the trace as an image to this file
+    #[arg(long, value_name = "FILE")]
+    pub trace_svg: Option<PathBuf>,
     /// What to ask
     #[arg(default_value = "Say hello to the reader of this demo.")]
     pub prompt: String,
+}
+
+/// Sets everything up, lists the LLM, streams one inference, draws its trace, and ends everything.
+pub async fn run(args: DemoArgs) -> Result<(), Stop> {
+    let begun = Instant::now();
+    let failed = |error: String| Stop::Failed(format!("the demo cannot run: {error}"));
+    let home = tempfile::tempdir().map_err(|e| failed(format!("no temporary folder: {e}")))?;
+    let mcpd = FakeMcpd::start().await.map_err(|e| failed(format!("no loopback port: {e}")))?;
+    write_credentials(home.path(), &mcpd).map_err(|e| failed(e.to_string()))?;
+    let (handle, spans) = telemetry::in_memory(Content::LeftOut);
+    let config = Config::defaults(home.path())?;
+    let surroundings = Surroundings { telemetry: handle, ..Surroundings::default() };
+    let agent = Agent::new(&config, surroundings).map_err(|e| failed(e.to_string()))?;
+    let stop = agent::Stop::default();
+    let agent = tokio::spawn(agent.run(stop.clone()));
+    let shutdown = CancellationToken::new();
+    let host = Host::new(HostConfig::new(home.path(), &config.socket)).with_providers(vec![entry(&args)?]);
+    let host = tokio::spawn(host.run(shutdown.clone()));
+
+    let listed = tokio::time::timeout(
+        LISTED,
+        mcpd.wait_until(|state| state.is_active(LLM) && state.sessions.iter().any(|s| s.connected)),
+    );
+    listed
+        .await
+        .map_err(|_| failed(format!("the provider did not get ready within {} s", LISTED.as_secs())))?;
+    println!(
+        "fake mcpd at {}, agent on a socket in a temporary home, one provider: ready in {}\n",
+        mcpd.url(),
+        millis(begun.elapsed())
+    );
+    show(home.path(), &["get", "llm"]).await?;
+    println!();
+    show(home.path(), &["infer", LLM, &args.prompt]).await?;
+
+    stop.drain.cancel();
+    shutdown.cancel();
+    ended("the agent", agent).await;
+    ended("the provider", host).await;
+    println!("\nThe inference as the agent traced it:\n");
+    draw(&spans, args.trace_svg.as_deref())?;
+    println!("\nDone in {}.", millis(begun.elapsed()));
+    Ok(())
+}
+
+fn write_credentials(home: &Path, mcpd: &FakeMcpd) -> io::Result<()> {
+    let text = json!({"mcpdUrl": mcpd.url(), "token": mcpd.token()}).to_string();
+    write_atomically(&home.join(crate::credentials::CREDENTIALS_FILE), text.as_bytes())
+}
+
+fn entry(args: &DemoArgs) -> Result<Entry, Stop> {
+    let name = ProviderName::new(LLM).map_err(|e| Stop::Failed(e.to_string()))?;
+    Ok(match (&args.url, &args.model) {
+        (Some(url), Some(model)) => Entry { url: Some(url.clone()), ..Entry::new(name, "openai", model) },
+        _ => Entry {
+            token_delay: Some(TOKEN_DELAY),
+            tier: "fast".to_owned(),
+            ..Entry::new(name, "echo", "echo-1")
+        },
+    })
+}
+
+/// Runs a command of this program against the demo's home, as its reader would.
+async fn show(home: &Path, command: &[&str]) -> Result<(), Stop> {
+    println!("$ mcprelay {}", command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+    io::stdout().flush()?;
+    // The reader's own settings must not lead the demo to their mcpd.
+    let nothing: Lookup<'_> = &|_| None;
+    let home = home.to_string_lossy();
+    let words = ["mcprelay"].iter().chain(command).copied().chain(["--home", &home]);
+    match Cli::try_parse_from(words).map(|cli| cli.command) {
+        Ok(Command::Get(args)) => get::run(args, nothing).await,
+        Ok(Command::Infer(args)) => infer::run(args, nothing).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(Stop::Usage(error.to_string())),
+    }
+}
+
+fn quoted(word: &str) -> String {
+    if word.contains(' ') { format!("\"{word}\"") } else { word.to_owned() }
+}
+
+async fn ended<T>(what: &str, part: impl Future<Output = T>) {
+    if tokio::time::timeout(END, part).await.is_err() {
+        eprintln!("{what} did not end in time");
+    }
+}
+
+fn draw(collected: &Collected, svg: Option<&Path>) -> Result<(), Stop> {
+    let spans = collected.take();
+    let Some(picture) = Waterfall::of(&spans, names::span::PROCESS_TASK) else {
+        return Err(Stop::Failed("the inference left no trace".to_owned()));
+    };
+    print!("{}", picture.text());
+    if let Some(first) = first_token(&spans) {
+        println!("\nTime to the first token: {:.2} ms", first * 1000.0);
+    }
+    if let Some(path) = svg {
+        let written = write_atomically(path, picture.svg("One inference, as mcprelay traces it").as_bytes());
+        written.map_err(|e| Stop::Failed(format!("cannot write {}: {e}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// What the inference's span says, in seconds.
+fn first_token(spans: &[opentelemetry_sdk::trace::SpanData]) -> Option<f64> {
+    let mut attributes = spans.iter().flat_map(|span| &span.attributes);
+    let found = attributes.find(|a| a.key.as_str() == names::key::RESPONSE_TIME_TO_FIRST_CHUNK)?;
+    match found.value {
+        opentelemetry::Value::F64(seconds) => Some(seconds),
+        _ => None,
+    }
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.0} ms", time.as_secs_f64() * 1000.0)
 }

@@ -12,6 +12,7 @@ pub mod pause;
 pub mod provide;
 pub mod rates;
 pub mod run;
+mod service;
 pub mod socket;
 pub mod status;
 pub mod status_json;
@@ -19,6 +20,7 @@ pub mod status_json;
 mod stub;
 pub mod view;
 pub mod watch;
+mod waterfall;
 pub mod words;
 
 use std::{io, process::ExitCode};
@@ -42,6 +44,12 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the agent in the foreground
+    Run(run::RunArgs),
+    /// Serve the providers of config.json through the agent's socket
+    Provide(provide::ProvideArgs),
+    /// Show the whole path once, in this process: a fake mcpd, the agent, a provider, one streamed inference and its trace
+    Demo(demo::DemoArgs),
     /// List what mcpd offers
     Get(get::GetArgs),
     /// Call a virtual LLM through mcpd and stream its answer
@@ -130,10 +138,22 @@ fn value_complaint(error: &clap::Error) -> Option<String> {
     Some(format!("the value of {flag} (or of the environment variable {variable}) is not usable: {why}"))
 }
 
+/// Whether the command is a service, whose log and telemetry are settings of its own.
+pub fn sets_up_its_own_log(cli: &Cli) -> bool {
+    match &cli.command {
+        Command::Run(_) => true,
+        Command::Provide(args) => !args.detect,
+        _ => false,
+    }
+}
+
 /// Does what the command line asks.
 pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
     let env = &process_environment;
     match cli.command {
+        Command::Run(args) => run::run(args, env).await,
+        Command::Provide(args) => provide::run(args, env).await,
+        Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args, env).await,
         Command::Infer(args) => infer::run(args, env).await,
         Command::Status(args) => status::run(args, env).await,

@@ -1,8 +1,20 @@
 //! `mcprelay provide`: the provider host, as a process of its own.
 
-use clap::Args;
+use std::io::{self, IsTerminal as _, Write as _};
 
-use crate::config::HomeArgs;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::Stop;
+use crate::{
+    config::{HomeArgs, Lookup, Places},
+    provide::{
+        detect::{self, Ports},
+        host::{Host, HostConfig},
+    },
+    telemetry,
+};
 
 /// Arguments of `provide`.
 #[derive(Clone, Debug, Args)]
@@ -14,6 +26,53 @@ pub struct ProvideArgs {
     #[arg(long)]
     pub detect: bool,
     /// What the agent knows this host by; a second one of the same name replaces the first
-    #[arg(long, env = "MCPRELAY_CLIENT_ID", value_name = "ID", default_value = "mcprelay-provide")]
+    #[arg(long, env = "MCPRELAY_CLIENT_ID", value_name = "ID", default_value = "mcprelay/provide")]
     pub client_id: String,
+}
+
+/// Serves config.json's providers through the agent's socket until SIGTERM or SIGINT, or only looks for model servers.
+pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
+    if args.detect {
+        return print_detected().await;
+    }
+    let Places { home, socket } = args.home.places(env)?;
+    let log_format =
+        if io::stderr().is_terminal() { telemetry::LogFormat::Text } else { telemetry::LogFormat::Json };
+    let settings = telemetry::Settings { log_format, metrics_listen: None };
+    let _log = telemetry::init(&settings).map_err(|error| Stop::Failed(error.to_string()))?;
+    let on = |kind| signal(kind).map_err(|error| Stop::Failed(format!("cannot wait for signals: {error}")));
+    let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    let mut signalled = async || {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    let shutdown = CancellationToken::new();
+    let config = HostConfig { client_id: args.client_id, ..HostConfig::new(home, socket) };
+    let mut host = std::pin::pin!(Host::new(config).run(shutdown.clone()));
+    tokio::select! {
+        () = &mut host => return Ok(()),
+        () = signalled() => shutdown.cancel(),
+    }
+    tokio::select! {
+        () = host => Ok(()),
+        () = signalled() => Err(Stop::Failed("stopped at once; running tasks were cut off".to_owned())),
+    }
+}
+
+async fn print_detected() -> Result<(), Stop> {
+    let found = detect::detect(Ports::default()).await.map_err(|error| Stop::Failed(error.to_string()))?;
+    if found.is_empty() {
+        return Err(Stop::Failed(
+            "no Ollama, llama.cpp, vLLM or LM Studio answers on its usual loopback port; start one, or write its entry by hand"
+                .to_owned(),
+        ));
+    }
+    for server in &found {
+        eprintln!("found {} at {} with {} models", server.kind, server.url, server.models.len());
+    }
+    eprintln!("put the entries you want into ~/.mcpctl/config.json and set \"publish\": true on them:");
+    writeln!(io::stdout(), "{}", detect::entries(&found))?;
+    Ok(())
 }

@@ -1,8 +1,25 @@
 //! `mcprelay run`: the agent, in the foreground.
 
-use clap::Args;
+use std::{io::IsTerminal as _, time::Duration};
 
-use crate::config::AgentArgs;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Stop, service};
+use crate::{
+    agent::{self, Agent, Stopped, Surroundings},
+    bridge::listener::BoundSocket,
+    config::{AgentArgs, Config, Lookup},
+    provide::host::{Host, HostConfig},
+    telemetry::{self, Telemetry},
+};
+
+/// How long the last spans may take to leave: a collector that hangs must not hold up the stop.
+const TELEMETRY_BOUND: Duration = Duration::from_secs(3);
+/// How long the provider host may take to end once the agent has ended: its tasks are over by then.
+const HOST_BOUND: Duration = Duration::from_secs(2);
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
@@ -13,4 +30,77 @@ pub struct RunArgs {
     /// Also serve the providers of <home>/config.json, for an mcplocal that does not speak gRPC yet
     #[arg(long, env = "MCPRELAY_PROVIDE", value_parser = clap::builder::FalseyValueParser::new())]
     pub provide: bool,
+}
+
+/// Runs the agent until SIGTERM or SIGINT; a second one ends it at once.
+pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
+    let config = Config::new(args.config, env)?;
+    let telemetry = start_telemetry(&config)?;
+    let surroundings = Surroundings { telemetry: telemetry.handle(), ..Surroundings::default() };
+    let agent = new_agent(&config, surroundings).map_err(|error| Stop::Failed(error.to_string()))?;
+    info!(socket = %config.socket.display(), pid = std::process::id(), "mcprelay {} runs", env!("CARGO_PKG_VERSION"));
+    let stop = agent::Stop::default();
+    let signals = tokio::spawn(follow_signals(stop.clone())?);
+    let host = args.provide.then(|| spawn_host(&config));
+    service::ready();
+    let watchdog = tokio::spawn(service::watchdog());
+    let stopped = agent.run(stop).await;
+    if let Some((shutdown, host)) = host {
+        shutdown.cancel();
+        if tokio::time::timeout(HOST_BOUND, host).await.is_err() {
+            warn!("the provider host did not end in time");
+        }
+    }
+    watchdog.abort();
+    signals.abort();
+    telemetry.shutdown(TELEMETRY_BOUND).await;
+    match stopped {
+        Ok(Stopped::Drained) => Ok(()),
+        Ok(Stopped::Aborted) => Err(Stop::Failed("stopped at once; running tasks were cut off".to_owned())),
+        Err(error) => Err(Stop::Failed(error.to_string())),
+    }
+}
+
+/// The log and the exporters, as the settings and the environment say.
+pub(super) fn start_telemetry(config: &Config) -> Result<Telemetry, Stop> {
+    let json = config.log_format.is_json(std::io::stderr().is_terminal());
+    let log_format = if json { telemetry::LogFormat::Json } else { telemetry::LogFormat::Text };
+    let settings = telemetry::Settings { log_format, metrics_listen: config.metrics_listen };
+    let telemetry = telemetry::init(&settings).map_err(|error| Stop::Failed(error.to_string()))?;
+    if let Some(address) = telemetry.page_address() {
+        info!("metrics at http://{address}/metrics");
+    }
+    Ok(telemetry)
+}
+
+fn new_agent(config: &Config, surroundings: Surroundings) -> Result<Agent, agent::AgentError> {
+    match service::inherited_socket() {
+        Some(listener) => {
+            Agent::with_socket(config, surroundings, BoundSocket::inherited(listener, &config.socket)?)
+        }
+        None => Agent::new(config, surroundings),
+    }
+}
+
+/// What the two signals do.
+fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, Stop> {
+    let on = |kind| signal(kind).map_err(|error| Stop::Failed(format!("cannot wait for signals: {error}")));
+    let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    Ok(async move {
+        for what in [stop.drain, stop.abort] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            service::stopping();
+            what.cancel();
+        }
+    })
+}
+
+fn spawn_host(config: &Config) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    let host =
+        HostConfig { drain_timeout: config.drain_timeout, ..HostConfig::new(&config.home, &config.socket) };
+    let shutdown = CancellationToken::new();
+    (shutdown.clone(), tokio::spawn(Host::new(host.built_in()).run(shutdown)))
 }
