@@ -30,6 +30,8 @@ use crate::{
 const OUTGOING_MESSAGES: usize = 256;
 /// How long the agent may take to accept the stream. It does so at once, or it hangs.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long we stay after our goodbye although nothing runs: an offer that crossed it is refused, instead of being lost.
+const LINGER: Duration = Duration::from_millis(100);
 /// How long the agent may take to close the stream after our goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The limit of a gRPC library that has not been told otherwise: what an agent takes that announces nothing.
@@ -92,6 +94,7 @@ pub(super) async fn run(
         generation: 0,
         max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
         drain_until: None,
+        goodbye_at: None,
         verdicts: Verdicts::default(),
     }
     .run(stopping, welcomed)
@@ -113,6 +116,8 @@ struct Session {
     max_message_bytes: usize,
     /// Set once we leave: when the tasks that still run are ended.
     drain_until: Option<Instant>,
+    /// When our goodbye went out.
+    goodbye_at: Option<Instant>,
     verdicts: Verdicts,
 }
 
@@ -123,13 +128,13 @@ impl Session {
         mut welcomed: impl FnMut(),
     ) -> Result<End, Status> {
         loop {
-            let drain_until = self.drain_until;
+            let leave_at = self.leave_at();
             tokio::select! {
                 // The agent speaks, or its stream ends.
                 message = self.inbound.message() => match message? {
                     Some(pb::SessionResponse { payload: Some(payload) }) => self.take(payload, &mut welcomed),
                     Some(_) => {} // A payload of a later version.
-                    None if drain_until.is_some() => return Ok(End::Stopped),
+                    None if leave_at.is_some() => return Ok(End::Stopped),
                     None => return Ok(End::Closed),
                 },
                 // A task has sent its end.
@@ -141,16 +146,19 @@ impl Session {
                     if let Some(message) = self.next_message() { permit.send(message); }
                 }
                 // We are asked to leave.
-                grace = stop_asked(&mut stopping), if drain_until.is_none() => self.begin_drain(grace),
-                // We leave, and the running tasks have had their time.
-                () = sleep_until(drain_until.unwrap_or_else(Instant::now)), if drain_until.is_some() => {
+                grace = stop_asked(&mut stopping), if leave_at.is_none() => self.begin_drain(grace),
+                // We leave: nothing runs any more, or it has had its time.
+                () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
                     return Ok(self.close().await);
                 }
             }
-            if self.drain_until.is_some() && self.tasks.is_empty() && !self.has_something_to_say() {
-                return Ok(self.close().await);
-            }
         }
+    }
+
+    fn leave_at(&self) -> Option<Instant> {
+        let until = self.drain_until?;
+        let lingered = self.goodbye_at.filter(|_| self.tasks.is_empty()).map(|said| said + LINGER);
+        Some(lingered.map_or(until, |lingered| lingered.min(until)))
     }
 
     fn take(&mut self, payload: In, welcomed: &mut impl FnMut()) {
@@ -236,6 +244,7 @@ impl Session {
         if let Some(goodbye) = self.goodbye_due.take() {
             // No snapshot after it: it would offer what we have just taken back.
             self.snapshot_due = false;
+            self.goodbye_at = Some(Instant::now());
             return Some(wire::request(Out::Drain(goodbye)));
         }
         if !std::mem::take(&mut self.snapshot_due) {
