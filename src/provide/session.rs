@@ -64,7 +64,7 @@ pub(super) async fn run(
     channel: Channel,
     config: &RegistrarConfig,
     providers: watch::Receiver<ProviderSet>,
-    stopping: watch::Receiver<Option<Duration>>,
+    mut stopping: watch::Receiver<Option<Duration>>,
     welcomed: impl FnMut(),
 ) -> Result<End, Status> {
     let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
@@ -77,10 +77,11 @@ pub(super) async fn run(
     let _ = outgoing.try_send(hello);
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX));
-    let inbound = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)))
-        .await
-        .map_err(|_| Status::unavailable("it does not answer"))??
-        .into_inner();
+    let accepted = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)));
+    let inbound = tokio::select! {
+        accepted = accepted => accepted.map_err(|_| Status::unavailable("it does not answer"))??.into_inner(),
+        _ = stop_asked(&mut stopping) => return Ok(End::Stopped),
+    };
     let offered = providers.borrow().clone();
     Session {
         inbound,
@@ -107,7 +108,7 @@ struct Session {
     providers: watch::Receiver<ProviderSet>,
     /// The set that was last sent: offers name its members.
     offered: ProviderSet,
-    running: HashMap<String, CancellationToken>,
+    running: HashMap<String, Running>,
     /// Each gives the id of the task that ended. Dropping the session aborts them: the agent has ended them itself.
     tasks: JoinSet<String>,
     snapshot_due: bool,
@@ -120,6 +121,15 @@ struct Session {
     goodbye_at: Option<Instant>,
     verdicts: Verdicts,
 }
+
+/// One task that runs. Its id may be offered again in the moment in which it ends, so the id alone does not tell it.
+struct Running {
+    number: tokio::task::Id,
+    cancel: CancellationToken,
+}
+
+/// What the set of tasks says when one has ended.
+type Ended = Result<(tokio::task::Id, String), tokio::task::JoinError>;
 
 impl Session {
     async fn run(
@@ -138,7 +148,7 @@ impl Session {
                     None => return Ok(End::Closed),
                 },
                 // A task has sent its end.
-                Some(ended) = self.tasks.join_next() => self.forget(ended.ok()),
+                Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
                 // The set of providers has changed. (An error means that the handle is gone: `stopping` tells.)
                 Ok(()) = self.providers.changed() => self.snapshot_due = true,
                 // There is room for what the session itself has to say.
@@ -194,19 +204,17 @@ impl Session {
 
     fn begin(&mut self, offer: pb::TaskOffer) {
         let task = Task::from_offer(offer);
-        if self.running.contains_key(&task.id) {
-            // Ending it would end the one that runs: the id is all that tells them apart.
-            tracing::warn!(task = %Printable(&task.id), "the agent offered a running task again; ignored");
-            return;
-        }
-        let chunks = Chunks::new(&task.id, self.outgoing.clone(), self.max_message_bytes);
+        let id = task.id.clone();
+        let chunks = Chunks::new(&id, self.outgoing.clone(), self.max_message_bytes);
         let cancel = CancellationToken::new();
-        self.running.insert(task.id.clone(), cancel.clone());
         let offered = self.offered.iter().find(|o| o.info.name.as_str() == task.provider);
-        match offered.filter(|_| self.drain_until.is_none()) {
-            Some(offered) => self.tasks.spawn(task::run(offered.provider.clone(), task, chunks, cancel)),
+        let spawned = match offered.filter(|_| self.drain_until.is_none()) {
+            Some(offered) => {
+                self.tasks.spawn(task::run(offered.provider.clone(), task, chunks, cancel.clone()))
+            }
             None => self.tasks.spawn(self.refusal(task)),
         };
+        self.running.insert(id, Running { number: spawned.id(), cancel });
     }
 
     /// Tells the agent that a task came too late: its provider is withdrawn, or we are leaving.
@@ -225,13 +233,15 @@ impl Session {
         // An unknown id has just ended: the two messages passed each other.
         if let Some(running) = self.running.get(&cancel.task_id) {
             tracing::debug!(task = %Printable(&cancel.task_id), reason = cancel.reason().as_str_name(), "task cancelled");
-            running.cancel();
+            running.cancel.cancel();
         }
     }
 
-    fn forget(&mut self, ended: Option<String>) {
-        // `None` is a task that was aborted, which happens only when the session is dropped.
-        if let Some(id) = ended {
+    fn forget(&mut self, ended: Ended) {
+        // An error is a task that was aborted before its end: it stays, and its end is still owed.
+        if let Ok((number, id)) = ended
+            && self.running.get(&id).is_some_and(|running| running.number == number)
+        {
             self.running.remove(&id);
         }
     }
@@ -263,7 +273,10 @@ impl Session {
 
     /// Ends what still runs and waits for the agent to close the stream.
     async fn close(mut self) -> End {
-        self.tasks.shutdown().await;
+        self.tasks.abort_all();
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            self.forget(ended);
+        }
         for (id, _) in self.running.drain() {
             let why = "the provider's host was stopped before the answer was complete";
             let failed = Outcome::Failed(Failure::new(FailureCode::ShuttingDown, why));

@@ -283,7 +283,7 @@ async fn forgetful_server() -> String {
         while let Ok((mut connection, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut request = vec![0; 4096];
-                connection.read(&mut request).await.unwrap();
+                assert!(connection.read(&mut request).await.unwrap() > 0);
                 let answer =
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
                 connection.write_all(answer).await.unwrap();

@@ -311,6 +311,17 @@ async fn a_stop_without_an_agent_is_immediate() {
 }
 
 #[tokio::test]
+async fn a_stop_does_not_wait_for_an_agent_that_hangs() {
+    let home = tempfile::tempdir().unwrap();
+    let hanging = tokio::net::UnixListener::bind(home.path().join("s")).unwrap();
+    let registrar = start(&home.path().join("s"), vec![]);
+    let _connection = timeout(BOUND, hanging.accept()).await.expect("a connection").unwrap();
+    let asked = std::time::Instant::now();
+    registrar.stop(Duration::from_secs(3600)).await;
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
 async fn the_agents_goodbye_does_not_end_running_tasks() {
     let go = Arc::new(Notify::new());
     let (_home, mut agent, mut session, _registrar) = one(Does::Wait(go.clone())).await;

@@ -260,6 +260,8 @@ pub(in crate::provide) struct Model {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Meta {
+    /// What the server was started with; newer versions only.
+    n_ctx: Option<u32>,
     n_ctx_train: Option<u32>,
 }
 
@@ -283,7 +285,7 @@ impl Model {
     }
 
     fn context_tokens(&self) -> Option<u32> {
-        let trained = self.meta.as_ref().and_then(|meta| meta.n_ctx_train);
-        self.max_model_len.or(self.context_length).or(trained).filter(|tokens| *tokens > 0)
+        let llamacpp = self.meta.as_ref().and_then(|meta| meta.n_ctx.or(meta.n_ctx_train));
+        self.max_model_len.or(self.context_length).or(llamacpp).filter(|tokens| *tokens > 0)
     }
 }
