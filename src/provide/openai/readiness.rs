@@ -10,7 +10,7 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -116,10 +116,9 @@ impl Prober {
             if self.health.set(readiness) {
                 tracing::info!(server = %self.base, model = %self.model, "{}", sentence(state, &detail));
             }
-            sleep(FLOOR).await;
             tokio::select! {
                 () = sleep_until(asked + self.interval(state, well.elapsed())) => {}
-                () = self.health.ask.notified() => {}
+                () = self.health.ask.notified() => sleep_until(asked + FLOOR).await,
             }
         }
     }
