@@ -66,7 +66,7 @@ pub struct Parsed {
 /// Something in the file that is not as it should be, without harm to the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// Its place: "llm.providers[2].url".
+    /// Its place: `llm.providers[2].url`.
     pub place: String,
     /// What is wrong, and what becomes of it.
     pub what: String,

@@ -30,6 +30,8 @@ use crate::{
 const OUTGOING_MESSAGES: usize = 256;
 /// How long the agent may take to accept the stream. It does so at once, or it hangs.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long we stay after our goodbye although nothing runs: an offer that crossed it is refused, instead of being lost.
+const LINGER: Duration = Duration::from_millis(100);
 /// How long the agent may take to close the stream after our goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The limit of a gRPC library that has not been told otherwise: what an agent takes that announces nothing.
@@ -62,7 +64,7 @@ pub(super) async fn run(
     channel: Channel,
     config: &RegistrarConfig,
     providers: watch::Receiver<ProviderSet>,
-    stopping: watch::Receiver<Option<Duration>>,
+    mut stopping: watch::Receiver<Option<Duration>>,
     welcomed: impl FnMut(),
 ) -> Result<End, Status> {
     let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
@@ -75,10 +77,11 @@ pub(super) async fn run(
     let _ = outgoing.try_send(hello);
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX));
-    let inbound = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)))
-        .await
-        .map_err(|_| Status::unavailable("it does not answer"))??
-        .into_inner();
+    let accepted = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)));
+    let inbound = tokio::select! {
+        accepted = accepted => accepted.map_err(|_| Status::unavailable("it does not answer"))??.into_inner(),
+        _ = stop_asked(&mut stopping) => return Ok(End::Stopped),
+    };
     let offered = providers.borrow().clone();
     Session {
         inbound,
@@ -92,6 +95,7 @@ pub(super) async fn run(
         generation: 0,
         max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
         drain_until: None,
+        goodbye_at: None,
         verdicts: Verdicts::default(),
     }
     .run(stopping, welcomed)
@@ -104,7 +108,7 @@ struct Session {
     providers: watch::Receiver<ProviderSet>,
     /// The set that was last sent: offers name its members.
     offered: ProviderSet,
-    running: HashMap<String, CancellationToken>,
+    running: HashMap<String, Running>,
     /// Each gives the id of the task that ended. Dropping the session aborts them: the agent has ended them itself.
     tasks: JoinSet<String>,
     snapshot_due: bool,
@@ -113,8 +117,19 @@ struct Session {
     max_message_bytes: usize,
     /// Set once we leave: when the tasks that still run are ended.
     drain_until: Option<Instant>,
+    /// When our goodbye went out.
+    goodbye_at: Option<Instant>,
     verdicts: Verdicts,
 }
+
+/// One task that runs. Its id may be offered again in the moment in which it ends, so the id alone does not tell it.
+struct Running {
+    number: tokio::task::Id,
+    cancel: CancellationToken,
+}
+
+/// What the set of tasks says when one has ended.
+type Ended = Result<(tokio::task::Id, String), tokio::task::JoinError>;
 
 impl Session {
     async fn run(
@@ -123,17 +138,17 @@ impl Session {
         mut welcomed: impl FnMut(),
     ) -> Result<End, Status> {
         loop {
-            let drain_until = self.drain_until;
+            let leave_at = self.leave_at();
             tokio::select! {
                 // The agent speaks, or its stream ends.
                 message = self.inbound.message() => match message? {
                     Some(pb::SessionResponse { payload: Some(payload) }) => self.take(payload, &mut welcomed),
                     Some(_) => {} // A payload of a later version.
-                    None if drain_until.is_some() => return Ok(End::Stopped),
+                    None if leave_at.is_some() => return Ok(End::Stopped),
                     None => return Ok(End::Closed),
                 },
                 // A task has sent its end.
-                Some(ended) = self.tasks.join_next() => self.forget(ended.ok()),
+                Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
                 // The set of providers has changed. (An error means that the handle is gone: `stopping` tells.)
                 Ok(()) = self.providers.changed() => self.snapshot_due = true,
                 // There is room for what the session itself has to say.
@@ -141,16 +156,19 @@ impl Session {
                     if let Some(message) = self.next_message() { permit.send(message); }
                 }
                 // We are asked to leave.
-                grace = stop_asked(&mut stopping), if drain_until.is_none() => self.begin_drain(grace),
-                // We leave, and the running tasks have had their time.
-                () = sleep_until(drain_until.unwrap_or_else(Instant::now)), if drain_until.is_some() => {
+                grace = stop_asked(&mut stopping), if leave_at.is_none() => self.begin_drain(grace),
+                // We leave: nothing runs any more, or it has had its time.
+                () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
                     return Ok(self.close().await);
                 }
             }
-            if self.drain_until.is_some() && self.tasks.is_empty() && !self.has_something_to_say() {
-                return Ok(self.close().await);
-            }
         }
+    }
+
+    fn leave_at(&self) -> Option<Instant> {
+        let until = self.drain_until?;
+        let lingered = self.goodbye_at.filter(|_| self.tasks.is_empty()).map(|said| said + LINGER);
+        Some(lingered.map_or(until, |lingered| lingered.min(until)))
     }
 
     fn take(&mut self, payload: In, welcomed: &mut impl FnMut()) {
@@ -186,19 +204,17 @@ impl Session {
 
     fn begin(&mut self, offer: pb::TaskOffer) {
         let task = Task::from_offer(offer);
-        if self.running.contains_key(&task.id) {
-            // Ending it would end the one that runs: the id is all that tells them apart.
-            tracing::warn!(task = %Printable(&task.id), "the agent offered a running task again; ignored");
-            return;
-        }
-        let chunks = Chunks::new(&task.id, self.outgoing.clone(), self.max_message_bytes);
+        let id = task.id.clone();
+        let chunks = Chunks::new(&id, self.outgoing.clone(), self.max_message_bytes);
         let cancel = CancellationToken::new();
-        self.running.insert(task.id.clone(), cancel.clone());
         let offered = self.offered.iter().find(|o| o.info.name.as_str() == task.provider);
-        match offered.filter(|_| self.drain_until.is_none()) {
-            Some(offered) => self.tasks.spawn(task::run(offered.provider.clone(), task, chunks, cancel)),
+        let spawned = match offered.filter(|_| self.drain_until.is_none()) {
+            Some(offered) => {
+                self.tasks.spawn(task::run(offered.provider.clone(), task, chunks, cancel.clone()))
+            }
             None => self.tasks.spawn(self.refusal(task)),
         };
+        self.running.insert(id, Running { number: spawned.id(), cancel });
     }
 
     /// Tells the agent that a task came too late: its provider is withdrawn, or we are leaving.
@@ -217,13 +233,15 @@ impl Session {
         // An unknown id has just ended: the two messages passed each other.
         if let Some(running) = self.running.get(&cancel.task_id) {
             tracing::debug!(task = %Printable(&cancel.task_id), reason = cancel.reason().as_str_name(), "task cancelled");
-            running.cancel();
+            running.cancel.cancel();
         }
     }
 
-    fn forget(&mut self, ended: Option<String>) {
-        // `None` is a task that was aborted, which happens only when the session is dropped.
-        if let Some(id) = ended {
+    fn forget(&mut self, ended: Ended) {
+        // An error is a task that was aborted before its end: it stays, and its end is still owed.
+        if let Ok((number, id)) = ended
+            && self.running.get(&id).is_some_and(|running| running.number == number)
+        {
             self.running.remove(&id);
         }
     }
@@ -236,6 +254,7 @@ impl Session {
         if let Some(goodbye) = self.goodbye_due.take() {
             // No snapshot after it: it would offer what we have just taken back.
             self.snapshot_due = false;
+            self.goodbye_at = Some(Instant::now());
             return Some(wire::request(Out::Drain(goodbye)));
         }
         if !std::mem::take(&mut self.snapshot_due) {
@@ -254,7 +273,10 @@ impl Session {
 
     /// Ends what still runs and waits for the agent to close the stream.
     async fn close(mut self) -> End {
-        self.tasks.shutdown().await;
+        self.tasks.abort_all();
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            self.forget(ended);
+        }
         for (id, _) in self.running.drain() {
             let why = "the provider's host was stopped before the answer was complete";
             let failed = Outcome::Failed(Failure::new(FailureCode::ShuttingDown, why));

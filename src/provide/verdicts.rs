@@ -41,3 +41,53 @@ fn log(verdict: &pb::ProviderVerdict) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    /// Everything logged while `run` runs, as text.
+    fn logged(run: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Log {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(text)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, run);
+        let text = log.0.lock().unwrap().clone();
+        String::from_utf8(text).unwrap()
+    }
+
+    fn result(verdict: Verdict, why: Option<&str>) -> pb::ProviderSnapshotResult {
+        let error = why.map(|why| pb::Error { message: why.to_owned(), ..pb::Error::default() });
+        let verdict = pb::ProviderVerdict { name: "a".to_owned(), verdict: verdict.into(), error };
+        pb::ProviderSnapshotResult { generation: 1, verdicts: vec![verdict] }
+    }
+
+    #[test]
+    fn a_verdict_is_logged_when_it_changes_and_only_then() {
+        let log = logged(|| {
+            let mut verdicts = Verdicts::default();
+            for _ in 0..3 {
+                verdicts.take(&result(Verdict::Published, None));
+            }
+            verdicts.take(&result(Verdict::Refused, Some("taken\x1b[2J")));
+        });
+        assert_eq!(log.matches("a: published").count(), 1, "{log}");
+        assert!(log.contains("WARN") && log.contains("a: refused by the agent: taken\\u{1b}[2J"), "{log}");
+    }
+}

@@ -11,7 +11,11 @@ use std::{
 use axum::{body::Body, response::Response};
 use mcprelay::pb::ErrorCode;
 use proptest::{prelude::*, test_runner::TestRunner};
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -269,6 +273,34 @@ async fn in_the_steady_state_no_request_opens_a_connection() {
     }
     // One is the first question's; an answer whose tail was late may have cost a second.
     assert!(server.connections() <= 2, "{} connections", server.connections());
+}
+
+/// Serves HTTP so badly that every connection answers one request and closes at the second, without a word.
+async fn forgetful_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                assert!(connection.read(&mut request).await.unwrap() > 0);
+                let answer =
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+                connection.write_all(answer).await.unwrap();
+                connection.read(&mut request).await
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_the_server_has_given_up_costs_nothing() {
+    let url = forgetful_server().await;
+    let mut relay = Relay::with(entry("vllm", &url)).await;
+    for _ in 0..4 {
+        assert_eq!(relay.ask(PLAIN).await.body(), b"{}");
+    }
 }
 
 #[tokio::test]

@@ -160,8 +160,8 @@ pub(crate) fn answer_of(status: u16, kind: &str, body: Body) -> Response {
 /// A running host with one opted-in provider called "virtual", and the agent's end of its session.
 pub(crate) struct Relay {
     pub(crate) session: Session,
-    pub(crate) agent: Agent,
-    pub(crate) home: TempDir,
+    _agent: Agent,
+    _home: TempDir,
     _stop: DropGuard,
 }
 
@@ -177,7 +177,7 @@ impl Relay {
         let stop = host(&home, Some(vec![entry]));
         let mut session = agent.session().await;
         session.snapshot().await;
-        Self { session, agent, home, _stop: stop }
+        Self { session, _agent: agent, _home: home, _stop: stop }
     }
 
     /// Runs one request to its end.

@@ -10,7 +10,7 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -116,10 +116,9 @@ impl Prober {
             if self.health.set(readiness) {
                 tracing::info!(server = %self.base, model = %self.model, "{}", sentence(state, &detail));
             }
-            sleep(FLOOR).await;
             tokio::select! {
                 () = sleep_until(asked + self.interval(state, well.elapsed())) => {}
-                () = self.health.ask.notified() => {}
+                () = self.health.ask.notified() => sleep_until(asked + FLOOR).await,
             }
         }
     }
@@ -260,6 +259,8 @@ pub(in crate::provide) struct Model {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Meta {
+    /// What the server was started with; newer versions only.
+    n_ctx: Option<u32>,
     n_ctx_train: Option<u32>,
 }
 
@@ -283,7 +284,7 @@ impl Model {
     }
 
     fn context_tokens(&self) -> Option<u32> {
-        let trained = self.meta.as_ref().and_then(|meta| meta.n_ctx_train);
-        self.max_model_len.or(self.context_length).or(trained).filter(|tokens| *tokens > 0)
+        let llamacpp = self.meta.as_ref().and_then(|meta| meta.n_ctx.or(meta.n_ctx_train));
+        self.max_model_len.or(self.context_length).or(llamacpp).filter(|tokens| *tokens > 0)
     }
 }

@@ -1,6 +1,6 @@
 //! The kinds of providers, one file per kind.
 //!
-//! To add one: write its file with a `KINDS` table beside the others, and name it in [`ALL`]. Nothing else knows the kinds.
+//! To add one: write its file with a `KINDS` table beside the others, and name it in `ALL`. Nothing else knows the kinds.
 
 pub mod echo;
 pub mod openai_compatible;
