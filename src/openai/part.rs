@@ -136,8 +136,8 @@ impl More {
             (Field::At(_), Field::At(_)) => {}
         }
         if let (Field::At(text), Field::At(base)) = (field, *own) {
-            let both = !text.is_empty() && !(base.is_empty() && tail.is_empty());
-            if i >= LOGS && both {
+            let first = base.is_empty() && tail.is_empty();
+            if i >= LOGS && !first && !text.is_empty() {
                 tail.push(b',');
             }
             tail.extend_from_slice(text.of(chunk));

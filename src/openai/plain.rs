@@ -226,7 +226,7 @@ mod tests {
         let whole = format!(
             r#"{head}{{"index":0,"delta":{{"role":"assistant","content":"a"}},"finish_reason":"length"}}]}}"#
         );
-        assert_eq!(stamp().chunks(&result, Some(USAGE), false), [whole.clone()]);
+        assert_eq!(stamp().chunks(&result, Some(USAGE), false), std::slice::from_ref(&whole));
         let usage =
             format!(r#"{head}],"usage":{{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}}}"#);
         assert_eq!(stamp().chunks(&result, Some(USAGE), true), [whole, usage]);
