@@ -179,3 +179,51 @@ fn bad_body(why: Malformed) -> Failure {
 fn bad_output(message: &str) -> Failure {
     Failure::new(FailureCode::BadOutput, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunks(body: &str, include_usage: bool) -> Vec<String> {
+        let chunks = chunks_from_completion(&body.to_owned().into(), include_usage).expect("it is a body");
+        chunks.iter().map(|chunk| String::from_utf8(chunk.to_vec()).expect("UTF-8")).collect()
+    }
+
+    #[test]
+    fn a_body_becomes_one_chunk_with_everything_in_it() {
+        let body = r#"{"id":"c","object":"chat.completion","created":1.0,"x":[1e2],"choices":[
+            {"index":0,"message":{"role":"assistant","content":"a\ud83d","new":{"k":1.50},"tool_calls":[{"id":"t","function":{"name":"f","arguments":"{}"}},{},5]},"logprobs":{"content":[]},"finish_reason":"stop"},
+            {"message":{"content":"b"},"finish_reason":null}],"usage":{"total_tokens":3}}"#;
+        let delta = r#"{"index":0,"delta":{"role":"assistant","content":"a\ud83d","new":{"k":1.50},"tool_calls":[{"index":0,"id":"t","function":{"name":"f","arguments":"{}"}},{"index":1},5]},"logprobs":{"content":[]},"finish_reason":"stop"}"#;
+        let other = r#"{"delta":{"content":"b"},"index":1,"finish_reason":"stop"}"#;
+        let head = format!(
+            r#"{{"id":"c","created":1.0,"x":[1e2],"choices":[{delta},{other}],"object":"chat.completion.chunk""#
+        );
+        assert_eq!(chunks(body, false), [format!("{head}}}")]);
+        let usage = r#"{"id":"c","created":1.0,"x":[1e2],"object":"chat.completion.chunk","choices":[],"usage":{"total_tokens":3}}"#;
+        assert_eq!(chunks(body, true), [format!("{head},\"usage\":null}}"), usage.to_owned()]);
+    }
+
+    #[test]
+    fn tool_calls_without_a_finish_reason_end_with_tool_calls() {
+        let body = r#"{"choices":[{"message":{"tool_calls":[{"index":3}]}}]}"#;
+        assert_eq!(
+            chunks(body, true),
+            [
+                r#"{"choices":[{"delta":{"tool_calls":[{"index":3}]},"index":0,"finish_reason":"tool_calls"}],"object":"chat.completion.chunk"}"#
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_answer_is_a_failure_that_does_not_quote_it() {
+        for body in ["secret", "[\"secret\"]", "{\"secret\":1}", "{\"choices\":\"secret\"}", ""] {
+            let failure = chunks_from_completion(&body.into(), false).expect_err("it is no answer");
+            assert_eq!(failure.code, FailureCode::BadOutput);
+            assert!(!failure.message.contains("secret"));
+        }
+        let error = r#"{"error":{"message":"full","code":429}}"#;
+        assert_eq!(read_completion(&error.into()).expect_err("an error").code, FailureCode::RateLimited);
+        assert!(read_completion(&r#"{"error":null,"choices":[]}"#.into()).is_ok());
+    }
+}

@@ -134,3 +134,25 @@ fn word(scan: &mut scan::Scanner<'_>) -> Result<Option<String>, Malformed> {
     let body = scan.string()?;
     Ok(text::unescape(scan.of(body), MAX_WORD))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_body_tells_its_facts() {
+        let body = br#"{"id":"c1","model":"m","choices":[{"finish_reason":"stop"},{"index":4,"finish_reason":"length"},{"finish_reason":null},7],
+            "usage":{"prompt_tokens":3,"completion_tokens":4294967296,"total_tokens":9}}"#;
+        let facts = Facts::of_completion(body).expect("an object");
+        assert_eq!(facts.finish_reasons, [(0, "stop".to_owned()), (4, "length".to_owned())]);
+        assert_eq!(facts.usage, Some(Usage { input_tokens: Some(3), output_tokens: None }));
+        assert_eq!((facts.response_id.as_deref(), facts.model.as_deref()), (Some("c1"), Some("m")));
+    }
+
+    #[test]
+    fn a_flood_of_choices_is_not_kept() {
+        let mut facts = Facts::default();
+        (0..10_000).for_each(|choice| facts.finished(choice, "stop".to_owned()));
+        assert_eq!(facts.finish_reasons.len(), MAX_CHOICES);
+    }
+}

@@ -146,3 +146,116 @@ impl Words {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_of_ours_is_an_error_in_openai_s_shape() {
+        let failure =
+            Failure::retryable(FailureCode::Overloaded, "the \"queue\" is full", Duration::from_millis(1200));
+        let expected = format!(
+            r#"{{"error":{{"message":"the \"queue\" is full","type":"rate_limit_error","code":"{}","retry_after":2}}}}"#,
+            FailureCode::Overloaded.as_str()
+        );
+        assert_eq!(error_object(&failure), expected);
+        let plain = Failure::new(FailureCode::Internal, "it broke");
+        assert_eq!(
+            error_object(&plain),
+            r#"{"error":{"message":"it broke","type":"server_error","code":"internal"}}"#
+        );
+    }
+
+    #[test]
+    fn waits_are_rounded_up_to_whole_seconds() {
+        let after = |ms| {
+            retry_after_seconds(&Failure::retryable(FailureCode::Overloaded, "", Duration::from_millis(ms)))
+        };
+        assert_eq!([after(0), after(1), after(1000), after(1001)], [Some(1), Some(1), Some(1), Some(2)]);
+        assert_eq!(retry_after_seconds(&Failure::new(FailureCode::Overloaded, "")), None);
+    }
+
+    #[test]
+    fn a_provider_s_own_body_is_passed_on_unless_it_is_no_object() {
+        let with = |body: &'static [u8]| {
+            error_object(&Failure { body: body.into(), ..Failure::new(FailureCode::Internal, "m") })
+        };
+        assert_eq!(with(b" {\"error\" : {\"x\":1}}\n"), b" {\"error\" : {\"x\":1}}\n".as_slice());
+        for bad in [b"<html>".as_slice(), b"\"text\"", b"{\"error\":", b"\xff", b""] {
+            assert!(with(bad).starts_with(b"{\"error\":{\"message\":\"m\""));
+        }
+    }
+
+    #[test]
+    fn errors_of_real_servers_keep_their_meaning() {
+        for (status, body, code, shown) in [
+            (
+                None,
+                r#"{"error":{"message":"m","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+                FailureCode::ContextLength,
+                400,
+            ),
+            (None, r#"{"error":{"code":429,"message":"m","metadata":{}}}"#, FailureCode::RateLimited, 429),
+            (
+                Some(404),
+                r#"{"error":{"message":"m","type":"not_found_error","param":null,"code":null}}"#,
+                FailureCode::ModelNotFound,
+                404,
+            ),
+            (
+                None,
+                r#"{"error":{"code":503,"message":"m","type":"unavailable_error"}}"#,
+                FailureCode::Unavailable,
+                503,
+            ),
+            (
+                None,
+                r#"{"object":"error","message":"m","type":"BadRequestError","code":400}"#,
+                FailureCode::InvalidRequest,
+                400,
+            ),
+            (
+                None,
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,
+                FailureCode::Overloaded,
+                429,
+            ),
+            (Some(529), r#"{"error":"m"}"#, FailureCode::Overloaded, 529),
+            (
+                Some(400),
+                r#"{"error":{"message":"m","code":"content_filter","status":400}}"#,
+                FailureCode::ContentFiltered,
+                400,
+            ),
+            (
+                Some(401),
+                r#"{"error":{"message":"m","code":"invalid_api_key"}}"#,
+                FailureCode::ProviderAuth,
+                502,
+            ),
+            (Some(500), r#"{"error":{"message":"m"}}"#, FailureCode::Internal, 500),
+            (None, r#"{"error":{"message":"m","code":200}}"#, FailureCode::Internal, 502),
+        ] {
+            let failure = provider_failure(status, &body.into());
+            assert_eq!(
+                (failure.code, failure.status(), failure.message.as_str()),
+                (code, shown, "m"),
+                "{body}"
+            );
+            assert_eq!(failure.body, body);
+        }
+    }
+
+    #[test]
+    fn an_error_without_words_gets_some_and_a_long_one_is_cut() {
+        assert_eq!(
+            provider_failure(Some(500), &"oops".into()).message,
+            "the provider reported an error (status 500)"
+        );
+        let long = format!(r#"{{"error":{{"message":"{}"}}}}"#, "é".repeat(5000));
+        assert_eq!(provider_failure(None, &long.into()).message.len(), MAX_MESSAGE);
+    }
+}

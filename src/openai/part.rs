@@ -1,5 +1,7 @@
 //! One part that waits to be sent: a chunk, and what has been merged into it.
 
+use std::io::Write as _;
+
 use bytes::Bytes;
 
 use super::{
@@ -123,6 +125,12 @@ impl More {
         more
     }
 
+    /// How many bytes it keeps ready.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.tails.iter().map(Vec::capacity).sum()
+    }
+
     fn join(&mut self, i: usize, field: Field, chunk: &[u8]) -> usize {
         let (tail, own) = (&mut self.tails[i], &mut self.fields[i]);
         let before = tail.len();
@@ -133,8 +141,8 @@ impl More {
             (Field::At(_), Field::At(_)) => {}
         }
         if let (Field::At(text), Field::At(base)) = (field, *own) {
-            let both = !text.is_empty() && !(base.is_empty() && tail.is_empty());
-            if i >= LOGS && both {
+            let first = base.is_empty() && tail.is_empty();
+            if i >= LOGS && !first && !text.is_empty() {
                 tail.push(b',');
             }
             tail.extend_from_slice(text.of(chunk));
@@ -163,10 +171,21 @@ impl Merged<'_> {
         for (i, name) in TEXTS.iter().enumerate() {
             self.member(&mut open, i, name, [b"\"", b"\""], put);
         }
-        let call = self.more.call.unwrap_or_default().to_string();
-        let head = [b"[{\"index\":", call.as_bytes(), b",\"function\":{\"arguments\":\""].concat();
-        self.member(&mut open, ARGUMENTS, b"tool_calls", [&head, b"\"}}]"], put);
+        self.tool_calls(&mut open, put);
         open.close(put);
+    }
+
+    fn tool_calls(&self, open: &mut Opening, put: &mut dyn FnMut(&[u8])) {
+        let mut digits = Vec::new();
+        let head = match self.more.call {
+            Some(call) => {
+                // Writing to a vector cannot fail.
+                let _ = write!(digits, "[{{\"index\":{call},\"function\":{{\"arguments\":\"");
+                digits.as_slice()
+            }
+            None => &[],
+        };
+        self.member(open, ARGUMENTS, b"tool_calls", [head, b"\"}}]"], put);
     }
 
     fn logprobs(&self, put: &mut dyn FnMut(&[u8])) {

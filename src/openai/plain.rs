@@ -173,3 +173,70 @@ fn tool_call(out: &mut Vec<u8>, index: Option<u32>, call: &ToolCallDelta) {
     quote_into(out, &call.arguments);
     out.extend_from_slice(b"}}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp() -> Stamp {
+        Stamp { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 }
+    }
+
+    fn call(arguments: &str) -> ToolCallDelta {
+        ToolCallDelta { index: 0, id: "c".to_owned(), name: "f".to_owned(), arguments: arguments.to_owned() }
+    }
+
+    const USAGE: Usage = Usage { input_tokens: Some(1), output_tokens: Some(2) };
+
+    #[test]
+    fn a_plain_answer_becomes_a_body() {
+        let result = CompletionResult {
+            content: "a\"b".to_owned(),
+            reasoning: "r".to_owned(),
+            ..CompletionResult::default()
+        };
+        let expected = r#"{"id":"chatcmpl-1","object":"chat.completion","created":7,"model":"tiny","choices":[{"index":0,"message":{"role":"assistant","content":"a\"b","reasoning_content":"r"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#;
+        assert_eq!(stamp().completion(&result, Some(USAGE)), expected);
+        let empty = stamp().completion(&CompletionResult::default(), None);
+        assert!(empty.ends_with(br#""content":""},"finish_reason":"stop"}]}"#));
+    }
+
+    #[test]
+    fn plain_tool_calls_become_calls_without_content() {
+        let result =
+            CompletionResult { tool_calls: vec![call("{}"), call("1")], ..CompletionResult::default() };
+        let body = stamp().completion(&result, None);
+        let message = r#""message":{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}},{"id":"c","type":"function","function":{"name":"f","arguments":"1"}}]},"finish_reason":"tool_calls"}"#;
+        assert!(body.windows(message.len()).any(|window| window == message.as_bytes()), "{body:?}");
+        let chunks = stamp().chunks(&result, None, true);
+        let delta = r#""delta":{"role":"assistant","tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":"{}"}},{"index":1,"#;
+        assert!(chunks[0].windows(delta.len()).any(|window| window == delta.as_bytes()), "{chunks:?}");
+        assert_eq!(chunks.len(), 1);
+    }
+
+    #[test]
+    fn a_plain_answer_to_a_stream_is_one_chunk_and_the_usage_if_it_is_wanted() {
+        let result = CompletionResult {
+            content: "a".to_owned(),
+            finish_reason: "length".to_owned(),
+            ..CompletionResult::default()
+        };
+        let head =
+            r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"tiny","choices":["#;
+        let whole = format!(
+            r#"{head}{{"index":0,"delta":{{"role":"assistant","content":"a"}},"finish_reason":"length"}}]}}"#
+        );
+        assert_eq!(stamp().chunks(&result, Some(USAGE), false), std::slice::from_ref(&whole));
+        let usage =
+            format!(r#"{head}],"usage":{{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}}}"#);
+        assert_eq!(stamp().chunks(&result, Some(USAGE), true), [whole, usage]);
+    }
+
+    #[test]
+    fn what_was_not_counted_is_left_out() {
+        let mut out = Vec::new();
+        write_usage(&mut out, Usage { input_tokens: None, output_tokens: Some(2) });
+        write_usage(&mut out, Usage::default());
+        assert_eq!(out, br#"{"completion_tokens":2}{}"#);
+    }
+}

@@ -105,3 +105,52 @@ fn strings(scan: &mut Scanner<'_>) -> Result<Vec<String>, Malformed> {
     })?;
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_read() {
+        let body = br#"{"model":"tin\u0079","stream":true,"stream_options":{"x":1,"include_usage":true},"max_tokens":5,
+            "max_completion_tokens":6,"temperature":0.5,"top_p":1,"frequency_penalty":-1.5,"presence_penalty":2,"seed":-7,
+            "n":2,"stop":["a","\n",3,"b","c","d"],"messages":[{"role":"user","content":"max_tokens"}]}"#;
+        let expected = RequestFacts {
+            model: Some("tiny".to_owned()),
+            include_usage: true,
+            max_tokens: Some(6),
+            temperature: Some(0.5),
+            top_p: Some(1.0),
+            frequency_penalty: Some(-1.5),
+            presence_penalty: Some(2.0),
+            seed: Some(-7),
+            n: Some(2),
+            stop: ["a", "\n", "b", "c"].map(str::to_owned).to_vec(),
+        };
+        assert_eq!(RequestFacts::read(body), Ok(expected));
+        let older = RequestFacts::read(br#"{"max_tokens":5,"stop":"x"}"#).expect("an object");
+        assert_eq!((older.max_tokens, older.stop), (Some(5), vec!["x".to_owned()]));
+    }
+
+    #[test]
+    fn odd_members_are_none_and_never_fail_a_task() {
+        let body =
+            br#"{"model":1,"stream_options":true,"max_tokens":"5","temperature":1e999,"top_p":"x","seed":1.5,
+            "n":-1,"stop":{"a":[]},"max_completion_tokens":null}"#;
+        assert_eq!(RequestFacts::read(body), Ok(RequestFacts::default()));
+    }
+
+    #[test]
+    fn long_words_are_cut() {
+        let body = format!(r#"{{"model":"{}"}}"#, "m".repeat(100_000));
+        let facts = RequestFacts::read(body.as_bytes()).expect("an object");
+        assert_eq!(facts.model.map(|model| model.len()), Some(MAX_WORD));
+    }
+
+    #[test]
+    fn only_an_object_is_a_request() {
+        assert_eq!(RequestFacts::read(b"[]"), Err(Malformed::NotObject));
+        assert_eq!(RequestFacts::read(b"{\"a\""), Err(Malformed::NotJson));
+        assert_eq!(RequestFacts::read(b"{\"a\":\"\xff\"}"), Err(Malformed::NotUtf8));
+    }
+}

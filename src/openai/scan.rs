@@ -193,3 +193,83 @@ impl<'a> Scanner<'a> {
 fn span(start: usize, end: usize) -> Span {
     Span { start: start as u32, end: end as u32 }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::de::IgnoredAny;
+
+    use super::*;
+
+    /// JSON, and texts that are nearly JSON.
+    fn nearly_json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            Just("false".to_owned()),
+            "-?[0-9]{1,3}(\\.[0-9]{0,2})?([eE][+-]?[0-9]{0,2})?",
+            "\"[a-zé\\\\nu0\" ]{0,5}\"",
+            Just("\"\"".to_owned()),
+        ];
+        let value = leaf.prop_recursive(4, 24, 4, |inner| {
+            let member =
+                ("\"[a-z]{0,2}\" ?", inner.clone()).prop_map(|(key, value)| format!("{key}:{value}"));
+            prop_oneof![
+                prop::collection::vec(inner, 0..4).prop_map(|items| format!("[ {}]", items.join(", "))),
+                prop::collection::vec(member, 0..4).prop_map(|items| format!("{{{} }}", items.join(","))),
+            ]
+        });
+        let slip = (any::<prop::sample::Index>(), "[\\[\\]{},:\" 0n\\\\]?");
+        (value, prop::collection::vec(slip, 0..2)).prop_map(|(text, slips)| {
+            slips.iter().fold(format!("{{\"k\":{text}}}"), |text, (at, with)| {
+                let mut chars: Vec<char> = text.chars().collect();
+                let at = at.index(chars.len());
+                chars.splice(at..=at, with.chars());
+                chars.into_iter().collect()
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn an_object_is_what_serde_json_takes_for_one(text in nearly_json()) {
+            let valid = serde_json::from_str::<IgnoredAny>(&text).is_ok() && text.trim_start().starts_with('{');
+            prop_assert_eq!(check_object(text.as_bytes()).is_ok(), valid);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let text = [b"{\"a\":".as_slice(), &bytes].concat();
+            let valid = std::str::from_utf8(&text).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+            prop_assert_eq!(check_object(&text).is_ok(), valid);
+        }
+    }
+
+    #[test]
+    fn stretches_are_where_the_values_are() {
+        let text = br#" { "a" : "x\"y" , "b":[ 1 , {"c":[]} ],"d":{ } , "e": -1.5e3 } "#;
+        let mut found = Vec::new();
+        object(text, |scan, key| {
+            let key = scan.of(key);
+            let value = match key {
+                b"a" => scan.string()?,
+                b"b" => scan.array(|scan| scan.skip().map(drop))?,
+                _ => scan.skip()?,
+            };
+            found.push((key, scan.of(value)));
+            Ok(())
+        })
+        .expect("it is an object");
+        let expected: [(&[u8], &[u8]); 4] =
+            [(b"a", br#"x\"y"#), (b"b", br#"1 , {"c":[]}"#), (b"d", b"{ }"), (b"e", b"-1.5e3")];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn nesting_is_read_as_deep_as_its_limit() {
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+        assert_eq!(check_object(nested(128).as_bytes()), Ok(()));
+        assert_eq!(check_object(nested(129).as_bytes()), Err(Malformed::TooDeep));
+        assert_eq!(check_object("[".repeat(1 << 20).as_bytes()), Err(Malformed::TooDeep));
+    }
+}

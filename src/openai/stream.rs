@@ -4,7 +4,7 @@
 //! the same text become one chunk. Chunks merge by the contract's rule (section 3) and no other:
 //!
 //! - one choice each, of the same index, `finish_reason` null in both or in neither, no `usage`;
-//! - everything else outside `created`, `delta` and `logprobs` equal byte for byte;
+//! - everything else but the values of `created`, `delta` and `logprobs` equal byte for byte, so also the order of members;
 //! - a delta of nothing but `content`, `reasoning_content`, `reasoning`, `refusal` and the arguments of one tool call
 //!   without id, name or type. Other members are allowed only where they are null, and then in both;
 //! - `logprobs` null, or with `content` and `refusal` only, whose arrays are joined;
@@ -316,5 +316,7 @@ impl Template {
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
