@@ -18,6 +18,7 @@ use opentelemetry::Context;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
     ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig as _,
+    WithTonicConfig as _,
 };
 use opentelemetry_sdk::{
     Resource,
@@ -26,6 +27,7 @@ use opentelemetry_sdk::{
     trace::{SpanData, SpanProcessor},
 };
 use tokio::{runtime, sync::oneshot};
+use tonic::transport::ClientTlsConfig;
 
 use super::settings::{Export, Protocol};
 use crate::domain::Printable;
@@ -60,7 +62,8 @@ impl Worker {
         match export.protocol {
             Protocol::Grpc => {
                 let _on_the_worker = self.handle.enter();
-                configured(SpanExporter::builder().with_tonic(), export).build()
+                configured(SpanExporter::builder().with_tonic().with_tls_config(system_roots()), export)
+                    .build()
             }
             Protocol::HttpProtobuf => {
                 let builder =
@@ -74,7 +77,8 @@ impl Worker {
         match export.protocol {
             Protocol::Grpc => {
                 let _on_the_worker = self.handle.enter();
-                configured(MetricExporter::builder().with_tonic(), export).build()
+                configured(MetricExporter::builder().with_tonic().with_tls_config(system_roots()), export)
+                    .build()
             }
             Protocol::HttpProtobuf => {
                 let builder =
@@ -93,6 +97,11 @@ impl Worker {
             .map_err(|e| ExporterBuildError::InternalFailure(e.to_string()))?;
         Ok(Client { http, worker: self.handle.clone() })
     }
+}
+
+/// The exporter's own default trusts nobody.
+fn system_roots() -> ClientTlsConfig {
+    ClientTlsConfig::new().with_enabled_roots()
 }
 
 fn configured<B: WithExportConfig>(builder: B, export: &Export) -> B {
@@ -116,8 +125,18 @@ impl HttpClient for Client {
         let request = reqwest::Request::try_from(request)?;
         let http = self.http.clone();
         // The join handle can be awaited on any thread; the I/O stays on the worker.
-        self.worker.spawn(exchange(http, request)).await?
+        let reply = self.worker.spawn(exchange(http, request)).await?;
+        // The exporter makes "network error" of all of them.
+        reply.inspect_err(
+            |e| tracing::debug!(reason = %Printable(&chain(&**e)), "A collector was not reached."),
+        )
     }
+}
+
+/// An error and what is behind it.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 async fn exchange(http: reqwest::Client, request: reqwest::Request) -> Result<Response<Bytes>, HttpError> {
@@ -204,7 +223,7 @@ impl<E> Watched<E> {
             Err(e) => tracing::warn!(
                 signal = self.signal,
                 reason = %Printable(&reason(e)),
-                "The collector does not take telemetry; the relay goes on without, check OTEL_EXPORTER_OTLP_ENDPOINT."
+                "The collector does not take telemetry; the relay goes on without. Check OTEL_EXPORTER_OTLP_ENDPOINT; RUST_LOG=mcprelay=debug shows each failure."
             ),
         }
     }

@@ -6,7 +6,7 @@ use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt as _, filter_fn},
-    fmt,
+    fmt::{self, MakeWriter},
     registry::LookupSpan,
 };
 
@@ -35,16 +35,18 @@ const QUIET_SDK: &str = "opentelemetry=off,opentelemetry_sdk=off,opentelemetry_o
                          opentelemetry-otlp=off,opentelemetry-sdk=off,opentelemetry-prometheus=off";
 
 /// The layer that writes the log, and a sentence if `rust_log` is not understood.
-pub(super) fn layer<S>(
+pub(super) fn layer<S, W>(
     format: LogFormat,
     rust_log: Option<&str>,
+    writer: W,
 ) -> (Box<dyn Layer<S> + Send + Sync>, Option<String>)
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, problem) = filter(rust_log);
     let filter = filter.and(filter_fn(may_be_logged));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(writer);
     let layer = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed(),
         LogFormat::Json => lines
@@ -116,4 +118,89 @@ pub fn log_task_end(line: &TaskLine<'_>) {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+    use crate::domain::{Failure, FailureCode};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, rust_log: Option<&str>, speak: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let (layer, problem) = layer(format, rust_log, move || writer.clone());
+        assert_eq!(problem, None);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), speak);
+        let bytes = written.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn end_a_task() {
+        let failure = Failure::new(FailureCode::ProviderLost, "lost while answering PLATYPUS-7");
+        log_task_end(&TaskLine {
+            task: &TaskId::new("t\n1").unwrap(),
+            llm: "evil\u{1b}[2J",
+            ending: Ending::Failed(&failure),
+            took: Duration::from_millis(1500),
+            first_chunk: Some(Duration::from_millis(20)),
+            usage: Usage { input_tokens: Some(5), output_tokens: None },
+            trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
+        });
+    }
+
+    #[test]
+    fn a_tasks_end_is_one_json_line_with_its_ids_and_without_its_error_text() {
+        let text = logged(LogFormat::Json, None, end_a_task);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["task_id"], "t\\u{a}1");
+        assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!((&line["outcome"], &line["error"]), (&"failed".into(), &"provider_lost".into()));
+        assert_eq!((&line["duration_ms"], &line["first_chunk_ms"]), (&1500.into(), &20.into()));
+        assert_eq!((&line["input_tokens"], line.get("output_tokens")), (&5.into(), None));
+        assert!(!text.contains("PLATYPUS-7"));
+    }
+
+    #[test]
+    fn a_text_line_cannot_move_the_terminals_cursor() {
+        let text = logged(LogFormat::Text, None, end_a_task);
+        assert!(text.contains("trace_id=") && text.lines().count() == 1, "{text}");
+        assert!(!text.contains("\u{1b}[2J"), "{text:?}");
+    }
+
+    #[test]
+    fn no_setting_shows_the_innermost_of_a_library_or_the_sdks_own_repetitions() {
+        let text = logged(LogFormat::Text, Some("trace"), || {
+            tracing::trace!(target: "h2::codec", "on the wire");
+            tracing::error!(target: "opentelemetry_sdk", "again and again");
+            tracing::debug!(target: "h2::codec", "a library's debug");
+            tracing::trace!(target: "mcprelay::agent", "our own trace");
+        });
+        assert!(!text.contains("on the wire") && !text.contains("again and again"), "{text}");
+        assert!(text.contains("a library's debug") && text.contains("our own trace"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_that_is_not_one_is_said_and_the_default_used() {
+        let (_, problem) = filter(Some("mcprelay=loud=louder"));
+        assert!(problem.unwrap().starts_with("RUST_LOG"));
+    }
 }

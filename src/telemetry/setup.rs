@@ -78,7 +78,7 @@ struct Setup {
 pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
     let get = |name: &str| std::env::var(name).ok();
     let (telemetry, mut problems) = start(settings, &get)?;
-    let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref());
+    let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref(), io::stderr);
     problems.extend(problem);
     let spans = telemetry.handle.spans.as_ref().map(|s| otel_layer(s.tracer.clone()));
     let subscriber = tracing_subscriber::registry().with(spans).with(lines);

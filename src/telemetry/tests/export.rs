@@ -247,3 +247,23 @@ fn a_taken_address_is_said_with_what_to_do() {
     let error = start(&Settings { log_format: LogFormat::Text, metrics_listen }, &|_| None).err().unwrap();
     assert!(error.to_string().contains("give --metrics-listen another address"), "{error}");
 }
+
+#[test]
+fn the_dashboard_and_the_guide_name_only_metrics_that_exist() {
+    let (_telemetry, address) = busy();
+    let page = page(address);
+    let names = |text: &str| {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(str::to_owned);
+        let metric =
+            |w: &String| ["gen_ai_client_", "http_client_", "mcprelay_"].iter().any(|p| w.starts_with(p));
+        words.filter(metric).collect::<std::collections::BTreeSet<_>>()
+    };
+    let shown = names(&page);
+    for text in [
+        include_str!("../../../docs/grafana-dashboard.json"),
+        include_str!("../../../docs/guides/telemetry.md"),
+    ] {
+        let unknown: Vec<_> = names(text).difference(&shown).cloned().collect();
+        assert_eq!(unknown, Vec::<String>::new());
+    }
+}
