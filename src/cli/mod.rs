@@ -3,6 +3,7 @@
 
 pub mod completions;
 pub mod demo;
+pub mod doctor;
 pub mod get;
 pub mod http;
 pub mod infer;
@@ -11,6 +12,7 @@ pub mod output;
 pub mod pause;
 pub mod provide;
 pub mod rates;
+pub mod report;
 pub mod run;
 mod service;
 pub mod socket;
@@ -56,6 +58,8 @@ pub enum Command {
     Infer(infer::InferArgs),
     /// Show the running agent: its link to mcpd, providers and tasks
     Status(status::StatusArgs),
+    /// Check files, socket, mcpd and providers, and say what to do
+    Doctor(doctor::DoctorArgs),
     /// Give a provider, or all, no new work until resumed
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
@@ -134,8 +138,16 @@ fn value_complaint(error: &clap::Error) -> Option<String> {
     let flag = argument.split(' ').next().unwrap_or(argument);
     let name = flag.strip_prefix("--")?;
     let why = std::error::Error::source(error)?;
-    let variable = format!("MCPRELAY_{}", name.replace('-', "_").to_uppercase());
-    Some(format!("the value of {flag} (or of the environment variable {variable}) is not usable: {why}"))
+    let from = variable_of(&Cli::command(), name)
+        .map(|variable| format!(" (or of the environment variable {variable})"));
+    Some(format!("the value of {flag}{} is not usable: {why}", from.unwrap_or_default()))
+}
+
+/// The environment variable behind a flag of some command.
+fn variable_of(command: &clap::Command, flag: &str) -> Option<String> {
+    let own = command.get_arguments().find(|argument| argument.get_long() == Some(flag));
+    let variable = own.and_then(|argument| argument.get_env()?.to_str().map(str::to_owned));
+    variable.or_else(|| command.get_subcommands().find_map(|command| variable_of(command, flag)))
 }
 
 /// Whether the command is a service, whose log and telemetry are settings of its own.
@@ -157,6 +169,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::Get(args) => get::run(args, env).await,
         Command::Infer(args) => infer::run(args, env).await,
         Command::Status(args) => status::run(args, env).await,
+        Command::Doctor(args) => doctor::run(args, env).await,
         Command::Pause(args) => pause::run(args, true, env).await,
         Command::Resume(args) => pause::run(args, false, env).await,
         Command::Completions(args) => completions::run(&args, Cli::command()),
@@ -184,6 +197,14 @@ mod tests {
                  name or password in it; write it like https://mcpd.example.com"
             )
         );
+    }
+
+    #[test]
+    fn a_flag_without_a_variable_names_none() {
+        let error = Cli::try_parse_from(["mcprelay", "status", "--wait=online", "--timeout=5"]).unwrap_err();
+        let expected =
+            "the value of --timeout is not usable: write a number with a unit, as 500ms, 30s or 10m";
+        assert_eq!(value_complaint(&error).as_deref(), Some(expected));
     }
 
     #[test]

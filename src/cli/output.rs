@@ -34,7 +34,7 @@ pub fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
 
 /// Says one sentence on standard error. Nobody is left to tell when that fails.
 pub fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "mcprelay: {}", Printable(message));
+    let _ = writeln!(io::stderr(), "error: {}", Printable(message));
 }
 
 /// The terminal's width in columns; `None` where standard output is none, so that whoever reads gets everything.

@@ -1,6 +1,6 @@
 //! A small stand-in for mcpd on loopback, for the commands' tests.
 
-use std::{ffi::OsString, path::Path};
+use std::ffi::OsString;
 
 use axum::Router;
 use clap::Args;
@@ -53,9 +53,4 @@ pub(crate) fn token(name: &str) -> Option<OsString> {
 /// Argument structs from flags, without this process's environment having a say.
 pub(crate) fn parse<A: Args>(flags: &[&str]) -> A {
     parse_args(flags, &|_| None).expect("good flags")
-}
-
-/// Flags for a home.
-pub(crate) fn home_flag(home: &Path) -> String {
-    format!("--home={}", home.display())
 }

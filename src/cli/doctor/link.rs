@@ -1,0 +1,206 @@
+//! mcpd: reachable, the token accepted, the clock right, and the channel not held back on its way.
+
+use std::{
+    io,
+    time::{Duration, SystemTime},
+};
+
+use reqwest::{Response, header};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    cli::{
+        get::server_time,
+        http::{CALL_TIMEOUT, CallError, Mcpd},
+        report::{Finding, Report},
+    },
+    upstream::contract::{
+        EVENT_STREAM, LLMS_PATH, REGISTER_PATH, RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH,
+    },
+};
+
+/// How far two clocks may be apart: ages and traces are still readable.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
+/// How long a channel's first byte may take.
+struct Patience {
+    /// Until it is late: mcpd greets at once.
+    prompt: Duration,
+    /// Until it is given up: an mcpd without a greeting sends its keep-alive by then.
+    keep_alive: Duration,
+}
+
+const PATIENCE: Patience = Patience { prompt: Duration::from_secs(3), keep_alive: Duration::from_secs(20) };
+
+/// Looks at everything that concerns mcpd.
+pub(super) async fn examine(mcpd: &Mcpd, report: &mut Report) -> io::Result<()> {
+    let asked = SystemTime::now();
+    let response = mcpd.send(mcpd.get(LLMS_PATH).timeout(CALL_TIMEOUT), LLMS_PATH).await;
+    let answered = SystemTime::now();
+    report.extend(reached(mcpd, response.as_ref().err()))?;
+    let Ok(response) = response else { return Ok(()) };
+    report.add(clock(&response, asked, answered))?;
+    report.add(channel(mcpd, &PATIENCE).await)
+}
+
+fn reached(mcpd: &Mcpd, error: Option<&CallError>) -> Vec<Finding> {
+    let answers = || Finding::ok("mcpd", format!("{} answers", mcpd.url()));
+    match error {
+        None => vec![answers(), Finding::ok("token", "mcpd accepts it")],
+        Some(error @ CallError::Refused { .. }) => {
+            vec![answers(), Finding::failed("token", &error.to_string())]
+        }
+        Some(error) => vec![Finding::failed("mcpd", &error.to_string())],
+    }
+}
+
+/// Compares mcpd's clock with this machine's, as it was when mcpd answered: somewhere between the call and the reply.
+fn clock(response: &Response, asked: SystemTime, answered: SystemTime) -> Finding {
+    let Some(theirs) = server_time(response) else {
+        return Finding::skipped("clock", "mcpd does not tell the time");
+    };
+    let behind = theirs.duration_since(answered).unwrap_or_default();
+    let ahead = asked.duration_since(theirs).unwrap_or_default();
+    let off = behind.max(ahead);
+    match off > CLOCK_TOLERANCE {
+        false => Finding::ok("clock", "it agrees with mcpd's"),
+        true => Finding::warning(
+            "clock",
+            format!("it is {}s {} mcpd's", off.as_secs(), if behind > ahead { "behind" } else { "ahead of" }),
+            "turn time synchronisation on here, or look at mcpd's clock",
+        ),
+    }
+}
+
+/// Opens a channel of its own and times its first byte. The session is new and publishes nothing, so nobody notices.
+async fn channel(mcpd: &Mcpd, patience: &Patience) -> Finding {
+    const SUBJECT: &str = "channel";
+    let session = match throw_away_session(mcpd).await {
+        Ok(Some(session)) => session,
+        Ok(None) => return Finding::skipped(SUBJECT, "mcpd gives no session to a set without providers"),
+        Err(error @ CallError::Status { status: 404, .. }) => {
+            return Finding::failure(
+                SUBJECT,
+                error.to_string(),
+                "run `mcprelay check-mcpd`, which looks closer",
+            );
+        }
+        Err(error) => return Finding::failed(SUBJECT, &error.to_string()),
+    };
+    let began = Instant::now();
+    match timeout(patience.keep_alive, first_byte(mcpd, &session)).await {
+        Ok(Ok(())) if began.elapsed() <= patience.prompt => {
+            Finding::ok(SUBJECT, format!("its first byte came after {} ms", began.elapsed().as_millis()))
+        }
+        Ok(Ok(())) => Finding::warning(
+            SUBJECT,
+            format!("its first byte came after {} s only", began.elapsed().as_secs()),
+            "if a proxy stands before mcpd, turn response buffering off for its path (nginx: proxy_buffering off)",
+        ),
+        Ok(Err(error)) => Finding::failed(SUBJECT, &error.to_string()),
+        Err(_) => Finding::failure(
+            SUBJECT,
+            format!("nothing came for {} s: a proxy in between holds it back", patience.keep_alive.as_secs()),
+            "turn response buffering off for mcpd's path in that proxy (nginx: proxy_buffering off)",
+        ),
+    }
+}
+
+async fn throw_away_session(mcpd: &Mcpd) -> Result<Option<String>, CallError> {
+    let nothing = RegisterRequest { provider_session_id: None, providers: Vec::new() };
+    let request = mcpd.post(REGISTER_PATH).json(&nothing).timeout(CALL_TIMEOUT);
+    match mcpd.send(request, REGISTER_PATH).await {
+        Ok(response) => Ok(mcpd.json::<RegisterReply>(response).await?.provider_session_id),
+        Err(CallError::Status { status: 400 | 422, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn first_byte(mcpd: &Mcpd, session: &str) -> Result<(), CallError> {
+    let request = mcpd.get(STREAM_PATH).header(SESSION_HEADER, session).header(header::ACCEPT, EVENT_STREAM);
+    let mut response = mcpd.send(request, STREAM_PATH).await?;
+    match response.chunk().await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(mcpd.not_mcpd("it closes the channel at once")),
+        Err(error) => Err(mcpd.no_answer(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::{
+        Json, Router,
+        body::{Body, Bytes},
+        routing,
+    };
+    use futures_util::{StreamExt as _, stream};
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::{
+        report::{Format, Level},
+        stub::Stub,
+    };
+
+    const HELLO: Option<&[u8]> = Some(b"event: hello\ndata: {}\n\n");
+
+    /// An mcpd whose channel greets, or says nothing at all.
+    fn mcpd_with(greeting: Option<&'static [u8]>) -> Router {
+        let channel = async move || {
+            let hello = stream::iter(greeting).map(|bytes| Ok::<_, Infallible>(Bytes::from_static(bytes)));
+            ([("content-type", EVENT_STREAM)], Body::from_stream(hello.chain(stream::pending())))
+        };
+        let register = async |Json(body): Json<serde_json::Value>| {
+            assert_eq!(
+                body,
+                json!({"providerSessionId": null, "providers": []}),
+                "never the agent's own session"
+            );
+            Json(json!({"providerSessionId": "throw-away", "llms": []}))
+        };
+        Router::new()
+            .route(REGISTER_PATH, routing::post(register))
+            .route(STREAM_PATH, routing::get(channel))
+            .route(
+                LLMS_PATH,
+                routing::get(async || ([("date", "Thu, 01 Jan 1970 00:00:10 GMT")], Json(json!([])))),
+            )
+    }
+
+    #[tokio::test]
+    async fn a_prompt_channel_is_fine_and_a_clock_that_is_off_a_warning() {
+        let stub = Stub::serve(mcpd_with(HELLO)).await;
+        let mut report = Report::new(Format::Json);
+        examine(&stub.mcpd(), &mut report).await.expect("adds");
+        let results: Vec<_> =
+            report.findings().iter().map(|finding| (&*finding.subject, finding.result)).collect();
+        let ok = Level::Ok;
+        assert_eq!(results, [("mcpd", ok), ("token", ok), ("clock", Level::Warning), ("channel", ok)]);
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_held_back_is_late_or_a_failure() {
+        let late = Stub::serve(mcpd_with(HELLO)).await;
+        let hasty = Patience { prompt: Duration::ZERO, ..PATIENCE };
+        assert_eq!(channel(&late.mcpd(), &hasty).await.result, Level::Warning);
+        let silent = Stub::serve(mcpd_with(None)).await;
+        let hasty = Patience { keep_alive: Duration::from_millis(50), ..PATIENCE };
+        let finding = channel(&silent.mcpd(), &hasty).await;
+        assert!(
+            finding.result == Level::Failure
+                && finding.advice.is_some_and(|advice| advice.contains("buffering"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_told_apart_from_an_mcpd_that_is_not_there() {
+        let refusing = Router::new().fallback(async || axum::http::StatusCode::UNAUTHORIZED);
+        let stub = Stub::serve(refusing).await;
+        let mut report = Report::new(Format::Json);
+        examine(&stub.mcpd(), &mut report).await.expect("adds");
+        let results: Vec<_> =
+            report.findings().iter().map(|finding| (&*finding.subject, finding.result)).collect();
+        assert_eq!(results, [("mcpd", Level::Ok), ("token", Level::Failure)]);
+    }
+}
