@@ -1,0 +1,33 @@
+// Builds dist/: the agent's proto, the CommonJS and the ESM form.
+//
+// The proto is embedded as a module, not read from a file at run time: __dirname exists only in CommonJS, import.meta
+// only in ESM, and a bundler would leave the file behind.
+import { execFileSync } from 'node:child_process';
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+
+const here = (path) => fileURLToPath(new URL(`../${path}`, import.meta.url));
+const PROTO = here('../../proto/mcprelay/bridge/v1/bridge.proto');
+
+const require = createRequire(import.meta.url);
+// proto-loader's own protobufjs, so that what is written is what it reads.
+const protobuf = createRequire(require.resolve('@grpc/proto-loader'))('protobufjs');
+
+function embedProto() {
+  const { root } = protobuf.parse(readFileSync(PROTO, 'utf8'), { keepCase: true });
+  mkdirSync(here('src/generated'), { recursive: true });
+  const json = JSON.stringify(root.toJSON(), null, 1);
+  writeFileSync(here('src/generated/bridge.ts'), `// Made from bridge.proto by scripts/build.mjs.\nexport const bridge: object = ${json};\n`);
+}
+
+function compile(project) {
+  execFileSync(process.execPath, [require.resolve('typescript/bin/tsc'), '-p', here(project)], { stdio: 'inherit' });
+}
+
+rmSync(here('dist'), { recursive: true, force: true });
+embedProto();
+compile('tsconfig.json');
+compile('tsconfig.esm.json');
+writeFileSync(here('dist/esm/package.json'), '{ "type": "module" }\n');
+copyFileSync(PROTO, here('dist/bridge.proto'));

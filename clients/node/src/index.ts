@@ -1,0 +1,2 @@
+export { startRegistrar, Registrar } from './registrar.js';
+export type * from './types.js';
