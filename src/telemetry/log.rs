@@ -158,7 +158,7 @@ mod tests {
         log_task_end(&TaskLine {
             task: &TaskId::new("t\n1").unwrap(),
             llm: "evil\u{1b}[2J",
-            ending: Ending::Failed(&failure),
+            outcome: failure.code.as_str(),
             took: Duration::from_millis(1500),
             first_chunk: Some(Duration::from_millis(20)),
             usage: Usage { input_tokens: Some(5), output_tokens: None },
