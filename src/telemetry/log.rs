@@ -127,7 +127,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::domain::{Failure, FailureCode};
+    use crate::domain::FailureCode;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -154,11 +154,10 @@ mod tests {
     }
 
     fn end_a_task() {
-        let failure = Failure::new(FailureCode::ProviderLost, "lost while answering PLATYPUS-7");
         log_task_end(&TaskLine {
             task: &TaskId::new("t\n1").unwrap(),
             llm: "evil\u{1b}[2J",
-            outcome: failure.code.as_str(),
+            outcome: FailureCode::ProviderLost.as_str(),
             took: Duration::from_millis(1500),
             first_chunk: Some(Duration::from_millis(20)),
             usage: Usage { input_tokens: Some(5), output_tokens: None },
