@@ -31,7 +31,7 @@ pub use collect::Collected;
 pub use link::{ChannelOpening, ChannelTrace};
 pub use log::{LogFormat, TaskLine, log_task_end};
 pub use metrics::Metrics;
-pub use posts::{PostTrace, Posts};
+pub use posts::{PostTrace, Posts, Server};
 pub use setup::{Content, Settings, SetupError, Telemetry, in_memory, init};
 pub use task::{Ending, TaskReport, TaskTrace};
 

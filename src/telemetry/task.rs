@@ -25,7 +25,7 @@ use super::{
     link::ChannelTrace,
     metrics::{Labels, provider_kind},
     names::{key, span, target, value},
-    posts::Posts,
+    posts::{Posts, Server},
     request,
 };
 use crate::domain::{CancelReason, Failure, FailureCode, Provider, Task, Usage};
@@ -212,10 +212,10 @@ impl TaskTrace {
         own.or(self.caller.as_ref().map(SpanContext::trace_id)).map(|id| id.to_string())
     }
 
-    /// The parent of this task's POSTs to `url`, for whoever delivers its result.
-    pub fn posts(&self, url: &str) -> Posts {
+    /// The parent of this task's POSTs to `path` (with a slash in front) of `server`, for whoever delivers its result.
+    pub fn posts(&self, server: &Server, path: &str) -> Posts {
         let parent = self.spans.as_ref().map(|s| s.root.context.clone());
-        Posts::new(&self.handle, parent, url)
+        Posts::new(&self.handle, parent, server, path)
     }
 
     /// The task has ended.
@@ -257,9 +257,11 @@ impl TaskSpans {
         if let Some(link) = channel.context() {
             root.add_link(link.clone());
         }
-        root.set_attribute(key::TASK_ID, text(task.id.as_str()));
-        root.set_attribute(key::LLM, text(&task.llm));
         let context = root.context();
+        context.span().set_attributes([
+            KeyValue::new(key::TASK_ID, text(task.id.as_str())),
+            KeyValue::new(key::LLM, text(&task.llm)),
+        ]);
         let queue = spans.child(span::QUEUE, SpanKind::Internal, vec![], &context);
         Self { queue: Some(queue), chat: None, root: Root { context, _span: root } }
     }
