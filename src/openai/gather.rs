@@ -1,6 +1,6 @@
 //! A plain task that is answered by chunks: they are gathered into one body.
 //!
-//! `delta` and `logprobs` grow as [`super::value`] says; of everything else the last value that is not null stays.
+//! A `delta` and `logprobs` grow: strings, arrays and objects are joined; of everything else the last value that is not null stays.
 
 use std::collections::BTreeMap;
 

@@ -252,14 +252,17 @@ fn a_chunk(created_first: bool) -> impl Strategy<Value = String> {
     })
 }
 
-/// Runs of chunks that differ in their text, as streams are, with other ones between.
+/// A few kinds of chunks that come again and again with other texts, as in streams.
 fn a_stream() -> impl Strategy<Value = Vec<String>> {
     any::<bool>().prop_flat_map(|created_first| {
-        let texts = prop::collection::vec(a_text(), 1..5);
-        let run = (a_chunk(created_first), texts).prop_map(|(chunk, texts)| {
-            texts.iter().map(|text| chunk.replace(LATER, text)).collect::<Vec<_>>()
-        });
-        prop::collection::vec(run, 1..16).prop_map(|runs| runs.concat())
+        let kinds = prop::collection::vec(a_chunk(created_first), 1..5);
+        let pieces = prop::collection::vec((any::<prop::sample::Index>(), 1..4_usize, a_text()), 1..16);
+        (kinds, pieces).prop_map(|(kinds, pieces)| {
+            let run = |(kind, times, text): &(prop::sample::Index, usize, String)| {
+                vec![kind.get(&kinds).replace(LATER, text); *times]
+            };
+            pieces.iter().flat_map(run).collect()
+        })
     })
 }
 

@@ -197,6 +197,8 @@ fn other_top_level_members_must_be_equal_but_for_created() {
     for changed in [r#""model":"n""#, r#""model":"m","z":1"#, r#""model":"m","usage":null"#] {
         assert_apart(&[text("a"), text("b").replace(r#""model":"m""#, changed)]);
     }
+    let counted = |t: &str| text(t).replace(r#""model":"m""#, r#""model":"m","usage":{}"#);
+    assert_apart(&[counted("a"), counted("b")]);
     let usage = |t: &str| text(t).replace(r#""model":"m""#, r#""model":"m","usage":null"#);
     assert_eq!(sent(&[usage("a"), usage("b")]), [usage("ab")]);
 }
