@@ -9,9 +9,9 @@ use super::{
     shape::{ARGUMENTS, FIELDS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
-/// Largest buffer that is kept for the next part of the same task, in bytes: room for the tokens of a slow POST, and
+/// Largest buffer that is kept for the next chunk of the same task, in bytes: room for the tokens of a slow POST, and
 /// small beside the 16 KiB that a task may cost.
-const MAX_SPARE: usize = 4096;
+pub(super) const MAX_SPARE: usize = 4096;
 
 /// A chunk that waits, as it came or grown by merging.
 pub(super) struct Part {

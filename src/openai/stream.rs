@@ -24,9 +24,9 @@ use bytes::Bytes;
 use super::{
     ChunkError, Facts, Stamp,
     failure::provider_failure,
-    part::{More, Part},
-    plain,
-    shape::{self, Field, Shape},
+    part::{MAX_SPARE, More, Part},
+    plain, read,
+    shape::{Field, Shape},
     text,
 };
 use crate::domain::{Delta, Failure, FailureCode, Usage};
@@ -124,7 +124,9 @@ impl StreamBuffer {
         let pushed = self.push(&chunk, || Bytes::copy_from_slice(&chunk));
         self.plain.any = true;
         self.plain.tool_calls |= !delta.tool_calls.is_empty();
-        self.plain.chunk = chunk;
+        if chunk.capacity() <= MAX_SPARE {
+            self.plain.chunk = chunk;
+        }
         pushed
     }
 
@@ -239,7 +241,7 @@ impl StreamBuffer {
 
     /// Takes a chunk that must be read.
     fn push_read(&mut self, chunk: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
-        let reading = shape::read(chunk)?;
+        let reading = read::read(chunk)?;
         if reading.error.is_some() {
             return Err(ChunkError::Provider(Box::new(provider_failure(None, &own()))));
         }
@@ -300,7 +302,7 @@ impl StreamBuffer {
 
 impl Template {
     fn learn(old: Option<Self>, chunk: &[u8], shape: &Shape, part: u64) -> Option<Self> {
-        let field = shape.only_text()?;
+        let field = shape.only_text().filter(|_| chunk.len() <= MAX_SPARE)?;
         let mut copy = old.map(|old| old.chunk).unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(chunk);
@@ -316,6 +318,8 @@ impl Template {
     }
 }
 
+#[cfg(test)]
+mod ends;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -83,28 +83,34 @@ fn frame(parsed: &Parsed) -> Vec<(String, String)> {
 /// The plain model of the buffer: lists of chunks that belong together.
 #[derive(Default)]
 struct Model {
-    parts: Vec<Vec<String>>,
+    parts: Vec<ModelPart>,
+}
+
+struct ModelPart {
+    chunks: Vec<String>,
+    /// The first chunk; `None` is a barrier.
+    first: Option<Parsed>,
+    call: Option<u32>,
 }
 
 impl Model {
     fn push(&mut self, chunk: &str) {
-        if let Some(part) = self.place(chunk) {
-            return part.push(chunk.to_owned());
+        let next = mergeable(chunk);
+        if let Some((part, call)) = next.as_ref().and_then(|next| Some((self.place(next)?, next.call))) {
+            part.call = part.call.or(call);
+            return part.chunks.push(chunk.to_owned());
         }
-        self.parts.push(vec![chunk.to_owned()]);
+        let call = next.as_ref().and_then(|next| next.call);
+        self.parts.push(ModelPart { chunks: vec![chunk.to_owned()], first: next, call });
     }
 
-    fn place(&mut self, chunk: &str) -> Option<&mut Vec<String>> {
-        let next = mergeable(chunk)?;
-        let mut open: Vec<_> = self.parts.iter_mut().rev().collect();
-        let barrier = open.iter().position(|part| mergeable(&part[0]).is_none()).unwrap_or(open.len());
-        open.truncate(barrier);
-        let part =
-            open.into_iter().find(|part| mergeable(&part[0]).is_some_and(|p| p.index == next.index))?;
-        let all: Vec<_> = part.iter().filter_map(|chunk| mergeable(chunk)).collect();
-        let call = all.iter().find_map(|chunk| chunk.call);
-        let same_call = call.is_none() || next.call.is_none() || call == next.call;
-        (same_call && !next.role && frame(&all[0]) == frame(&next)).then_some(part)
+    fn place(&mut self, next: &Parsed) -> Option<&mut ModelPart> {
+        let barrier = self.parts.iter().rposition(|part| part.first.is_none()).map_or(0, |at| at + 1);
+        let mut open = self.parts[barrier..].iter_mut().rev();
+        let part = open.find(|part| part.first.as_ref().is_some_and(|first| first.index == next.index))?;
+        let same_call = part.call.is_none() || next.call.is_none() || part.call == next.call;
+        let same_frame = part.first.as_ref().is_some_and(|first| frame(first) == frame(next));
+        (same_call && !next.role && same_frame).then_some(part)
     }
 }
 
@@ -246,14 +252,17 @@ fn a_chunk(created_first: bool) -> impl Strategy<Value = String> {
     })
 }
 
-/// Runs of chunks that differ in their text, as streams are, with other ones between.
+/// A few kinds of chunks that come again and again with other texts, as in streams.
 fn a_stream() -> impl Strategy<Value = Vec<String>> {
     any::<bool>().prop_flat_map(|created_first| {
-        let texts = prop::collection::vec(a_text(), 1..5);
-        let run = (a_chunk(created_first), texts).prop_map(|(chunk, texts)| {
-            texts.iter().map(|text| chunk.replace(LATER, text)).collect::<Vec<_>>()
-        });
-        prop::collection::vec(run, 1..16).prop_map(|runs| runs.concat())
+        let kinds = prop::collection::vec(a_chunk(created_first), 1..5);
+        let pieces = prop::collection::vec((any::<prop::sample::Index>(), 1..4_usize, a_text()), 1..16);
+        (kinds, pieces).prop_map(|(kinds, pieces)| {
+            let run = |(kind, times, text): &(prop::sample::Index, usize, String)| {
+                vec![kind.get(&kinds).replace(LATER, text); *times]
+            };
+            pieces.iter().flat_map(run).collect()
+        })
     })
 }
 
@@ -288,12 +297,12 @@ proptest! {
             buffer.push_raw(chunk.clone().into()).expect("the chunk is taken");
             model.push(chunk);
             if *pop == 0 {
-                check_part(&text(&buffer.pop().expect("a part waits")), &model.parts.remove(0));
+                check_part(&text(&buffer.pop().expect("a part waits")), &model.parts.remove(0).chunks);
             }
             prop_assert_eq!(buffer.pending_parts(), model.parts.len());
         }
         for part in &model.parts {
-            check_part(&text(&buffer.pop().expect("a part waits")), part);
+            check_part(&text(&buffer.pop().expect("a part waits")), &part.chunks);
         }
         prop_assert_eq!((buffer.pop(), buffer.pending_bytes()), (None, 0));
     }
