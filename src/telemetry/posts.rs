@@ -14,7 +14,7 @@ use super::{
 };
 
 /// mcpd as the target of POSTs; made once, since reading a URL costs more than a span.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// Scheme, host and port, without credentials and without a slash at the end.
     origin: Arc<str>,

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use super::{
     client::{Mcpd, PartReply},
-    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key},
+    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key, result_path},
 };
 use crate::{
     domain::{
@@ -478,11 +478,12 @@ impl Delivery {
 
     /// One try of one part, with its span.
     async fn post(&mut self, key: &str, body: &Bytes, attempt: u32) -> PartReply {
-        let (url, outbox) = (self.mcpd.url(), &self.outbox);
-        let posts = self.posts.get_or_insert_with(|| {
-            outbox.trace(|trace| trace.posts(url.as_deref().unwrap_or_default())).unwrap_or_default()
-        });
-        let span = posts.post(attempt);
+        if self.posts.is_none() {
+            let target = self.mcpd.server().zip(result_path(&self.task));
+            self.posts =
+                target.and_then(|(server, path)| self.outbox.trace(|trace| trace.posts(&server, &path)));
+        }
+        let span = self.posts.get_or_insert_default().post(attempt);
         let (status, reply) = self.mcpd.post_part(&self.task, key, body.clone()).await;
         span.end(status);
         reply
