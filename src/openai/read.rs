@@ -72,9 +72,7 @@ impl Reader {
         let has = |bits: u32| self.seen & bits == bits;
         let calls = has(once::CALL);
         let whole_call = !calls || has(once::CALL_INDEX | once::ARGUMENTS);
-        let role_only = !calls && !self.shape.fields.iter().any(filled);
-        let role_fits = self.shape.role.is_empty() || role_only;
-        if has(once::INDEX | once::DELTA) && whole_call && role_fits && !self.barrier {
+        if has(once::INDEX | once::DELTA) && whole_call && !self.barrier {
             self.shape.holes = [self.created, self.shape.delta, self.shape.logprobs];
             self.shape.holes.sort_unstable_by_key(|hole| hole.start);
             self.reading.shape = Some(self.shape);

@@ -40,7 +40,7 @@ pub(super) struct Shape {
     pub(super) delta: Span,
     /// The value of `logprobs`; empty where there is none.
     pub(super) logprobs: Span,
-    /// The delta's role, with its quotes; empty where there is none. Such a chunk has no text.
+    /// The delta's role, with its quotes; empty where there is none.
     pub(super) role: Span,
     /// Keys of the delta whose value is null and which are not otherwise known.
     pub(super) idle: [Span; MAX_IDLE],
@@ -62,11 +62,16 @@ impl Shape {
             && idle.map(|(a, b)| (a.of(chunk), b.of(other_chunk))).all(|(a, b)| a == b)
     }
 
-    /// The one text of the chunk, where there is exactly one that is not empty, and no role.
+    /// Whether it brings nothing of the answer itself.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.call.is_none() && !self.fields.iter().any(filled)
+    }
+
+    /// The one text of the chunk, where there is exactly one that is not empty.
     pub(super) fn only_text(&self) -> Option<usize> {
         let mut found = (0..FIELDS).filter(|&i| filled(&self.fields[i]));
         let only = found.next()?;
-        (found.next().is_none() && only < LOGS && self.role.is_empty()).then_some(only)
+        (found.next().is_none() && only < LOGS).then_some(only)
     }
 
     /// The shape of the same chunk whose text `field` is `len` bytes long.

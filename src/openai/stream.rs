@@ -8,7 +8,8 @@
 //! - a delta of nothing but `content`, `reasoning_content`, `reasoning`, `refusal` and the arguments of one tool call
 //!   without id, name or type. Other members are allowed only where they are null, and then in both;
 //! - `logprobs` null, or with `content` and `refusal` only, whose arrays are joined;
-//! - a chunk with a role and no text merges forward.
+//! - a chunk with a role and no text merges forward; one with a role and text merges with others of the same role (beyond the
+//!   contract, because Ollama says the role in every chunk, and its streams would never merge).
 //!
 //! Anything else (another member, one that is there twice, a key written with escapes) is a barrier: it goes out byte for
 //! byte, and nothing passes it. Between barriers the chunks of one choice keep their order; those of different choices need

@@ -18,7 +18,8 @@ struct Parsed {
     choice: Members,
     delta: Members,
     index: u32,
-    role: bool,
+    role: Option<String>,
+    says_nothing: bool,
     call: Option<u32>,
 }
 
@@ -50,13 +51,13 @@ fn mergeable(chunk: &str) -> Option<Parsed> {
     let understood = delta.iter().all(|(key, value)| {
         is_null(value) || matches!(key.as_str(), "role" | "tool_calls") || TEXTS.contains(&key.as_str())
     });
-    let role = delta.get("role").is_some_and(|role| !is_null(role));
+    let role = delta.get("role").filter(|role| !is_null(role)).map(|role| role.get().to_owned());
     let empty = |value: &RawValue| matches!(value.get(), "null" | "\"\"" | "[]");
     let says_nothing = call.is_none()
         && delta.iter().all(|(key, value)| key == "role" || empty(value))
         && logs.values().all(|log| empty(log));
-    let fits = others_null && understood && (!role || says_nothing);
-    fits.then_some(Parsed { top, choice, delta, index, role, call })
+    let fits = others_null && understood;
+    fits.then_some(Parsed { top, choice, delta, index, role, says_nothing, call })
 }
 
 fn only_arguments(calls: &str) -> Option<u32> {
@@ -110,7 +111,12 @@ impl Model {
         let part = open.find(|part| part.first.as_ref().is_some_and(|first| first.index == next.index))?;
         let same_call = part.call.is_none() || next.call.is_none() || part.call == next.call;
         let same_frame = part.first.as_ref().is_some_and(|first| frame(first) == frame(next));
-        (same_call && !next.role && same_frame).then_some(part)
+        let same_role = part.first.as_ref().is_some_and(|first| match (&first.role, &next.role) {
+            (None, other) => other.is_none(),
+            (Some(_), None) => first.says_nothing,
+            (Some(a), Some(b)) => a == b,
+        });
+        (same_call && same_role && same_frame).then_some(part)
     }
 }
 
@@ -145,7 +151,8 @@ fn add(said: &mut Said, index: u32, path: &str, value: &str) {
         let joins = value.starts_with(['"', '[']);
         let inner = if joins { &value[1..value.len() - 1] } else { value };
         let comma = value.starts_with('[') && !text.is_empty() && !inner.is_empty();
-        if !joins {
+        // A role is said, not spelt out: every client takes the last.
+        if !joins || path.ends_with(".role") {
             text.clear();
         }
         text.push_str(if comma { "," } else { "" });

@@ -92,7 +92,16 @@ fn a_role_without_text_merges_forward_into_the_first_token() {
 }
 
 #[test]
-fn a_role_with_text_is_a_barrier_and_a_role_never_merges_backwards() {
+fn a_role_in_every_chunk_merges_as_ollama_sends_it() {
+    let [a, b] = [r#"{"role":"assistant","content":"a"}"#, r#"{"role":"assistant","content":"b"}"#];
+    assert_merge(a, b, r#"{"role":"assistant","content":"ab"}"#);
+    let chunks = ["a", "b", "c"].map(|t| chunk(&format!(r#"{{"role":"assistant","content":"{t}"}}"#)));
+    assert_eq!(sent(&chunks), [chunk(r#"{"role":"assistant","content":"abc"}"#)]);
+    assert_apart(&[chunk(a), chunk(r#"{"role":"tool","content":"b"}"#)]);
+}
+
+#[test]
+fn a_role_with_text_takes_no_text_without_and_a_role_never_merges_backwards() {
     assert_apart(&[chunk(r#"{"role":"assistant","content":"a"}"#), text("b")]);
     assert_apart(&[text("a"), chunk(r#"{"role":"assistant"}"#)]);
     assert_apart(&[
