@@ -3,7 +3,7 @@
 use super::{
     Malformed,
     scan::{self, Scanner, Span, number},
-    shape::{ARGUMENTS, Field, LOG_NAMES, LOGS, Shape, TEXTS, filled},
+    shape::{ARGUMENTS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
 /// How many choices' ends are read from one chunk; OpenAI's own limit of `n`.
