@@ -5,6 +5,8 @@ mod frames;
 mod inference;
 mod peer;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{io, time::Duration};
 
@@ -12,8 +14,8 @@ use clap::Args;
 
 use self::peer::{Channel, Peer};
 use super::{
-    Stop,
-    http::Mcpd,
+    Stop, get,
+    http::{CallError, Mcpd},
     report::{Finding, Format, Report},
 };
 use crate::config::{self, HomeArgs, Lookup, McpdArgs};
@@ -22,6 +24,9 @@ use crate::config::{self, HomeArgs, Lookup, McpdArgs};
 const ADVICE: &str = "mend it in mcpd, or change the name in the agent if mcpd means the same by another one";
 /// What to do about one that the agent can live without.
 const OPTIONAL: &str = "the agent works without it; mcpd would do well to have it";
+
+/// How soon a provider should hear that its caller has gone: mcpd notices a closed connection at once.
+const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
 /// Arguments of `check-mcpd`.
 #[derive(Debug, Args)]
@@ -56,7 +61,11 @@ enum Broken {
 /// Tries every clause, and takes the throw-away provider away again whatever happens.
 pub async fn run(args: CheckArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let mcpd = Mcpd::new(&args.mcpd, &args.home, env)?;
-    let mut check = Check::new(mcpd, args.output, args.keep_alive_wait);
+    // Without an answer or a token there is nothing to try; a list that is missing is a clause like any other.
+    if let Err(error @ (CallError::NoAnswer { .. } | CallError::Refused { .. })) = get::list(&mcpd).await {
+        return Err(error.into());
+    }
+    let mut check = Check::new(mcpd, args.output, args.keep_alive_wait, CANCEL_WAIT);
     let ended = tokio::select! {
         ended = check.everything() => ended,
         _ = tokio::signal::ctrl_c() => Err(Stop::Failed("cancelled: the throw-away provider is taken away".into())),
@@ -72,6 +81,7 @@ struct Check {
     peer: Peer,
     report: Report,
     keep_alive_wait: Duration,
+    cancel_wait: Duration,
     /// The throw-away session, as soon as there is one.
     session: Option<String>,
     /// The id of the provider's row.
@@ -81,13 +91,14 @@ struct Check {
 }
 
 impl Check {
-    fn new(mcpd: Mcpd, format: Format, keep_alive_wait: Duration) -> Self {
+    fn new(mcpd: Mcpd, format: Format, keep_alive_wait: Duration, cancel_wait: Duration) -> Self {
         let name = format!("mcprelay-check-{:08x}", fastrand::u32(..));
         let report = Report::new(format);
         Self {
             peer: Peer { mcpd, name },
             report,
             keep_alive_wait,
+            cancel_wait,
             session: None,
             row: None,
             idempotent: false,

@@ -1,6 +1,6 @@
 //! The clauses on tasks and results: the check plays the caller and the provider of each inference.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
@@ -15,9 +15,6 @@ use crate::{
     domain::TaskId,
     upstream::contract::{ChunkPart, DONE, ResultPart},
 };
-
-/// How soon a provider should hear that its caller has gone: mcpd notices a closed connection at once.
-const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
 impl Check {
     /// One inference whose answer is whole.
@@ -167,7 +164,7 @@ impl Check {
     }
 
     async fn is_told(&self, task: &TaskId, channel: &mut Channel) -> Result<(), Broken> {
-        if channel.is_cancelled(task, CANCEL_WAIT).await? {
+        if channel.is_cancelled(task, self.cancel_wait).await? {
             return Ok(());
         }
         let reply = self.peer.post(task, 1, &chunk(&piece(1))).await?;
