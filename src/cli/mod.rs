@@ -163,11 +163,17 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args as _;
+
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        let alone = || clap::Command::new("mcprelay");
+        run::RunArgs::augment_args(alone()).debug_assert();
+        provide::ProvideArgs::augment_args(alone()).debug_assert();
+        demo::DemoArgs::augment_args(alone()).debug_assert();
     }
 
     #[test]

@@ -14,6 +14,6 @@ pub struct ProvideArgs {
     #[arg(long)]
     pub detect: bool,
     /// What the agent knows this host by; a second one of the same name replaces the first
-    #[arg(long, env = "MCPRELAY_CLIENT_ID", value_name = "ID", default_value = "mcprelay-provide")]
+    #[arg(long, env = "MCPRELAY_CLIENT_ID", value_name = "ID", default_value = "mcprelay/provide")]
     pub client_id: String,
 }
