@@ -32,9 +32,14 @@ pub fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
     print(&serde_json::to_string_pretty(value).map_err(io::Error::other)?)
 }
 
-/// Says one sentence on standard error. Nobody is left to tell when that fails.
+/// Says on standard error what went wrong.
 pub fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "error: {}", Printable(message));
+    note(&format!("error: {message}"));
+}
+
+/// Says one sentence on standard error. Nobody is left to tell when that fails.
+pub fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "{}", Printable(message));
 }
 
 /// The terminal's width in columns; `None` where standard output is none, so that whoever reads gets everything.

@@ -27,7 +27,7 @@ pub struct RunArgs {
     /// The agent's settings.
     #[command(flatten)]
     pub config: AgentArgs,
-    /// Also serve the providers of <home>/config.json, for an mcplocal that does not speak gRPC yet
+    /// Also serve the providers of config.json in the home, for an mcplocal that does not speak gRPC yet
     #[arg(long, env = "MCPRELAY_PROVIDE", value_parser = clap::builder::FalseyValueParser::new())]
     pub provide: bool,
 }
