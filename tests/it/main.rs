@@ -3,4 +3,5 @@
 
 mod support;
 
+mod house;
 mod main_job;
