@@ -5,3 +5,4 @@ mod support;
 
 mod house;
 mod main_job;
+mod simulation;
