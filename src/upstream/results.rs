@@ -32,7 +32,7 @@ use crate::{
         TaskSink, Usage,
     },
     openai::{Facts, Gather, Stamp, StreamBuffer, convert, failure::error_object, text::wrap_escaped},
-    telemetry::{Ending, Posts, TaskReport, TaskTrace},
+    telemetry::{AnswerText, Ending, Posts, TaskReport, TaskTrace},
 };
 
 /// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
@@ -74,6 +74,8 @@ struct State {
     posts: u32,
     /// The task's spans and measurements; `None` once they have ended.
     trace: Option<TaskTrace>,
+    /// The answer's text, where the trace records content.
+    answer: Option<AnswerText>,
     /// The delivery has nothing to send and sleeps. While it sends, output merges without waking anybody.
     waiting: bool,
 }
@@ -134,6 +136,7 @@ impl Outbox {
             usage: Usage::default(),
             late: 0,
             posts: 0,
+            answer: trace.answer_text(),
             trace: Some(trace),
             waiting: false,
         };
@@ -243,6 +246,9 @@ impl TaskSink for Outbox {
         }
         let now = Instant::now();
         state.activity.last_sign = Some(now.into_std());
+        if let Some(answer) = &mut state.answer {
+            answer.output(&output);
+        }
         let pushed = match (&mut state.pending, output) {
             (_, Output::Alive) => return Taken::Accepted,
             (Pending::Stream(buffer), Output::Raw(chunk)) => buffer.push_raw(chunk),
@@ -387,6 +393,7 @@ impl Delivery {
 
     /// The terminal body of an answer, after any chunks that it still has; `None` if nobody waits.
     async fn answer(&mut self, outcome: Outcome) -> Result<Option<Bytes>, Failure> {
+        self.outbox.record(&outcome);
         if !self.streaming {
             let body = match outcome {
                 Outcome::Body(body) => {
@@ -526,6 +533,13 @@ impl Outbox {
         Some(self.lock().usage).filter(|usage| *usage != Usage::default())
     }
 
+    /// Keeps the text of an answer that came whole, where the trace records content.
+    fn record(&self, outcome: &Outcome) {
+        if let Some(answer) = &mut self.lock().answer {
+            answer.outcome(outcome);
+        }
+    }
+
     /// Notes what a whole answer says of itself.
     fn note(&self, facts: Facts) {
         self.lock().pending = Pending::Gathered(facts);
@@ -570,15 +584,16 @@ impl Outbox {
             late: state.late,
             trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
         };
+        let answer = state.answer.take();
         drop(state);
         if let Some(trace) = trace {
-            end_trace(trace, &end, &summary);
+            end_trace(trace, &end, &summary, answer.as_ref().and_then(AnswerText::get));
         }
         summary
     }
 }
 
-fn end_trace(trace: TaskTrace, end: &End, summary: &Summary) {
+fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
     let ending = match end {
         End::Answer(_) => Ending::Completed,
         End::Failed(failure) => Ending::Failed(failure),
@@ -591,6 +606,7 @@ fn end_trace(trace: TaskTrace, end: &End, summary: &Summary) {
         response_model: summary.facts.model.as_deref(),
         finish_reasons: &finish_reasons,
         usage: summary.usage,
+        answer,
         ..TaskReport::new(ending)
     });
 }
