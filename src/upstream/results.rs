@@ -339,16 +339,25 @@ impl Delivery {
             match self.outbox.next().await {
                 Next::End(end, until) => break (end, until),
                 Next::Part(body) => match self.send(body, false).await {
-                    Sent::Delivered | Sent::Overtaken => {}
+                    Sent::Delivered => {}
                     Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
+                    Sent::Overtaken => break self.broken_off(not_in_time()).await,
                     Sent::Lost(failure) => {
-                        self.tell(Report::Failed(failure)).await;
-                        break self.outbox.decided().await;
+                        self.tell(Report::Failed(failure.clone())).await;
+                        break self.broken_off(failure).await;
                     }
                 },
             }
         };
         self.deliver_end(end, until).await;
+    }
+
+    /// The end of a stream that has a hole now: what comes after the hole is not sent, and an answer is none any more.
+    async fn broken_off(&self, failure: Failure) -> (End, Instant) {
+        match self.outbox.decided().await {
+            (End::Answer(_), until) => (End::Failed(failure), until),
+            decided => decided,
+        }
     }
 
     /// Sends the end. An answer can still turn out to be no answer, and then the end is the failure that says so.
@@ -359,6 +368,7 @@ impl Delivery {
             End::Answer(outcome) => match self.answer(outcome).await {
                 Ok(Some(body)) => (body, End::Answer(Outcome::Complete)),
                 Ok(None) => return self.finish(End::Nobody, true, false).await,
+                Err(_) if self.outbox.is_nobody() => return self.finish(End::Nobody, false, false).await,
                 Err(failure) => (self.failure_body(&failure), End::Failed(failure)),
             },
         };
@@ -403,12 +413,7 @@ impl Delivery {
             match self.send(body, false).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
-                Sent::Overtaken => {
-                    return Err(Failure::new(
-                        FailureCode::DeliveryFailed,
-                        "mcpd did not take the answer in time",
-                    ));
-                }
+                Sent::Overtaken => return Err(not_in_time()),
                 Sent::Lost(failure) => return Err(failure),
             }
         }
@@ -615,6 +620,10 @@ fn too_large(said: &str, len: usize) -> Failure {
         FailureCode::TooLarge,
         format!("a part of {len} bytes of the answer is too large for mcpd ({said})"),
     )
+}
+
+fn not_in_time() -> Failure {
+    Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")
 }
 
 fn refused(said: &str) -> Failure {
