@@ -347,10 +347,10 @@ impl Delivery {
                 Next::Part(body) => match self.send(body, false).await {
                     Sent::Delivered => {}
                     Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
-                    Sent::Overtaken => break self.end_without(too_late()).await,
+                    Sent::Overtaken => break self.broken_off(not_in_time()).await,
                     Sent::Lost(failure) => {
                         self.tell(Report::Failed(failure.clone())).await;
-                        break self.end_without(failure).await;
+                        break self.broken_off(failure).await;
                     }
                 },
             }
@@ -358,11 +358,11 @@ impl Delivery {
         self.deliver_end(end, until).await;
     }
 
-    /// The end of a stream that a chunk is missing from: never a success, even if the provider has succeeded meanwhile.
-    async fn end_without(&self, failure: Failure) -> (End, Instant) {
+    /// The end of a stream that has a hole now: what comes after the hole is not sent, and an answer is none any more.
+    async fn broken_off(&self, failure: Failure) -> (End, Instant) {
         match self.outbox.decided().await {
             (End::Answer(_), until) => (End::Failed(failure), until),
-            other => other,
+            decided => decided,
         }
     }
 
@@ -374,6 +374,7 @@ impl Delivery {
             End::Answer(outcome) => match self.answer(outcome).await {
                 Ok(Some(body)) => (body, End::Answer(Outcome::Complete)),
                 Ok(None) => return self.finish(End::Nobody, true, false).await,
+                Err(_) if self.outbox.is_nobody() => return self.finish(End::Nobody, false, false).await,
                 Err(failure) => (self.failure_body(&failure), End::Failed(failure)),
             },
         };
@@ -419,7 +420,7 @@ impl Delivery {
             match self.send(body, false).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
-                Sent::Overtaken => return Err(too_late()),
+                Sent::Overtaken => return Err(not_in_time()),
                 Sent::Lost(failure) => return Err(failure),
             }
         }
@@ -631,15 +632,15 @@ fn status_body(status: u16, body: &[u8], retry_after: Option<Duration>) -> Bytes
     out.into()
 }
 
-fn too_late() -> Failure {
-    Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")
-}
-
 fn too_large(said: &str, len: usize) -> Failure {
     Failure::new(
         FailureCode::TooLarge,
         format!("a part of {len} bytes of the answer is too large for mcpd ({said})"),
     )
+}
+
+fn not_in_time() -> Failure {
+    Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")
 }
 
 fn refused(said: &str) -> Failure {
