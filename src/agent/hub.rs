@@ -1,7 +1,7 @@
 //! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -24,9 +24,9 @@ use super::{
 use crate::{
     bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkEffect, LinkInput, link::UrlChange},
+    core::{Core, Effect, Input, LinkEffect, LinkInput, ProviderView, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
-    domain::{Activity, FailureCode, LinkStatus, SessionKey, Task, TaskId, TaskKey},
+    domain::{Activity, FailureCode, LinkStatus, ProviderName, SessionKey, Task, TaskId, TaskKey},
     openai::{RequestFacts, Stamp},
     pb,
     telemetry::{ChannelOpening, ChannelTrace, TaskTrace},
@@ -58,13 +58,16 @@ const RESTART_RETRY: Duration = Duration::from_secs(2);
 /// What mcpd's caller is told about a task that a killed agent left behind.
 const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
 
+/// Both ends of a channel: the hub hands out the first and reads the second.
+type Both<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
 /// The ends of all channels that meet in the hub.
 #[derive(Debug)]
 pub(super) struct Channels {
     bridge: mpsc::Receiver<bridge::Event>,
-    upstream: (mpsc::Sender<Delivered>, mpsc::Receiver<Delivered>),
-    reports: (mpsc::Sender<(TaskKey, Report)>, mpsc::Receiver<(TaskKey, Report)>),
-    restarted: (mpsc::Sender<TaskId>, mpsc::Receiver<TaskId>),
+    upstream: Both<Delivered>,
+    reports: Both<(TaskKey, Report)>,
+    restarted: Both<TaskId>,
     status: watch::Sender<Option<Arc<pb::WatchStatusResponse>>>,
 }
 
@@ -207,8 +210,8 @@ impl Hub {
                     self.drain();
                 }
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
-                Some(event) = self.channels.bridge.recv() => self.from_bridge(event),
-                Some(event) = self.channels.upstream.1.recv() => self.from_upstream(event),
+                Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
+                Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
                 Some(id) = self.channels.restarted.1.recv() => self.tasks_file.over(&id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
@@ -223,8 +226,8 @@ impl Hub {
     fn take_turns(&mut self) {
         for _ in 0..TURN {
             let report = self.channels.reports.1.try_recv().map(|(key, report)| self.reported(key, report));
-            let bridge = self.channels.bridge.try_recv().map(|event| self.from_bridge(event));
-            let upstream = self.channels.upstream.1.try_recv().map(|event| self.from_upstream(event));
+            let bridge = self.channels.bridge.try_recv().map(|event| self.bridge_event(event));
+            let upstream = self.channels.upstream.1.try_recv().map(|event| self.upstream_event(event));
             if report.is_err() && bridge.is_err() && upstream.is_err() {
                 break;
             }
@@ -271,7 +274,7 @@ impl Hub {
         self.link_may_have_changed();
     }
 
-    fn from_upstream(&mut self, (event, place): Delivered) {
+    fn upstream_event(&mut self, (event, place): Delivered) {
         self.place = place;
         match event {
             upstream::Event::Task(task) => {
@@ -317,7 +320,7 @@ impl Hub {
         }
     }
 
-    fn from_bridge(&mut self, event: bridge::Event) {
+    fn bridge_event(&mut self, event: bridge::Event) {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
                 handle.welcome(
@@ -356,19 +359,24 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::SetPaused(name, paused, reply) => {
-                let before = self.core.providers();
-                self.feed(Input::SetPaused(name, paused));
-                let after = self.core.providers();
-                let changed =
-                    before.iter().zip(&after).filter(|(b, a)| b.paused != a.paused || a.paused == paused);
-                let mut names: Vec<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
-                names.dedup();
+                let changed = self.set_paused(name, paused);
                 // Whoever asked may be gone; what it asked for is done.
-                let _ = reply.send(names);
+                let _ = reply.send(changed);
                 self.link_may_have_changed();
             }
             bridge::Event::StatusWanted => self.publish_status(),
         }
+    }
+
+    /// Pauses or resumes; what was asked for by name, or every one that changed.
+    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Vec<String> {
+        let before = self.core.providers();
+        self.feed(Input::SetPaused(name.clone(), paused));
+        let named = |p: &ProviderView| name.as_ref() == Some(&p.provider.name);
+        let pairs = before.into_iter().zip(self.core.providers());
+        let changed = pairs.filter(|(b, a)| named(a) || b.paused != a.paused);
+        let names: BTreeSet<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
+        names.into_iter().collect()
     }
 
     fn reported(&mut self, key: TaskKey, report: Report) {
@@ -423,6 +431,10 @@ impl Hub {
                 if self.credentials_problem.as_ref() != Some(&problem) {
                     warn!("{problem}; going online when that is mended");
                     self.credentials_problem = Some(problem.clone());
+                }
+                if self.mcpd.url().is_some() {
+                    // Half a file is no reason to let go of the credentials that work.
+                    return;
                 }
                 Err(problem)
             }

@@ -345,16 +345,25 @@ impl Delivery {
             match self.outbox.next().await {
                 Next::End(end, until) => break (end, until),
                 Next::Part(body) => match self.send(body, false).await {
-                    Sent::Delivered | Sent::Overtaken => {}
+                    Sent::Delivered => {}
                     Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
+                    Sent::Overtaken => break self.end_without(too_late()).await,
                     Sent::Lost(failure) => {
-                        self.tell(Report::Failed(failure)).await;
-                        break self.outbox.decided().await;
+                        self.tell(Report::Failed(failure.clone())).await;
+                        break self.end_without(failure).await;
                     }
                 },
             }
         };
         self.deliver_end(end, until).await;
+    }
+
+    /// The end of a stream that a chunk is missing from: never a success, even if the provider has succeeded meanwhile.
+    async fn end_without(&self, failure: Failure) -> (End, Instant) {
+        match self.outbox.decided().await {
+            (End::Answer(_), until) => (End::Failed(failure), until),
+            other => other,
+        }
     }
 
     /// Sends the end. An answer can still turn out to be no answer, and then the end is the failure that says so.
@@ -410,12 +419,7 @@ impl Delivery {
             match self.send(body, false).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
-                Sent::Overtaken => {
-                    return Err(Failure::new(
-                        FailureCode::DeliveryFailed,
-                        "mcpd did not take the answer in time",
-                    ));
-                }
+                Sent::Overtaken => return Err(too_late()),
                 Sent::Lost(failure) => return Err(failure),
             }
         }
@@ -625,6 +629,10 @@ fn status_body(status: u16, body: &[u8], retry_after: Option<Duration>) -> Bytes
     }
     out.push(b'}');
     out.into()
+}
+
+fn too_late() -> Failure {
+    Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")
 }
 
 fn too_large(said: &str, len: usize) -> Failure {

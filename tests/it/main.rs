@@ -3,4 +3,6 @@
 
 mod support;
 
+mod house;
 mod main_job;
+mod simulation;

@@ -50,6 +50,21 @@ impl Client {
         }
     }
 
+    /// The same, where the agent may be gone or go away meanwhile.
+    pub async fn try_connect(socket: &Path, client_id: &str) -> Option<Self> {
+        let mut rpc = try_connect(socket).await.ok()?;
+        let (to_agent, requests) = mpsc::channel(4096);
+        let first = SessionRequest { payload: Some(hello(client_id)) };
+        to_agent.send(first).await.ok()?;
+        let from_agent = rpc.session(ReceiverStream::new(requests)).await.ok()?.into_inner();
+        Some(Self { rpc, to_agent: Some(to_agent), from_agent, generation: 0 })
+    }
+
+    /// What sends to the agent, for somebody who works beside this client.
+    pub fn sender(&self) -> mpsc::Sender<SessionRequest> {
+        self.to_agent.clone().expect("the session is open")
+    }
+
     /// Opens a session and says nothing.
     pub async fn silent(socket: &Path) -> Self {
         let mut rpc = connect(socket).await;
@@ -212,15 +227,18 @@ pub fn hello(client_id: &str) -> session_request::Payload {
 
 /// A client of the bridge on a socket that may not be there for a moment yet.
 async fn connect(socket: &Path) -> BridgeServiceClient<Channel> {
+    soon("the socket", try_connect(socket)).await.expect("the agent listens")
+}
+
+async fn try_connect(socket: &Path) -> Result<BridgeServiceClient<Channel>, tonic::transport::Error> {
     let socket = socket.to_owned();
     let connector = service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
     });
     let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connector);
-    let channel = soon("the socket", channel).await.expect("the agent listens");
-    BridgeServiceClient::new(channel)
+    let channel = endpoint.connect_with_connector(connector).await?;
+    Ok(BridgeServiceClient::new(channel)
         .max_decoding_message_size(64 << 20)
-        .max_encoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX))
 }
