@@ -248,7 +248,8 @@ impl<'a> Stage<'a> {
     fn deliver_again(&self) {
         let journal = self.world.mcpd.journal();
         let took = self.took();
-        let delivered = |e: &&Entry| e.kind == Kind::Task && e.task.as_ref().is_some_and(|t| took.contains(t));
+        let delivered =
+            |e: &&Entry| e.kind == Kind::Task && e.task.as_ref().is_some_and(|t| took.contains(t));
         let forgotten = journal.iter().any(|e| e.kind == Kind::Fault && forgets(&e.text()));
         if let Some(entry) = journal.iter().find(delivered).filter(|_| !forgotten) {
             self.scribe.log(format_args!("{} is delivered again", entry.task.as_deref().unwrap_or_default()));
