@@ -302,6 +302,9 @@ impl Hub {
             }
             upstream::Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
             upstream::Event::ChannelClosed(epoch, why) => {
+                if let Some((_, opening)) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
+                    opening.failed(why.word());
+                }
                 self.feed_link(LinkInput::ChannelClosed(epoch, why))
             }
         }
