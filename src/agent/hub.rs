@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
-    files::{StickySession, TaskFile},
+    files::{StickySession, TaskFile, warn_of_wide_modes},
     http_settings,
     relay::{History, Relay},
 };
@@ -148,6 +148,7 @@ impl Hub {
     ) -> Result<Self, AgentError> {
         let sources = config.credential_sources();
         let session_file = config.home.join(SESSION_FILE);
+        warn_of_wide_modes(&config.home, &session_file);
         let sticky = StickySession::read(&session_file);
         let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();

@@ -129,6 +129,8 @@ pub(super) struct Link {
     rng: fastrand::Rng,
     credentials: Result<(), String>,
     session: Option<String>,
+    /// Whether this life has written the id: the file may lack what belongs to it, its mcpd and its mode.
+    persisted: bool,
     wanted: BTreeMap<ProviderName, Provider>,
     /// Names that mcpd gives to somebody else, as far as we know.
     conflicts: BTreeSet<ProviderName>,
@@ -169,6 +171,7 @@ impl Link {
             rng: fastrand::Rng::with_seed(seed),
             credentials: Err("the credentials have not been read yet".to_owned()),
             session,
+            persisted: false,
             wanted: BTreeMap::new(),
             conflicts: BTreeSet::new(),
             conflicts_until: None,
@@ -458,6 +461,9 @@ impl Link {
             // Another session than the one the channel was opened for.
             self.close_channel(fx);
             self.session = Some(session.clone());
+            self.persisted = false;
+        }
+        if !std::mem::replace(&mut self.persisted, true) {
             fx.push(Effect::Link(LinkEffect::Persist(session)));
         }
         if self.heartbeat_at.is_none() && self.listed {
