@@ -11,7 +11,7 @@ mod status;
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     bridge::listener::{self, BindError, BoundSocket, Serve},
@@ -130,7 +130,10 @@ impl Agent {
     /// Runs until told to stop. Everything that it started has ended when this returns.
     pub async fn run(self, stop: Stop) -> Result<Stopped, AgentError> {
         let shutdown = CancellationToken::new();
-        let mut server = tokio::spawn(listener::serve(self.socket, self.serve, shutdown.clone()));
+        // Whoever drops this future instead of stopping it leaves neither a listening socket nor an open stream behind.
+        let _ends_streams = shutdown.clone().drop_guard();
+        let mut server =
+            AbortOnDropHandle::new(tokio::spawn(listener::serve(self.socket, self.serve, shutdown.clone())));
         let hub = self.hub.run(stop);
         let (stopped, served) = tokio::select! {
             stopped = hub => {
