@@ -326,6 +326,11 @@ impl Link {
         set
     }
 
+    /// Whether nothing is to be published and nothing runs.
+    fn is_resting(&self) -> bool {
+        self.publishable().is_empty() && !self.draining && !self.busy
+    }
+
     fn must_register(&self) -> bool {
         let set = self.publishable();
         if set.is_empty() {
@@ -339,7 +344,7 @@ impl Link {
         if self.credentials.is_err() {
             return;
         }
-        if self.publishable().is_empty() && !self.draining && !self.busy {
+        if self.is_resting() {
             self.rest(fx);
         }
         if self.wait.is_none() && self.in_flight.is_none() && self.must_register() {
@@ -364,7 +369,9 @@ impl Link {
 
     fn open_if_ready(&mut self, fx: &mut Vec<Effect>) {
         let registered = self.accepted.as_ref().is_some_and(|set| !set.is_empty());
-        if !registered || self.channel != Channel::Closed || self.wait.is_some() || self.draining {
+        // What is about to be deregistered has no channel: opened here it would be closed, and opened, and closed again.
+        let unwanted = self.draining || self.is_resting();
+        if !registered || self.channel != Channel::Closed || self.wait.is_some() || unwanted {
             return;
         }
         let Some(session) = self.session.clone() else { return };
