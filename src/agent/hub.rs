@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
-    files::{StickySession, TaskFile},
+    files::{StickySession, TaskFile, warn_of_wide_modes},
     http_settings,
     relay::{History, Relay},
 };
@@ -103,6 +103,8 @@ pub(super) struct Hub {
     fingerprint: Fingerprint,
     credentials_problem: Option<String>,
     session_file: PathBuf,
+    /// What the session file holds.
+    sticky: Option<StickySession>,
     tasks_file: TaskFile,
     left_behind: Vec<TaskId>,
     event_limit: usize,
@@ -148,16 +150,15 @@ impl Hub {
     ) -> Result<Self, AgentError> {
         let sources = config.credential_sources();
         let session_file = config.home.join(SESSION_FILE);
+        warn_of_wide_modes(&config.home, &session_file);
         let sticky = StickySession::read(&session_file);
         let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();
         let mcpd = Mcpd::new(http_settings(config), Arc::new(move || access(&reload_sources).ok()));
-        let url = access(&sources).ok().map(|access| access.url);
-        // An id of another mcpd is worth nothing.
-        let sticky = sticky.filter(|s| s.mcpd_url.is_none() || url.is_none() || s.mcpd_url == url);
         let mut rng = fastrand::Rng::with_seed(surroundings.seed);
+        let id = sticky.as_ref().map(|s| s.provider_session_id.clone());
         Ok(Self {
-            core: Core::new(core_settings(config), sticky.map(|s| s.provider_session_id), rng.u64(..)),
+            core: Core::new(core_settings(config), id, rng.u64(..)),
             mcpd,
             relays: HashMap::new(),
             sessions: BTreeMap::new(),
@@ -170,6 +171,7 @@ impl Hub {
             sources,
             credentials_problem: None,
             session_file,
+            sticky,
             tasks_file,
             left_behind,
             event_limit: config.event_limit,
@@ -315,6 +317,9 @@ impl Hub {
     fn registered(&mut self, attempt: u64, reply: Result<String, crate::domain::CallFailure>) {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
+        if accepted && let Some(id) = self.core.provider_session().map(str::to_owned) {
+            self.keep_session(id);
+        }
         if accepted && !self.left_behind.is_empty() {
             let left = std::mem::take(&mut self.left_behind);
             info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
@@ -443,7 +448,10 @@ impl Hub {
             }
             Ok(access) => {
                 self.credentials_problem = None;
-                let other = self.mcpd.url().is_some_and(|url| url != access.url);
+                // Credentials may come long after the start, and then the id on disk can be another mcpd's.
+                let former =
+                    self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
+                let other = former.is_some_and(|url| url != access.url);
                 let set = self.mcpd.set_access(&access);
                 set.map(|()| if other { UrlChange::Other } else { UrlChange::Same }).map_err(|error| {
                     warn!("{error}");
@@ -570,11 +578,17 @@ impl Hub {
             }),
             LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
             LinkEffect::CloseChannel => self.close_channel(),
-            LinkEffect::Persist(id) => {
-                StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() }
-                    .write(&self.session_file);
-            }
+            LinkEffect::Persist(id) => self.keep_session(id),
             LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
+        }
+    }
+
+    /// Writes the sticky id and the mcpd that it belongs to, unless the file says so already.
+    fn keep_session(&mut self, id: String) {
+        let session = StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() };
+        if self.sticky.as_ref() != Some(&session) {
+            session.write(&self.session_file);
+            self.sticky = Some(session);
         }
     }
 

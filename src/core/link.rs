@@ -129,6 +129,8 @@ pub(super) struct Link {
     rng: fastrand::Rng,
     credentials: Result<(), String>,
     session: Option<String>,
+    /// Whether this life has written the id: the file may lack what belongs to it, its mcpd and its mode.
+    persisted: bool,
     wanted: BTreeMap<ProviderName, Provider>,
     /// Names that mcpd gives to somebody else, as far as we know.
     conflicts: BTreeSet<ProviderName>,
@@ -169,6 +171,7 @@ impl Link {
             rng: fastrand::Rng::with_seed(seed),
             credentials: Err("the credentials have not been read yet".to_owned()),
             session,
+            persisted: false,
             wanted: BTreeMap::new(),
             conflicts: BTreeSet::new(),
             conflicts_until: None,
@@ -323,6 +326,11 @@ impl Link {
         set
     }
 
+    /// Whether nothing is to be published and nothing runs.
+    fn is_resting(&self) -> bool {
+        self.publishable().is_empty() && !self.draining && !self.busy
+    }
+
     fn must_register(&self) -> bool {
         let set = self.publishable();
         if set.is_empty() {
@@ -336,7 +344,7 @@ impl Link {
         if self.credentials.is_err() {
             return;
         }
-        if self.publishable().is_empty() && !self.draining && !self.busy {
+        if self.is_resting() {
             self.rest(fx);
         }
         if self.wait.is_none() && self.in_flight.is_none() && self.must_register() {
@@ -361,7 +369,9 @@ impl Link {
 
     fn open_if_ready(&mut self, fx: &mut Vec<Effect>) {
         let registered = self.accepted.as_ref().is_some_and(|set| !set.is_empty());
-        if !registered || self.channel != Channel::Closed || self.wait.is_some() || self.draining {
+        // What is about to be deregistered has no channel: opened here it would be closed, and opened, and closed again.
+        let unwanted = self.draining || self.is_resting();
+        if !registered || self.channel != Channel::Closed || self.wait.is_some() || unwanted {
             return;
         }
         let Some(session) = self.session.clone() else { return };
@@ -458,6 +468,9 @@ impl Link {
             // Another session than the one the channel was opened for.
             self.close_channel(fx);
             self.session = Some(session.clone());
+            self.persisted = false;
+        }
+        if !std::mem::replace(&mut self.persisted, true) {
             fx.push(Effect::Link(LinkEffect::Persist(session)));
         }
         if self.heartbeat_at.is_none() && self.listed {

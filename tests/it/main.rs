@@ -3,7 +3,9 @@
 
 mod support;
 
+mod files;
 mod house;
 mod main_job;
+mod session_life;
 mod simulation;
 mod telemetry;

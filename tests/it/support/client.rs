@@ -28,6 +28,11 @@ pub fn provider(name: &str, publish: bool) -> Provider {
     }
 }
 
+/// An opted-in provider with a model of its own.
+pub fn named(name: &str, model: &str) -> Provider {
+    Provider { model: model.to_owned(), ..provider(name, true) }
+}
+
 /// One task as the agent offered it.
 pub type Offered = pb::TaskOffer;
 
@@ -213,6 +218,35 @@ impl Client {
         let watch = self.rpc.watch_status(pb::WatchStatusRequest {}).await.expect("the agent has a status");
         let first = soon("the status", watch.into_inner().message()).await;
         first.expect("a status").expect("a status")
+    }
+}
+
+/// The agent's status as it changes.
+pub struct Watch {
+    statuses: Streaming<pb::WatchStatusResponse>,
+    _rpc: BridgeServiceClient<Channel>,
+}
+
+impl Watch {
+    /// Begins to watch.
+    pub async fn open(socket: &Path) -> Self {
+        let mut rpc = connect(socket).await;
+        let watch = soon("the status", rpc.watch_status(pb::WatchStatusRequest {})).await;
+        Self { statuses: watch.expect("the agent has a status").into_inner(), _rpc: rpc }
+    }
+
+    /// The first status from now on that fulfils the condition.
+    pub async fn until(
+        &mut self,
+        mut condition: impl FnMut(&pb::WatchStatusResponse) -> bool,
+    ) -> pb::WatchStatusResponse {
+        loop {
+            let status = soon("such a status", self.statuses.message()).await;
+            let status = status.expect("the status goes on").expect("the status goes on");
+            if condition(&status) {
+                return status;
+            }
+        }
     }
 }
 
