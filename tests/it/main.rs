@@ -3,6 +3,7 @@
 
 mod support;
 
+mod docs;
 mod files;
 mod house;
 mod main_job;
