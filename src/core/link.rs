@@ -328,13 +328,17 @@ impl Link {
         if self.credentials.is_err() {
             return;
         }
-        if self.publishable().is_empty() && !self.draining && !self.busy {
+        let resting = self.publishable().is_empty() && !self.draining && !self.busy;
+        if resting {
             self.rest(fx);
         }
         if self.wait.is_none() && self.in_flight.is_none() && self.must_register() {
             self.register(now, fx);
         }
-        self.open_if_ready(fx);
+        // While the deregistering is under way mcpd's last word is still the former set: what was closed stays closed.
+        if !resting {
+            self.open_if_ready(fx);
+        }
         self.heartbeat_if_due(now, fx);
     }
 

@@ -24,7 +24,14 @@ pub fn breaches(story: &Story) -> Vec<String> {
     let mut found = story.slot_breaches.clone();
     for (n, call) in story.calls.iter().enumerate().filter(|(_, call)| call.refused.is_none()) {
         let of_call = Seen { story, call };
-        let each = [of_call.tokens(), of_call.end(), of_call.wait(), of_call.outcome(), of_call.cancel(), of_call.runs_once()];
+        let each = [
+            of_call.tokens(),
+            of_call.end(),
+            of_call.wait(),
+            of_call.outcome(),
+            of_call.cancel(),
+            of_call.runs_once(),
+        ];
         found.extend(each.into_iter().flatten().map(|why| format!("call {n} ({}): {why}", call.task)));
     }
     found.extend(contract(story));
@@ -35,9 +42,8 @@ pub fn breaches(story: &Story) -> Vec<String> {
 /// mcpd's own verdict, without what is a broken network's doing and not the agent's.
 fn contract(story: &Story) -> Vec<String> {
     let troubled = story.troubles.iter().any(|(_, _, t)| matches!(t, Trouble::Network | Trouble::Mcpd));
-    let network = |rule: Rule| {
-        matches!(rule, Rule::MissingHeartbeat | Rule::RegisterUnderWay | Rule::RegisterTooOften)
-    };
+    let network =
+        |rule: Rule| matches!(rule, Rule::MissingHeartbeat | Rule::RegisterUnderWay | Rule::RegisterTooOften);
     let killed = story.lives.len() > 1;
     let honest = |rule: Rule| (troubled || killed) && network(rule);
     story
@@ -60,15 +66,27 @@ fn stop(story: &Story) -> Vec<String> {
     if !drained {
         found.push("the agent stopped without having drained".to_owned());
     }
-    let left = story.lives.last().map(|life| life.left.as_slice()).unwrap_or_default();
-    // What a former life left may still wait for an mcpd that cannot be reached.
-    let own = left.iter().filter(|id| story.lives.last().is_some_and(|l| !former(story, id) && l.took.contains(id)));
-    found.extend(own.map(|id| format!("{id} has no end although the agent has drained")));
+    let unreachable = story.troubled(story.drain_at, gone, &[Trouble::Network, Trouble::Mcpd]);
+    // What a drained agent could not deliver, or a former life left, is told by a successor.
+    let own = story.lives.last().into_iter().flat_map(|life| &life.left).filter(|id| !story.is_former(id));
+    found.extend(
+        own.filter(|_| !unreachable).map(|id| format!("{id} has no end although the agent has drained")),
+    );
     found
 }
 
-fn former(story: &Story, id: &str) -> bool {
-    story.lives.iter().rev().skip(1).any(|life| life.took.iter().any(|t| t == id))
+impl Story {
+    /// Whether something was wrong between two moments that excuses what came of it.
+    fn troubled(&self, from: Ms, until: Ms, kinds: &[Trouble]) -> bool {
+        let overlaps =
+            |(since, to, kind): &(Ms, Ms, Trouble)| kinds.contains(kind) && *since <= until && from <= *to;
+        self.troubles.iter().any(overlaps)
+    }
+
+    /// Whether an earlier life of the agent had the task.
+    fn is_former(&self, id: &str) -> bool {
+        self.lives.iter().rev().skip(1).any(|life| life.took.iter().any(|t| t == id))
+    }
 }
 
 /// One call and all that has to do with it.
@@ -87,12 +105,8 @@ impl Seen<'_> {
         self.story.lives.iter().any(|life| life.took.contains(&self.call.task))
     }
 
-    /// Whether something was wrong between two moments that excuses what came of it.
     fn troubled(&self, from: Ms, until: Ms, kinds: &[Trouble]) -> bool {
-        let overlaps = |(since, to, kind): &(Ms, Ms, Trouble)| {
-            kinds.contains(kind) && *since <= until && from <= *to
-        };
-        self.story.troubles.iter().any(overlaps)
+        self.story.troubled(from, until, kinds)
     }
 
     fn disturbed(&self, until: Ms) -> bool {
@@ -132,7 +146,9 @@ impl Seen<'_> {
         let good = |run: &Run| run.finished.is_some_and(|(_, finish)| finish == Finish::Ok);
         match of {
             Some((_, run)) if !good(run) => Some("it ended well, and its run did not".to_owned()),
-            Some((_, run)) if run.tokens != got => Some(format!("it has {got} of {} tokens and ended well", run.tokens)),
+            Some((_, run)) if run.tokens != got => {
+                Some(format!("it has {got} of {} tokens and ended well", run.tokens))
+            }
             Some(_) => None,
             None if self.runs().any(|(_, run)| good(run) && run.tokens == 0) => None,
             None => Some("it ended well without any token, and no run of it did".to_owned()),
@@ -143,7 +159,8 @@ impl Seen<'_> {
     fn end(&self) -> Option<String> {
         let waits = self.call.end.is_none() && self.call.left_at.is_none();
         let (gone, _) = self.story.stopped?;
-        let excused = self.troubled(self.story.drain_at, gone, &[Trouble::Network, Trouble::Mcpd, Trouble::Agent]);
+        let excused =
+            self.troubled(self.story.drain_at, gone, &[Trouble::Network, Trouble::Mcpd, Trouble::Agent]);
         (waits && self.received() && !excused).then(|| "it was handed over and has no end".to_owned())
     }
 
@@ -161,14 +178,17 @@ impl Seen<'_> {
         if waited > allowed + SLACK {
             return Some(format!("it waited {waited} ms for its end; {allowed} ms are allowed"));
         }
-        (own_deadline && !self.disturbed(*at)).then(|| "mcpd's deadline came before the agent's".to_owned())
+        // A part that is posted again for a lost reply takes its time from the deadline.
+        let excused = self.disturbed(*at) || self.troubled(self.call.at, *at, &[Trouble::Armed]);
+        (own_deadline && !excused).then(|| "mcpd's deadline came before the agent's".to_owned())
     }
 
     /// What a run came to is what the caller got, unless something was in the way.
     fn outcome(&self) -> Option<String> {
         let (at, end) = self.call.end.as_ref()?;
         let code = word(end);
-        let timely = |run: &Run| run.finished.is_some_and(|(when, finish)| finish == Finish::Ok && when <= *at);
+        let timely =
+            |run: &Run| run.finished.is_some_and(|(when, finish)| finish == Finish::Ok && when <= *at);
         let finished_well = self.runs().last().is_some_and(|(_, run)| run.lost_at.is_none() && timely(run));
         if finished_well && !self.succeeded() && !self.disturbed(*at) && !self.past_a_deadline(*at) {
             return Some(format!("its run ended well, and it got {code}"));
@@ -181,7 +201,8 @@ impl Seen<'_> {
 
     fn past_a_deadline(&self, at: Ms) -> bool {
         let limit = plan::TASK_TIMEOUT.min(self.call.deadline.unwrap_or(plan::TASK_TIMEOUT));
-        at + SLACK + mcprelay::core::DEADLINE_MARGIN.as_millis() as Ms >= self.call.at + limit.as_millis() as Ms
+        at + SLACK + mcprelay::core::DEADLINE_MARGIN.as_millis() as Ms
+            >= self.call.at + limit.as_millis() as Ms
     }
 
     /// Overload is said at once and says when to come back.
@@ -206,7 +227,7 @@ impl Seen<'_> {
         let explained = if is("provider_lost", "went away before its end") {
             self.runs().any(|(_, run)| run.lost_at.is_some())
         } else if is("first_token_timeout", "first token") {
-            self.runs().any(|(_, run)| silent(run) || self.local(run.at, at))
+            self.runs().any(|(_, run)| silent(run)) || self.local(self.call.at, at)
         } else if is("idle_token_timeout", "next token") {
             self.runs().any(|(_, run)| silent(run) || self.local(run.at, at))
         } else if is("queue_timeout", "no slot of the provider became free") {
@@ -236,7 +257,11 @@ impl Seen<'_> {
         let left = self.call.left_at?;
         let (_, run) = self.runs().last()?;
         let ended = run.finished.map_or(Ms::MAX, |(at, _)| at).min(run.lost_at.unwrap_or(Ms::MAX));
-        let excused = self.disturbed(left + 100) || self.local(run.at, left + 100) || left + 100 >= self.story.drain_at;
+        let cut = self.troubled(run.at, left + 100, &[Trouble::Armed]);
+        let excused = cut
+            || self.disturbed(left + 100)
+            || self.local(run.at, left + 100)
+            || left + 100 >= self.story.drain_at;
         if ended <= left + 100 || run.at > left || excused {
             return None;
         }

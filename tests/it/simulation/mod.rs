@@ -32,7 +32,9 @@ use story::Story;
 const SCHEDULES: u64 = 300;
 
 fn number(variable: &str) -> Option<u64> {
-    env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+    env::var(variable)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
 }
 
 /// Plays one schedule; the error says what is wrong and how to see it again.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use fastrand::Rng;
 use fake_mcpd::{Aim, Answer, CallKind, Fault as McpdFault, PingStyle, Refused};
+use fastrand::Rng;
 
 use crate::support::proxy::{Order, Way};
 
@@ -182,24 +182,42 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
     match rng.u8(..28) {
         0 => for_a_while(Order::Refuse),
         1 => vec![(at, network(Order::CutAll))],
-        2 => vec![(at, network(Order::CutAll)), (at, network(Order::Refuse)), (at + lasting, network(Order::Clear))],
+        2 => vec![
+            (at, network(Order::CutAll)),
+            (at, network(Order::Refuse)),
+            (at + lasting, network(Order::Clear)),
+        ],
         3 => vec![(at, network(Order::CutAfter(Way::ToMcpd, rng.usize(1..900))))],
         4 => vec![(at, network(Order::CutAfter(Way::ToAgent, rng.usize(1..400))))],
         5..9 => (0..times).map(|_| (at, network(Order::CutReply))).collect(),
         9 => for_a_while(Order::Stall),
-        10 => vec![(at, network(Order::Stall)), (at + lasting, network(Order::CutAll)), (at + lasting, network(Order::Clear))],
+        10 => vec![
+            (at, network(Order::Stall)),
+            (at + lasting, network(Order::CutAll)),
+            (at + lasting, network(Order::Clear)),
+        ],
         11 => for_a_while(Order::Delay(Duration::from_millis(rng.u64(5..900)))),
         12 => for_a_while(Order::Bytewise),
         13 => mcpd(McpdFault::Drop { broken: rng.bool() }),
         14 => mcpd(McpdFault::Silent),
         15 => mcpd(McpdFault::CloseChannels { times }),
-        16 => mcpd(McpdFault::Refuse { what: if rng.bool() { Refused::Calls } else { Refused::Connections }, lasting: Some(Duration::from_millis(lasting)) }),
+        16 => mcpd(McpdFault::Refuse {
+            what: if rng.bool() { Refused::Calls } else { Refused::Connections },
+            lasting: Some(Duration::from_millis(lasting)),
+        }),
         17 => mcpd(McpdFault::Delay { aim: aim(rng, times), by: Duration::from_millis(rng.u64(10..20_000)) }),
-        18 | 19 => mcpd(McpdFault::Answer { aim: aim(rng, times), answer: Answer::status([500, 502, 503, 429, 408][rng.usize(..5)]) }),
+        18 | 19 => mcpd(McpdFault::Answer {
+            aim: aim(rng, times),
+            answer: Answer::status([500, 502, 503, 429, 408][rng.usize(..5)]),
+        }),
         20 => mcpd(McpdFault::LoseReply { aim: Aim::next(CallKind::Result).times(times) }),
         21 => mcpd(if rng.bool() { McpdFault::Forget } else { McpdFault::Restart }),
         22 => mcpd(McpdFault::Twice { times: 5 }),
-        23 => mcpd(if rng.bool() { McpdFault::Garbage { frame: None } } else { McpdFault::NoSessionId { times: 1 } }),
+        23 => mcpd(if rng.bool() {
+            McpdFault::Garbage { frame: None }
+        } else {
+            McpdFault::NoSessionId { times: 1 }
+        }),
         24 => vec![(at, Fault::Pause(true)), (at + lasting.min(12_000), Fault::Pause(false))],
         25 => vec![(at, Fault::Kill), (at + [10, 2_000, 20_000][rng.usize(..3)], Fault::Revive)],
         26 => vec![(at, Fault::Sleep(rng.u64(6_000..3_600_000))), (at, network(Order::CutAll))],
@@ -209,6 +227,7 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
 }
 
 fn aim(rng: &mut Rng, times: u32) -> Aim {
-    let kinds = [CallKind::Register, CallKind::Stream, CallKind::Heartbeat, CallKind::Result, CallKind::Result];
+    let kinds =
+        [CallKind::Register, CallKind::Stream, CallKind::Heartbeat, CallKind::Result, CallKind::Result];
     Aim::next(kinds[rng.usize(..kinds.len())]).times(times)
 }

@@ -193,7 +193,8 @@ impl Program {
         self.count_slots(session, &offer);
         let script = Script::draw(&mut self.rng, offer.streaming);
         let (run, at) = (self.scribe.story().runs.len(), self.scribe.now());
-        self.scribe.log(format_args!("run {run} of {} on {}: {script:?}", offer.task_id, self.plan.client_id));
+        self.scribe
+            .log(format_args!("run {run} of {} on {}: {script:?}", offer.task_id, self.plan.client_id));
         let life = self.scribe.story().lives.len();
         self.scribe.story().runs.push(Run {
             task: offer.task_id.clone(),
@@ -481,7 +482,11 @@ fn token(run: usize, n: u32) -> String {
 }
 
 fn failure() -> pb::Error {
-    pb::Error { code: pb::ErrorCode::Internal.into(), message: "the model fell over".to_owned(), ..pb::Error::default() }
+    pb::Error {
+        code: pb::ErrorCode::Internal.into(),
+        message: "the model fell over".to_owned(),
+        ..pb::Error::default()
+    }
 }
 
 fn refusal() -> pb::Error {
