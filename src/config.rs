@@ -65,7 +65,7 @@ pub struct HomeArgs {
     /// Folder with config.json, credentials, provider-session and the socket
     #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME)]
     pub home: PathBuf,
-    /// The agent's unix socket [default: <home>/mcprelay.sock]
+    /// The agent's unix socket [default: mcprelay.sock in the home]
     #[arg(long, env = "MCPRELAY_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
@@ -73,8 +73,8 @@ pub struct HomeArgs {
 /// How mcpd is reached: for every command that calls it.
 #[derive(Clone, Debug, Args)]
 pub struct McpdArgs {
-    /// Where mcpd is [default: from <home>/credentials, else from <home>/config.json]. The token comes from the environment
-    /// variable MCPRELAY_TOKEN, else from <home>/credentials
+    /// Where mcpd is [default: from credentials in the home, else from config.json there]. The token comes from the
+    /// environment variable MCPRELAY_TOKEN, else from credentials
     #[arg(long, env = "MCPRELAY_MCPD_URL", value_name = "URL", value_parser = mcpd_url)]
     pub mcpd_url: Option<McpdUrl>,
     /// PEM file with the certificate authorities to trust besides the system's [default: none]

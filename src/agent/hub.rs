@@ -1,7 +1,7 @@
 //! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -17,16 +17,16 @@ use tracing::{error, info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
-    files::{StickySession, TaskFile},
+    files::{StickySession, TaskFile, warn_of_wide_modes},
     http_settings,
     relay::{History, Relay},
 };
 use crate::{
     bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkEffect, LinkInput, link::UrlChange},
+    core::{Core, Effect, Input, LinkEffect, LinkInput, ProviderView, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
-    domain::{Activity, FailureCode, LinkStatus, SessionKey, Task, TaskId, TaskKey},
+    domain::{Activity, FailureCode, LinkStatus, ProviderName, SessionKey, Task, TaskId, TaskKey},
     openai::{RequestFacts, Stamp},
     pb,
     telemetry::{ChannelOpening, ChannelTrace, TaskTrace},
@@ -58,13 +58,16 @@ const RESTART_RETRY: Duration = Duration::from_secs(2);
 /// What mcpd's caller is told about a task that a killed agent left behind.
 const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
 
+/// Both ends of a channel: the hub hands out the first and reads the second.
+type Both<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
 /// The ends of all channels that meet in the hub.
 #[derive(Debug)]
 pub(super) struct Channels {
     bridge: mpsc::Receiver<bridge::Event>,
-    upstream: (mpsc::Sender<Delivered>, mpsc::Receiver<Delivered>),
-    reports: (mpsc::Sender<(TaskKey, Report)>, mpsc::Receiver<(TaskKey, Report)>),
-    restarted: (mpsc::Sender<TaskId>, mpsc::Receiver<TaskId>),
+    upstream: Both<Delivered>,
+    reports: Both<(TaskKey, Report)>,
+    restarted: Both<TaskId>,
     status: watch::Sender<Option<Arc<pb::WatchStatusResponse>>>,
 }
 
@@ -145,6 +148,7 @@ impl Hub {
     ) -> Result<Self, AgentError> {
         let sources = config.credential_sources();
         let session_file = config.home.join(SESSION_FILE);
+        warn_of_wide_modes(&config.home, &session_file);
         let sticky = StickySession::read(&session_file);
         let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();
@@ -207,8 +211,8 @@ impl Hub {
                     self.drain();
                 }
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
-                Some(event) = self.channels.bridge.recv() => self.from_bridge(event),
-                Some(event) = self.channels.upstream.1.recv() => self.from_upstream(event),
+                Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
+                Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
                 Some(id) = self.channels.restarted.1.recv() => self.tasks_file.over(&id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
@@ -223,8 +227,8 @@ impl Hub {
     fn take_turns(&mut self) {
         for _ in 0..TURN {
             let report = self.channels.reports.1.try_recv().map(|(key, report)| self.reported(key, report));
-            let bridge = self.channels.bridge.try_recv().map(|event| self.from_bridge(event));
-            let upstream = self.channels.upstream.1.try_recv().map(|event| self.from_upstream(event));
+            let bridge = self.channels.bridge.try_recv().map(|event| self.bridge_event(event));
+            let upstream = self.channels.upstream.1.try_recv().map(|event| self.upstream_event(event));
             if report.is_err() && bridge.is_err() && upstream.is_err() {
                 break;
             }
@@ -271,7 +275,7 @@ impl Hub {
         self.link_may_have_changed();
     }
 
-    fn from_upstream(&mut self, (event, place): Delivered) {
+    fn upstream_event(&mut self, (event, place): Delivered) {
         self.place = place;
         match event {
             upstream::Event::Task(task) => {
@@ -299,6 +303,9 @@ impl Hub {
             }
             upstream::Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
             upstream::Event::ChannelClosed(epoch, why) => {
+                if let Some((_, opening)) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
+                    opening.failed(why.word());
+                }
                 self.feed_link(LinkInput::ChannelClosed(epoch, why))
             }
         }
@@ -317,7 +324,7 @@ impl Hub {
         }
     }
 
-    fn from_bridge(&mut self, event: bridge::Event) {
+    fn bridge_event(&mut self, event: bridge::Event) {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
                 handle.welcome(
@@ -356,19 +363,24 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::SetPaused(name, paused, reply) => {
-                let before = self.core.providers();
-                self.feed(Input::SetPaused(name, paused));
-                let after = self.core.providers();
-                let changed =
-                    before.iter().zip(&after).filter(|(b, a)| b.paused != a.paused || a.paused == paused);
-                let mut names: Vec<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
-                names.dedup();
+                let changed = self.set_paused(name, paused);
                 // Whoever asked may be gone; what it asked for is done.
-                let _ = reply.send(names);
+                let _ = reply.send(changed);
                 self.link_may_have_changed();
             }
             bridge::Event::StatusWanted => self.publish_status(),
         }
+    }
+
+    /// Pauses or resumes; what was asked for by name, or every one that changed.
+    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Vec<String> {
+        let before = self.core.providers();
+        self.feed(Input::SetPaused(name.clone(), paused));
+        let named = |p: &ProviderView| name.as_ref() == Some(&p.provider.name);
+        let pairs = before.into_iter().zip(self.core.providers());
+        let changed = pairs.filter(|(b, a)| named(a) || b.paused != a.paused);
+        let names: BTreeSet<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
+        names.into_iter().collect()
     }
 
     fn reported(&mut self, key: TaskKey, report: Report) {
@@ -423,6 +435,10 @@ impl Hub {
                 if self.credentials_problem.as_ref() != Some(&problem) {
                     warn!("{problem}; going online when that is mended");
                     self.credentials_problem = Some(problem.clone());
+                }
+                if self.mcpd.url().is_some() {
+                    // Half a file is no reason to let go of the credentials that work.
+                    return;
                 }
                 Err(problem)
             }

@@ -50,7 +50,7 @@ pub enum Format {
     Table,
     /// More columns
     Wide,
-    /// mcpd's own fields
+    /// A document for scripts, in mcpd's words
     Json,
 }
 
@@ -76,7 +76,7 @@ pub async fn run(args: GetArgs, env: Lookup<'_>) -> Result<(), Stop> {
 fn print_all(rows: &[LlmRow], format: Format, now: SystemTime) -> Result<(), Stop> {
     match format {
         Format::Json => output::print_json(&rows)?,
-        _ if rows.is_empty() => eprintln!("No LLMs found."),
+        _ if rows.is_empty() => output::note("No LLMs found."),
         _ => output::print(&render(rows, format, now))?,
     }
     Ok(())

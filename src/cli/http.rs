@@ -117,6 +117,11 @@ impl Mcpd {
         self.with_token(self.client.get(contract::endpoint(self.url().as_str(), path)))
     }
 
+    /// A `GET` without it, to see it refused.
+    pub fn get_without_token(&self, path: &str) -> RequestBuilder {
+        self.client.get(contract::endpoint(self.url().as_str(), path))
+    }
+
     /// A `POST` with the token.
     pub fn post(&self, path: &str) -> RequestBuilder {
         self.with_token(self.client.post(contract::endpoint(self.url().as_str(), path)))

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use futures_util::StreamExt as _;
 use reqwest::{Response, header};
 use reqwest_eventsource::{Error as StreamError, Event, EventSource, retry};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{
     Stop,
@@ -161,7 +161,7 @@ impl Ask<'_> {
         response: Response,
         printer: &mut Printer<'_, impl io::Write>,
     ) -> Result<(), Stop> {
-        printer.whole(&self.mcpd.json(response).await?)
+        printer.whole(&self.mcpd.json::<Box<RawValue>>(response).await?)
     }
 
     /// A success, or the error in words that name the LLM.
@@ -218,10 +218,13 @@ impl<W: io::Write> Printer<'_, W> {
         }
     }
 
-    fn whole(&mut self, completion: &Value) -> Result<(), Stop> {
+    fn whole(&mut self, completion: &RawValue) -> Result<(), Stop> {
         match self.format {
-            Format::Json => self.text(&format!("{completion:#}\n")),
-            Format::Text => self.text(content(completion, "message")),
+            Format::Json => self.text(completion.get()),
+            Format::Text => {
+                let completion: Value = serde_json::from_str(completion.get()).unwrap_or_default();
+                self.text(content(&completion, "message"))
+            }
         }
     }
 

@@ -28,3 +28,22 @@ pub fn run(args: &ManArgs, command: clap::Command) -> Result<(), Stop> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn every_command_has_its_page() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let args = ManArgs { dir: Some(folder.path().to_owned()) };
+        assert_eq!(run(&args, Cli::command()), Ok(()));
+        for command in Cli::command().get_subcommands() {
+            let page = format!("mcprelay-{}.1", command.get_name());
+            assert!(folder.path().join(&page).exists(), "{page}");
+        }
+    }
+}

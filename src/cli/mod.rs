@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: how they end ([`Stop`]), print ([`output`]) and reach the agent
 //! ([`socket`]) and mcpd ([`http`]).
 
+pub mod check_mcpd;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
@@ -60,6 +61,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Check files, socket, mcpd and providers, and say what to do
     Doctor(doctor::DoctorArgs),
+    /// Try the whole provider contract on a live mcpd, with a throw-away provider
+    CheckMcpd(check_mcpd::CheckArgs),
     /// Give a provider, or all, no new work until resumed
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
@@ -170,6 +173,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::Infer(args) => infer::run(args, env).await,
         Command::Status(args) => status::run(args, env).await,
         Command::Doctor(args) => doctor::run(args, env).await,
+        Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
         Command::Pause(args) => pause::run(args, true, env).await,
         Command::Resume(args) => pause::run(args, false, env).await,
         Command::Completions(args) => completions::run(&args, Cli::command()),
@@ -179,11 +183,17 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args as _;
+
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        let alone = || clap::Command::new("mcprelay");
+        run::RunArgs::augment_args(alone()).debug_assert();
+        provide::ProvideArgs::augment_args(alone()).debug_assert();
+        demo::DemoArgs::augment_args(alone()).debug_assert();
     }
 
     #[test]

@@ -32,9 +32,14 @@ pub fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
     print(&serde_json::to_string_pretty(value).map_err(io::Error::other)?)
 }
 
-/// Says one sentence on standard error. Nobody is left to tell when that fails.
+/// Says on standard error what went wrong.
 pub fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "error: {}", Printable(message));
+    note(&format!("error: {message}"));
+}
+
+/// Says one sentence on standard error. Nobody is left to tell when that fails.
+pub fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "{}", Printable(message));
 }
 
 /// The terminal's width in columns; `None` where standard output is none, so that whoever reads gets everything.
@@ -93,7 +98,7 @@ fn two(large: u64, unit: &str, small: u64, small_unit: &str) -> String {
     }
 }
 
-/// The age of a point in time; "<unknown>" for a text that is none. One that is still to come is 0 s old: clocks differ.
+/// The age of a point in time; `<unknown>` for a text that is none. One that is still to come is 0 s old: clocks differ.
 pub fn age_since(rfc3339: &str, now: SystemTime) -> String {
     match humantime::parse_rfc3339(rfc3339) {
         Ok(time) => age(now.duration_since(time).unwrap_or_default()),

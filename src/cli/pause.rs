@@ -1,5 +1,7 @@
 //! `mcprelay pause` and `mcprelay resume`: the owner wants the GPU, or gives it back.
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::{Stop, output, socket};
@@ -21,11 +23,16 @@ pub struct PauseArgs {
 
 /// Pauses or resumes, and says what changed.
 pub async fn run(args: PauseArgs, paused: bool, env: Lookup<'_>) -> Result<(), Stop> {
-    let mut agent = socket::connect(&args.home.places(env)?.socket).await?;
-    let provider_name = args.name.clone().unwrap_or_default();
-    let reply = agent.set_paused(SetPausedRequest { provider_name, paused }).await;
-    let changed = reply.map_err(|status| refused(&status, args.name.as_deref()))?.into_inner().changed;
+    let changed = set_paused(&args.home.places(env)?.socket, args.name.as_deref(), paused).await?;
     Ok(output::print(&said(&changed, args.name.as_deref(), paused))?)
+}
+
+/// Asks the agent; gives the providers that changed.
+async fn set_paused(socket: &Path, name: Option<&str>, paused: bool) -> Result<Vec<String>, Stop> {
+    let mut agent = socket::connect(socket).await?;
+    let provider_name = name.unwrap_or_default().to_owned();
+    let reply = agent.set_paused(SetPausedRequest { provider_name, paused }).await;
+    Ok(reply.map_err(|status| refused(&status, name))?.into_inner().changed)
 }
 
 fn refused(status: &tonic::Status, name: Option<&str>) -> Stop {
@@ -50,6 +57,7 @@ fn said(changed: &[String], asked: Option<&str>, paused: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{cli::stub::Agent, pb::WatchStatusResponse};
 
     #[test]
     fn it_says_what_changed() {
@@ -59,11 +67,14 @@ mod tests {
         assert_eq!(said(&[], None, true), "no provider changed; those that come are paused too\n");
     }
 
-    #[test]
-    fn an_unknown_provider_is_named() {
-        let Stop::Failed(message) = refused(&tonic::Status::not_found("x"), Some("a")) else {
+    #[tokio::test]
+    async fn the_agent_is_asked_and_an_unknown_provider_is_named() {
+        let agent = Agent::serve(WatchStatusResponse::default());
+        assert_eq!(set_paused(&agent.socket(), Some("a"), true).await, Ok(vec!["a".into()]));
+        assert_eq!(set_paused(&agent.socket(), None, false).await, Ok(vec!["a".into()]));
+        let Err(Stop::Failed(message)) = set_paused(&agent.socket(), Some("b"), true).await else {
             panic!("fails")
         };
-        assert!(message.starts_with("the agent has no provider \"a\""));
+        assert!(message.starts_with("the agent has no provider \"b\""), "{message}");
     }
 }

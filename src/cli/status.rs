@@ -195,7 +195,10 @@ fn reason(status: &WatchStatusResponse) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::view::tests::example, pb::AgentStatus};
+    use crate::{
+        cli::{stub::Agent, view::tests::example},
+        pb::AgentStatus,
+    };
 
     fn at(state: AgentState) -> WatchStatusResponse {
         let agent = AgentStatus { state: state.into(), detail: "why".into(), ..AgentStatus::default() };
@@ -218,6 +221,35 @@ mod tests {
         assert_eq!(reason(&at(AgentState::Refused)), "the agent is refused (why)");
         let alone = WatchStatusResponse { sessions: Vec::new(), ..at(AgentState::Idle) };
         assert!(reason(&alone).starts_with("no mcplocal is connected"));
+    }
+
+    #[tokio::test]
+    async fn an_agent_on_its_socket_tells_its_status() {
+        let agent = Agent::serve(example());
+        assert_eq!(once(&agent.socket()).await, Ok(example()));
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_when_the_agent_is_online_and_at_once_when_nothing_is_opted_in() {
+        let long = Duration::from_secs(5);
+        let online = Agent::serve(at(AgentState::Online));
+        assert_eq!(wait_online(&online.socket(), long).await, Ok(at(AgentState::Online)));
+        let idle = Agent::serve(at(AgentState::Idle));
+        let ended = wait_online(&idle.socket(), long).await.err();
+        assert!(
+            matches!(&ended, Some(Stop::Failed(why)) if why.contains("no provider is opted in")),
+            "{ended:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_not_online_in_time_is_told_apart_by_its_reason() {
+        let agent = Agent::serve(at(AgentState::Backoff));
+        let ended = wait_online(&agent.socket(), Duration::from_millis(300)).await.err();
+        assert_eq!(
+            ended,
+            Some(Stop::NotOnline("not online within 300ms: the agent is backoff (why)".into()))
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -487,9 +487,6 @@ impl Core {
                 self.tasks.forget_remembered();
             }
         }
-        if self.providers.set_conflicts(self.link.conflicts()) {
-            self.providers.changed_verdicts(fx);
-        }
     }
 
     fn drain(&mut self, now: Instant, fx: &mut Vec<Effect>) {
@@ -515,6 +512,9 @@ impl Core {
     /// What follows from there being tasks or not, after every input.
     fn settle_down(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.link.set_busy(!self.tasks.is_empty(), now, fx);
+        if self.providers.set_conflicts(self.link.conflicts()) {
+            self.providers.changed_verdicts(fx);
+        }
         let draining = matches!(self.drain, Drain::Finishing(_) | Drain::Ending(_));
         if draining && self.tasks.is_empty() && self.link.is_quiet() {
             self.drained(fx);

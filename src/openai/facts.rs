@@ -4,8 +4,8 @@ use crate::domain::Usage;
 
 use super::{
     Malformed,
-    scan::{self, Span},
-    shape::{Reading, number},
+    read::Reading,
+    scan::{self, Span, number},
     text,
 };
 

@@ -6,8 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Malformed,
-    scan::{self, Scanner},
-    shape::number,
+    scan::{self, Scanner, number},
     text,
 };
 use crate::domain::{Failure, FailureCode};

@@ -23,6 +23,7 @@ pub mod stream;
 pub mod text;
 
 mod part;
+mod read;
 mod scan;
 mod shape;
 mod value;

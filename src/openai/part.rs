@@ -9,9 +9,9 @@ use super::{
     shape::{ARGUMENTS, FIELDS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
-/// Largest buffer that is kept for the next part of the same task, in bytes: room for the tokens of a slow POST, and
+/// Largest buffer that is kept for the next chunk of the same task, in bytes: room for the tokens of a slow POST, and
 /// small beside the 16 KiB that a task may cost.
-const MAX_SPARE: usize = 4096;
+pub(super) const MAX_SPARE: usize = 4096;
 
 /// A chunk that waits, as it came or grown by merging.
 pub(super) struct Part {
@@ -43,7 +43,8 @@ impl Part {
 
     /// Whether it says no more than who speaks: it waits for the first token, to go with it.
     pub(super) fn is_role_only(&self) -> bool {
-        self.more.is_none() && self.shape.as_ref().is_some_and(|shape| !shape.role.is_empty())
+        self.more.is_none()
+            && self.shape.as_ref().is_some_and(|shape| !shape.role.is_empty() && shape.says_nothing())
     }
 
     /// Whether it may still grow, and for which choice.
@@ -62,7 +63,16 @@ impl Part {
         let Some(own) = &self.shape else { return false };
         let call = self.more.as_ref().map_or(own.call, |more| more.call);
         let same_call = call.is_none() || shape.call.is_none() || call == shape.call;
-        same_call && shape.role.is_empty() && own.same_frame(&self.first, shape, chunk)
+        same_call && self.takes_role(chunk, shape) && own.same_frame(&self.first, shape, chunk)
+    }
+
+    /// A role alone goes with the text behind it. One that comes with text must be in both: so Ollama says it in every chunk.
+    fn takes_role(&self, chunk: &[u8], shape: &Shape) -> bool {
+        let Some(own) = &self.shape else { return false };
+        if shape.role.is_empty() {
+            return own.role.is_empty() || own.says_nothing();
+        }
+        own.role.of(&self.first) == shape.role.of(chunk)
     }
 
     /// Merges a chunk that it takes. Returns by how many bytes it grew.

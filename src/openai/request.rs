@@ -2,8 +2,7 @@
 
 use super::{
     Malformed,
-    scan::{self, Scanner},
-    shape::number,
+    scan::{self, Scanner, number},
     text,
 };
 

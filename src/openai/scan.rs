@@ -189,6 +189,11 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// A whole number as JSON writes it.
+pub(super) fn number(digits: &[u8]) -> Option<u32> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// The text is known to be shorter than 4 GiB.
 fn span(start: usize, end: usize) -> Span {
     Span { start: start as u32, end: end as u32 }

@@ -1,9 +1,6 @@
-//! One chunk, read once: what it says, and whether and where it may merge with its neighbours.
+//! Where the parts of a chunk are that may merge with its neighbours.
 
-use super::{
-    Malformed,
-    scan::{self, Scanner, Span},
-};
+use super::scan::Span;
 
 /// The members of a delta, of its tool call and of the logprobs that merging joins, in the order in which they are written.
 pub(super) const FIELDS: usize = 7;
@@ -16,8 +13,6 @@ pub(super) const LOG_NAMES: [&[u8]; 2] = [b"content", b"refusal"];
 pub(super) const LOGS: usize = 5;
 /// How many members of a delta may be null besides the known ones; servers that write out their whole class have three.
 pub(super) const MAX_IDLE: usize = 4;
-/// How many choices' ends are read from one chunk; OpenAI's own limit of `n`.
-const MAX_CHOICES: usize = 128;
 
 /// One joinable member of a chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,35 +40,11 @@ pub(super) struct Shape {
     pub(super) delta: Span,
     /// The value of `logprobs`; empty where there is none.
     pub(super) logprobs: Span,
-    /// The delta's role, with its quotes; empty where there is none. Such a chunk has no text.
+    /// The delta's role, with its quotes; empty where there is none.
     pub(super) role: Span,
     /// Keys of the delta whose value is null and which are not otherwise known.
     pub(super) idle: [Span; MAX_IDLE],
     pub(super) fields: [Field; FIELDS],
-}
-
-/// What one chunk says.
-#[derive(Default)]
-pub(super) struct Reading {
-    /// Set where the chunk may merge.
-    pub(super) shape: Option<Shape>,
-    pub(super) id: Option<Span>,
-    pub(super) model: Option<Span>,
-    /// The value of `usage`, where it is not null.
-    pub(super) usage: Option<Span>,
-    /// The value of `error`, where it is not null.
-    pub(super) error: Option<Span>,
-    /// Whether it has a piece of an answer in it.
-    pub(super) token: bool,
-    /// The choices that end here, and why.
-    pub(super) finishes: Vec<(u32, Span)>,
-}
-
-/// Reads one chunk.
-pub(super) fn read(chunk: &[u8]) -> Result<Reading, Malformed> {
-    let mut reader = Reader::default();
-    scan::object(chunk, |scan, key| reader.top(scan, key))?;
-    Ok(reader.finish())
 }
 
 impl Shape {
@@ -91,11 +62,16 @@ impl Shape {
             && idle.map(|(a, b)| (a.of(chunk), b.of(other_chunk))).all(|(a, b)| a == b)
     }
 
-    /// The one text of the chunk, where there is exactly one that is not empty, and no role.
+    /// Whether it brings nothing of the answer itself.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.call.is_none() && !self.fields.iter().any(filled)
+    }
+
+    /// The one text of the chunk, where there is exactly one that is not empty.
     pub(super) fn only_text(&self) -> Option<usize> {
         let mut found = (0..FIELDS).filter(|&i| filled(&self.fields[i]));
         let only = found.next()?;
-        (found.next().is_none() && only < LOGS && self.role.is_empty()).then_some(only)
+        (found.next().is_none() && only < LOGS).then_some(only)
     }
 
     /// The shape of the same chunk whose text `field` is `len` bytes long.
@@ -116,302 +92,7 @@ impl Shape {
     }
 }
 
-/// What a member was seen, once, in the whole chunk: a second one (of an object, of a choice, of a tool call) makes it a
-/// barrier.
-mod once {
-    pub(super) const CHOICES: u32 = 1;
-    pub(super) const CREATED: u32 = 1 << 1;
-    pub(super) const INDEX: u32 = 1 << 2;
-    pub(super) const DELTA: u32 = 1 << 3;
-    pub(super) const FINISH: u32 = 1 << 4;
-    pub(super) const LOGPROBS: u32 = 1 << 5;
-    pub(super) const ROLE: u32 = 1 << 6;
-    pub(super) const TOOL_CALLS: u32 = 1 << 7;
-    pub(super) const CALL: u32 = 1 << 8;
-    pub(super) const CALL_INDEX: u32 = 1 << 9;
-    pub(super) const FUNCTION: u32 = 1 << 10;
-    pub(super) const ARGUMENTS: u32 = 1 << 11;
-    pub(super) const CHOICE: u32 = 1 << 12;
-    pub(super) const TEXT: u32 = 1 << 13;
-    pub(super) const LOG: u32 = 1 << 17;
-}
-
-#[derive(Default)]
-struct Reader {
-    reading: Reading,
-    shape: Shape,
-    seen: u32,
-    barrier: bool,
-    created: Span,
-    idle: usize,
-    /// The ends of this choice, whose index may come after them.
-    finish: Option<Span>,
-}
-
-type Step = Result<(), Malformed>;
-
-impl Reader {
-    fn finish(mut self) -> Reading {
-        let has = |bits: u32| self.seen & bits == bits;
-        let calls = has(once::CALL);
-        let whole_call = !calls || has(once::CALL_INDEX | once::ARGUMENTS);
-        let role_only = !calls && !self.shape.fields.iter().any(filled);
-        let role_fits = self.shape.role.is_empty() || role_only;
-        if has(once::INDEX | once::DELTA) && whole_call && role_fits && !self.barrier {
-            self.shape.holes = [self.created, self.shape.delta, self.shape.logprobs];
-            self.shape.holes.sort_unstable_by_key(|hole| hole.start);
-            self.reading.shape = Some(self.shape);
-        }
-        self.reading
-    }
-
-    fn once(&mut self, bit: u32) {
-        self.barrier |= self.seen & bit != 0;
-        self.seen |= bit;
-    }
-
-    fn top(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        match scan.of(key) {
-            b"choices" => {
-                self.once(once::CHOICES);
-                return self.elements(scan, Self::choice);
-            }
-            b"created" => {
-                self.once(once::CREATED);
-                self.created = scan.skip()?;
-            }
-            b"id" => self.reading.id = string(scan)?,
-            b"model" => self.reading.model = string(scan)?,
-            b"usage" => {
-                self.reading.usage = not_null(scan)?.or(self.reading.usage);
-                self.barrier |= self.reading.usage.is_some();
-            }
-            b"error" => self.reading.error = not_null(scan)?.or(self.reading.error),
-            other => {
-                self.barrier |= other.contains(&b'\\');
-                scan.skip()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads an array; anything else in its place is a barrier.
-    fn elements(&mut self, scan: &mut Scanner<'_>, each: fn(&mut Self, &mut Scanner<'_>) -> Step) -> Step {
-        if scan.peek()? != b'[' {
-            self.barrier = true;
-            return scan.skip().map(drop);
-        }
-        scan.array(|scan| each(self, scan)).map(drop)
-    }
-
-    /// Reads an object; anything else in its place is a barrier.
-    fn members(
-        &mut self,
-        scan: &mut Scanner<'_>,
-        each: fn(&mut Self, &mut Scanner<'_>, Span) -> Step,
-    ) -> Result<Span, Malformed> {
-        if scan.peek()? != b'{' {
-            self.barrier = true;
-            return scan.skip();
-        }
-        scan.object(|scan, key| each(self, scan, key))
-    }
-
-    fn choice(&mut self, scan: &mut Scanner<'_>) -> Step {
-        self.once(once::CHOICE);
-        self.shape.index = 0;
-        self.members(scan, Self::choice_member)?;
-        if let Some(reason) = self.finish.take()
-            && self.reading.finishes.len() < MAX_CHOICES
-        {
-            self.reading.finishes.push((self.shape.index, reason));
-        }
-        Ok(())
-    }
-
-    fn choice_member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        match scan.of(key) {
-            b"index" => {
-                self.once(once::INDEX);
-                self.shape.index = self.index(scan)?;
-            }
-            b"delta" => {
-                self.once(once::DELTA);
-                self.shape.delta = self.members(scan, Self::delta_member)?;
-            }
-            b"finish_reason" => {
-                self.once(once::FINISH);
-                self.finish = string(scan)?;
-                self.barrier |= self.finish.is_some();
-            }
-            b"logprobs" => {
-                self.once(once::LOGPROBS);
-                self.shape.logprobs = self.logprobs(scan)?;
-            }
-            other => self.barrier |= not_null(scan)?.is_some() || other.contains(&b'\\'),
-        }
-        Ok(())
-    }
-
-    fn delta_member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        let name = scan.of(key);
-        if let Some(text) = TEXTS.iter().position(|text| *text == name) {
-            self.once(once::TEXT << text);
-            self.shape.fields[text] = self.text(scan)?;
-            return Ok(());
-        }
-        match name {
-            b"role" => self.role(scan, key),
-            b"tool_calls" => self.tool_calls(scan),
-            _ if scan.peek()? == b'n' => self.idle(scan, key),
-            _ => {
-                self.barrier = true;
-                let value = scan.skip()?;
-                self.reading.token |= !matches!(scan.of(value), b"\"\"" | b"[]" | b"{}");
-                Ok(())
-            }
-        }
-    }
-
-    fn role(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        self.once(once::ROLE);
-        match scan.peek()? {
-            b'"' => self.shape.role = scan.skip()?,
-            b'n' => self.idle(scan, key)?,
-            _ => {
-                self.barrier = true;
-                scan.skip()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn tool_calls(&mut self, scan: &mut Scanner<'_>) -> Step {
-        self.once(once::TOOL_CALLS);
-        if scan.peek()? == b'n' {
-            self.shape.fields[ARGUMENTS] = Field::Null;
-            return scan.skip().map(drop);
-        }
-        self.elements(scan, Self::call)?;
-        self.barrier |= self.seen & once::CALL == 0;
-        Ok(())
-    }
-
-    /// A null says nothing, so it does not keep chunks apart, as long as both have it.
-    fn idle(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        scan.skip()?;
-        match self.shape.idle.get_mut(self.idle) {
-            Some(slot) if !key.is_empty() && !scan.of(key).contains(&b'\\') => *slot = key,
-            _ => self.barrier = true,
-        }
-        self.idle += 1;
-        Ok(())
-    }
-
-    fn text(&mut self, scan: &mut Scanner<'_>) -> Result<Field, Malformed> {
-        Ok(match scan.peek()? {
-            b'"' => {
-                let span = scan.string()?;
-                self.reading.token |= !span.is_empty();
-                Field::At(span)
-            }
-            b'n' => scan.skip().map(|_| Field::Null)?,
-            _ => {
-                self.barrier = true;
-                scan.skip().map(|_| Field::Absent)?
-            }
-        })
-    }
-
-    fn call(&mut self, scan: &mut Scanner<'_>) -> Step {
-        self.once(once::CALL);
-        self.reading.token = true;
-        self.members(scan, Self::call_member).map(drop)
-    }
-
-    fn call_member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        match scan.of(key) {
-            b"index" => {
-                self.once(once::CALL_INDEX);
-                self.shape.call = Some(self.index(scan)?);
-            }
-            b"function" => {
-                self.once(once::FUNCTION);
-                self.members(scan, Self::function_member)?;
-            }
-            _ => {
-                self.barrier = true;
-                scan.skip()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn function_member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        if scan.of(key) == b"arguments" && scan.peek()? == b'"' {
-            self.once(once::ARGUMENTS);
-            self.shape.fields[ARGUMENTS] = Field::At(scan.string()?);
-        } else {
-            self.barrier = true;
-            scan.skip()?;
-        }
-        Ok(())
-    }
-
-    fn logprobs(&mut self, scan: &mut Scanner<'_>) -> Result<Span, Malformed> {
-        if scan.peek()? == b'n' {
-            return scan.skip();
-        }
-        let before = self.seen;
-        let span = self.members(scan, Self::log)?;
-        self.barrier |= self.seen == before;
-        Ok(span)
-    }
-
-    fn log(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
-        let log = LOG_NAMES.iter().position(|name| *name == scan.of(key));
-        match (log, scan.peek()?) {
-            (Some(log), first @ (b'[' | b'n')) => {
-                self.once(once::LOG << log);
-                self.shape.fields[LOGS + log] = if first == b'n' {
-                    scan.skip().map(|_| Field::Null)?
-                } else {
-                    Field::At(scan.array(|scan| scan.skip().map(drop))?)
-                };
-            }
-            _ => {
-                self.barrier = true;
-                scan.skip()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A plain index; anything else is a barrier.
-    fn index(&mut self, scan: &mut Scanner<'_>) -> Result<u32, Malformed> {
-        let span = scan.skip()?;
-        let index = number(scan.of(span));
-        self.barrier |= index.is_none();
-        Ok(index.unwrap_or(0))
-    }
-}
-
-fn filled(field: &Field) -> bool {
+/// Whether there is any text in it.
+pub(super) fn filled(field: &Field) -> bool {
     matches!(field, Field::At(span) if !span.is_empty())
-}
-
-/// A whole number as JSON writes it.
-pub(super) fn number(digits: &[u8]) -> Option<u32> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-/// The text of a string; `None` for any other value.
-fn string(scan: &mut Scanner<'_>) -> Result<Option<Span>, Malformed> {
-    if scan.peek()? == b'"' { scan.string().map(Some) } else { scan.skip().map(|_| None) }
-}
-
-/// The value, unless it is null.
-fn not_null(scan: &mut Scanner<'_>) -> Result<Option<Span>, Malformed> {
-    let null = scan.peek()? == b'n';
-    scan.skip().map(|span| (!null).then_some(span))
 }

@@ -8,7 +8,8 @@
 //! - a delta of nothing but `content`, `reasoning_content`, `reasoning`, `refusal` and the arguments of one tool call
 //!   without id, name or type. Other members are allowed only where they are null, and then in both;
 //! - `logprobs` null, or with `content` and `refusal` only, whose arrays are joined;
-//! - a chunk with a role and no text merges forward.
+//! - a chunk with a role and no text merges forward; one with a role and text merges with others of the same role (beyond the
+//!   contract, because Ollama says the role in every chunk, and its streams would never merge).
 //!
 //! Anything else (another member, one that is there twice, a key written with escapes) is a barrier: it goes out byte for
 //! byte, and nothing passes it. Between barriers the chunks of one choice keep their order; those of different choices need
@@ -24,9 +25,9 @@ use bytes::Bytes;
 use super::{
     ChunkError, Facts, Stamp,
     failure::provider_failure,
-    part::{More, Part},
-    plain,
-    shape::{self, Field, Shape},
+    part::{MAX_SPARE, More, Part},
+    plain, read,
+    shape::{Field, Shape},
     text,
 };
 use crate::domain::{Delta, Failure, FailureCode, Usage};
@@ -124,7 +125,9 @@ impl StreamBuffer {
         let pushed = self.push(&chunk, || Bytes::copy_from_slice(&chunk));
         self.plain.any = true;
         self.plain.tool_calls |= !delta.tool_calls.is_empty();
-        self.plain.chunk = chunk;
+        if chunk.capacity() <= MAX_SPARE {
+            self.plain.chunk = chunk;
+        }
         pushed
     }
 
@@ -239,7 +242,7 @@ impl StreamBuffer {
 
     /// Takes a chunk that must be read.
     fn push_read(&mut self, chunk: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
-        let reading = shape::read(chunk)?;
+        let reading = read::read(chunk)?;
         if reading.error.is_some() {
             return Err(ChunkError::Provider(Box::new(provider_failure(None, &own()))));
         }
@@ -300,7 +303,7 @@ impl StreamBuffer {
 
 impl Template {
     fn learn(old: Option<Self>, chunk: &[u8], shape: &Shape, part: u64) -> Option<Self> {
-        let field = shape.only_text()?;
+        let field = shape.only_text().filter(|_| chunk.len() <= MAX_SPARE)?;
         let mut copy = old.map(|old| old.chunk).unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(chunk);
@@ -316,6 +319,8 @@ impl Template {
     }
 }
 
+#[cfg(test)]
+mod ends;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

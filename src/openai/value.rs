@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Malformed,
-    scan::{self, Scanner},
-    shape::number,
+    scan::{self, Scanner, number},
     text::{around, member},
 };
 

@@ -222,7 +222,7 @@ fn error_type(error: Option<&'static str>) -> Option<KeyValue> {
     error.map(|e| KeyValue::new(key::ERROR_TYPE, e))
 }
 
-/// The labels of one task's measurements: what its provider's owner chose, so as many series as there are providers.
+/// The labels of one task's measurements, cheap to clone: what its provider's owner chose, so as many series as there are providers.
 pub(super) struct Labels([KeyValue; 4]);
 
 impl Labels {
@@ -232,8 +232,8 @@ impl Labels {
         Self([
             KeyValue::new(key::OPERATION_NAME, value::CHAT),
             KeyValue::new(key::PROVIDER_NAME, provider_kind(provider)),
-            KeyValue::new(key::REQUEST_MODEL, provider.model.clone()),
-            KeyValue::new(key::LLM, provider.name.as_str().to_owned()),
+            KeyValue::new(key::REQUEST_MODEL, Arc::<str>::from(&*provider.model)),
+            KeyValue::new(key::LLM, Arc::<str>::from(provider.name.as_str())),
         ])
     }
 
@@ -243,9 +243,8 @@ impl Labels {
 }
 
 /// The provider's kind, which the conventions want even where its owner gave none.
-pub(super) fn provider_kind(provider: &Provider) -> String {
-    let kind = if provider.kind.is_empty() { value::OTHER } else { &provider.kind };
-    kind.to_owned()
+pub(super) fn provider_kind(provider: &Provider) -> Arc<str> {
+    if provider.kind.is_empty() { value::OTHER } else { &provider.kind }.into()
 }
 
 #[cfg(test)]

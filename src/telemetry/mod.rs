@@ -3,6 +3,7 @@
 //! [`Telemetry`] owns the exporters of the process and ends them; [`Handle`] is what the rest of the agent holds. A handle
 //! is a value, not a global, so that many agents of one test process trace into their own collectors.
 
+mod answer;
 mod collect;
 mod context;
 mod export;
@@ -27,11 +28,12 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 
+pub use answer::AnswerText;
 pub use collect::Collected;
 pub use link::{ChannelOpening, ChannelTrace};
 pub use log::{LogFormat, TaskLine, log_task_end};
 pub use metrics::Metrics;
-pub use posts::{PostTrace, Posts};
+pub use posts::{PostTrace, Posts, Server};
 pub use setup::{Content, Settings, SetupError, Telemetry, in_memory, init};
 pub use task::{Ending, TaskReport, TaskTrace};
 

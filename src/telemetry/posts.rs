@@ -13,6 +13,14 @@ use super::{
     names::{key, span, value},
 };
 
+/// mcpd as the target of POSTs; made once, since reading a URL costs more than a span.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Scheme, host and port, without credentials and without a slash at the end.
+    origin: Arc<str>,
+    labels: [KeyValue; 3],
+}
+
 /// Whose POSTs they are and where they go. Cheap to clone and free of the task's own handle, so that the delivery may run
 /// as a task of its own.
 #[derive(Clone, Default)]
@@ -23,7 +31,7 @@ struct Target {
     parent: Option<Context>,
     /// On the span only: it has the task's id in it.
     url: Arc<str>,
-    server: [KeyValue; 3],
+    server: Server,
 }
 
 /// One POST under way.
@@ -35,18 +43,34 @@ struct Open {
     began: Instant,
 }
 
-impl Posts {
-    pub(super) fn new(handle: &Handle, parent: Option<Context>, url: &str) -> Self {
-        if parent.is_none() && !handle.metrics.enabled() {
-            return Self(None);
-        }
-        let (host, port, shown) = parts(url);
-        let server = [
+impl Server {
+    /// The server of `url`, any path of it; empty for what is not a URL.
+    pub fn of(url: &str) -> Self {
+        let url = reqwest::Url::parse(url).ok();
+        let origin = url.as_ref().map(|u| u.origin().ascii_serialization()).unwrap_or_default();
+        let host = url.as_ref().and_then(|u| u.host_str()).unwrap_or_default();
+        let port = url.as_ref().and_then(reqwest::Url::port_or_known_default).unwrap_or_default();
+        let labels = [
             KeyValue::new(key::HTTP_REQUEST_METHOD, value::POST),
             KeyValue::new(key::SERVER_ADDRESS, Arc::<str>::from(host)),
             KeyValue::new(key::SERVER_PORT, i64::from(port)),
         ];
-        Self(Some(Arc::new(Target { handle: handle.clone(), parent, url: shown.into(), server })))
+        Self { origin: origin.into(), labels }
+    }
+}
+
+impl Posts {
+    pub(super) fn new(handle: &Handle, parent: Option<Context>, server: &Server, path: &str) -> Self {
+        if parent.is_none() && !handle.metrics.enabled() {
+            return Self(None);
+        }
+        let url = if parent.is_some() { format!("{}{path}", server.origin) } else { String::new() };
+        Self(Some(Arc::new(Target {
+            handle: handle.clone(),
+            parent,
+            url: url.into(),
+            server: server.clone(),
+        })))
     }
 
     /// A POST begins; `resend_count` is 0 for the first try of a part and counts its repetitions.
@@ -65,7 +89,7 @@ impl Target {
         let resend =
             (resend_count > 0).then(|| KeyValue::new(key::HTTP_RESEND_COUNT, i64::from(resend_count)));
         let url = KeyValue::new(key::URL_FULL, self.url.clone());
-        let attributes = self.server.iter().cloned().chain([url]).chain(resend).collect();
+        let attributes = self.server.labels.iter().cloned().chain([url]).chain(resend).collect();
         Some(spans.child(span::POST, SpanKind::Client, attributes, parent))
     }
 }
@@ -88,16 +112,7 @@ impl PostTrace {
                 span.set_status(Status::error(""));
             }
         }
-        let labels: Vec<_> = open.target.server.iter().cloned().chain(result()).collect();
+        let labels: Vec<_> = open.target.server.labels.iter().cloned().chain(result()).collect();
         open.target.handle.metrics.post_sent(took, &labels);
     }
-}
-
-/// Host, port and the URL without credentials; the agent's own URL has been validated long before.
-fn parts(url: &str) -> (String, u16, String) {
-    let Ok(mut url) = reqwest::Url::parse(url) else { return (String::new(), 0, String::new()) };
-    // Refused only for URLs that cannot have credentials.
-    let _ = (url.set_username(""), url.set_password(None));
-    let host = url.host_str().unwrap_or_default().to_owned();
-    (host, url.port_or_known_default().unwrap_or_default(), url.into())
 }

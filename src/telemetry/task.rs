@@ -21,11 +21,11 @@ use tokio::time::Instant;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{
-    Handle, Spans, context,
+    AnswerText, Handle, Spans, context,
     link::ChannelTrace,
     metrics::{Labels, provider_kind},
     names::{key, span, target, value},
-    posts::Posts,
+    posts::{Posts, Server},
     request,
 };
 use crate::domain::{CancelReason, Failure, FailureCode, Provider, Task, Usage};
@@ -206,16 +206,21 @@ impl TaskTrace {
         }
     }
 
+    /// Something to gather the answer's text with, if content is to be recorded.
+    pub fn answer_text(&self) -> Option<AnswerText> {
+        self.handle.wants_content().then(AnswerText::default)
+    }
+
     /// The trace's id as 32 hexadecimal digits, for log lines.
     pub fn trace_id(&self) -> Option<String> {
         let own = self.spans.as_ref().map(|s| s.root.context.span().span_context().trace_id());
         own.or(self.caller.as_ref().map(SpanContext::trace_id)).map(|id| id.to_string())
     }
 
-    /// The parent of this task's POSTs to `url`, for whoever delivers its result.
-    pub fn posts(&self, url: &str) -> Posts {
+    /// The parent of this task's POSTs to `path` (with a slash in front) of `server`, for whoever delivers its result.
+    pub fn posts(&self, server: &Server, path: &str) -> Posts {
         let parent = self.spans.as_ref().map(|s| s.root.context.clone());
-        Posts::new(&self.handle, parent, url)
+        Posts::new(&self.handle, parent, server, path)
     }
 
     /// The task has ended.
@@ -257,9 +262,11 @@ impl TaskSpans {
         if let Some(link) = channel.context() {
             root.add_link(link.clone());
         }
-        root.set_attribute(key::TASK_ID, text(task.id.as_str()));
-        root.set_attribute(key::LLM, text(&task.llm));
         let context = root.context();
+        context.span().set_attributes([
+            KeyValue::new(key::TASK_ID, text(task.id.as_str())),
+            KeyValue::new(key::LLM, text(&task.llm)),
+        ]);
         let queue = spans.child(span::QUEUE, SpanKind::Internal, vec![], &context);
         Self { queue: Some(queue), chat: None, root: Root { context, _span: root } }
     }

@@ -19,7 +19,10 @@ use super::contract::{
     Conflicts, HEARTBEAT_PATH, HeartbeatRequest, IDEMPOTENCY_HEADER, IDEMPOTENT_RESULTS, PublishedProvider,
     REGISTER_PATH, RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint, result_path,
 };
-use crate::domain::{CallFailure, Printable, Provider, ProviderName, TaskId};
+use crate::{
+    domain::{CallFailure, Printable, Provider, ProviderName, TaskId},
+    telemetry::Server,
+};
 
 /// For TCP and TLS together: a peer that needs longer is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -102,6 +105,7 @@ pub enum PartReply {
 #[derive(Debug)]
 struct Connected {
     url: String,
+    server: Server,
     token: HeaderValue,
     secret: SecretString,
     calls: Client,
@@ -146,8 +150,9 @@ impl Mcpd {
                 false,
             ),
         };
-        let (url, secret) = (access.url.clone(), access.token.clone());
+        let (url, secret, server) = (access.url.clone(), access.token.clone(), Server::of(&access.url));
         self.replace(Connected {
+            server,
             url,
             token,
             secret,
@@ -163,6 +168,11 @@ impl Mcpd {
     /// Where mcpd is, once that is known.
     pub fn url(&self) -> Option<String> {
         self.connected().map(|c| c.url.clone())
+    }
+
+    /// Where mcpd is, as traces name it.
+    pub fn server(&self) -> Option<Server> {
+        self.connected().map(|c| c.server.clone())
     }
 
     /// Whether mcpd drops a part whose key it has already applied.
@@ -403,6 +413,7 @@ impl Mcpd {
 fn copy(c: &Connected) -> Connected {
     Connected {
         url: c.url.clone(),
+        server: c.server.clone(),
         token: c.token.clone(),
         secret: c.secret.clone(),
         calls: c.calls.clone(),

@@ -7,6 +7,8 @@ pub mod contract;
 pub mod events;
 pub mod results;
 
+mod task_event;
+
 use crate::domain::{CallFailure, Failure, Task, TaskId};
 
 /// Something that came from mcpd.

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use super::{
     client::{Mcpd, PartReply},
-    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key},
+    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key, result_path},
 };
 use crate::{
     domain::{
@@ -32,7 +32,7 @@ use crate::{
         TaskSink, Usage,
     },
     openai::{Facts, Gather, Stamp, StreamBuffer, convert, failure::error_object, text::wrap_escaped},
-    telemetry::{Ending, Posts, TaskReport, TaskTrace},
+    telemetry::{AnswerText, Ending, Posts, TaskReport, TaskTrace},
 };
 
 /// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
@@ -74,6 +74,8 @@ struct State {
     posts: u32,
     /// The task's spans and measurements; `None` once they have ended.
     trace: Option<TaskTrace>,
+    /// The answer's text, where the trace records content.
+    answer: Option<AnswerText>,
     /// The delivery has nothing to send and sleeps. While it sends, output merges without waking anybody.
     waiting: bool,
 }
@@ -134,6 +136,7 @@ impl Outbox {
             usage: Usage::default(),
             late: 0,
             posts: 0,
+            answer: trace.answer_text(),
             trace: Some(trace),
             waiting: false,
         };
@@ -243,6 +246,9 @@ impl TaskSink for Outbox {
         }
         let now = Instant::now();
         state.activity.last_sign = Some(now.into_std());
+        if let Some(answer) = &mut state.answer {
+            answer.output(&output);
+        }
         let pushed = match (&mut state.pending, output) {
             (_, Output::Alive) => return Taken::Accepted,
             (Pending::Stream(buffer), Output::Raw(chunk)) => buffer.push_raw(chunk),
@@ -388,6 +394,7 @@ impl Delivery {
 
     /// The terminal body of an answer, after any chunks that it still has; `None` if nobody waits.
     async fn answer(&mut self, outcome: Outcome) -> Result<Option<Bytes>, Failure> {
+        self.outbox.record(&outcome);
         if !self.streaming {
             let body = match outcome {
                 Outcome::Body(body) => {
@@ -483,11 +490,12 @@ impl Delivery {
 
     /// One try of one part, with its span.
     async fn post(&mut self, key: &str, body: &Bytes, attempt: u32) -> PartReply {
-        let (url, outbox) = (self.mcpd.url(), &self.outbox);
-        let posts = self.posts.get_or_insert_with(|| {
-            outbox.trace(|trace| trace.posts(url.as_deref().unwrap_or_default())).unwrap_or_default()
-        });
-        let span = posts.post(attempt);
+        if self.posts.is_none() {
+            let target = self.mcpd.server().zip(result_path(&self.task));
+            self.posts =
+                target.and_then(|(server, path)| self.outbox.trace(|trace| trace.posts(&server, &path)));
+        }
+        let span = self.posts.get_or_insert_default().post(attempt);
         let (status, reply) = self.mcpd.post_part(&self.task, key, body.clone()).await;
         span.end(status);
         reply
@@ -524,6 +532,13 @@ impl Outbox {
 
     fn usage(&self) -> Option<Usage> {
         Some(self.lock().usage).filter(|usage| *usage != Usage::default())
+    }
+
+    /// Keeps the text of an answer that came whole, where the trace records content.
+    fn record(&self, outcome: &Outcome) {
+        if let Some(answer) = &mut self.lock().answer {
+            answer.outcome(outcome);
+        }
     }
 
     /// Notes what a whole answer says of itself.
@@ -570,15 +585,16 @@ impl Outbox {
             late: state.late,
             trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
         };
+        let answer = state.answer.take();
         drop(state);
         if let Some(trace) = trace {
-            end_trace(trace, &end, &summary);
+            end_trace(trace, &end, &summary, answer.as_ref().and_then(AnswerText::get));
         }
         summary
     }
 }
 
-fn end_trace(trace: TaskTrace, end: &End, summary: &Summary) {
+fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
     let ending = match end {
         End::Answer(_) => Ending::Completed,
         End::Failed(failure) => Ending::Failed(failure),
@@ -591,6 +607,7 @@ fn end_trace(trace: TaskTrace, end: &End, summary: &Summary) {
         response_model: summary.facts.model.as_deref(),
         finish_reasons: &finish_reasons,
         usage: summary.usage,
+        answer,
         ..TaskReport::new(ending)
     });
 }

@@ -3,5 +3,8 @@
 
 mod support;
 
+mod files;
+mod house;
 mod main_job;
 mod simulation;
+mod telemetry;

@@ -7,7 +7,7 @@ use std::{error::Error, time::Duration};
 use mcprelay::{
     domain::{Provider, ProviderName, ProviderState, Task, TaskId, Usage},
     telemetry::{
-        self, ChannelOpening, Ending, Handle, LogFormat, Settings, TaskLine, TaskReport, TaskTrace,
+        self, ChannelOpening, Ending, Handle, LogFormat, Server, Settings, TaskLine, TaskReport, TaskTrace,
         log_task_end,
     },
 };
@@ -34,7 +34,8 @@ fn relay(handle: &Handle, n: u32) -> Result<(), Box<dyn Error>> {
     let (task, provider) = (task(n)?, provider()?);
     let mut trace = TaskTrace::start(handle, &task, &channel);
     trace.running(&provider, &task.request);
-    let posts = trace.posts("http://127.0.0.1:8080/api/v1/llms/_provider-task/example/result");
+    let posts =
+        trace.posts(&Server::of("http://127.0.0.1:8080"), "/api/v1/llms/_provider-task/example/result");
     for status in [200, 200] {
         trace.chunk();
         posts.post(0).end(Some(status));

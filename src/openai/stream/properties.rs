@@ -18,7 +18,8 @@ struct Parsed {
     choice: Members,
     delta: Members,
     index: u32,
-    role: bool,
+    role: Option<String>,
+    says_nothing: bool,
     call: Option<u32>,
 }
 
@@ -50,13 +51,13 @@ fn mergeable(chunk: &str) -> Option<Parsed> {
     let understood = delta.iter().all(|(key, value)| {
         is_null(value) || matches!(key.as_str(), "role" | "tool_calls") || TEXTS.contains(&key.as_str())
     });
-    let role = delta.get("role").is_some_and(|role| !is_null(role));
+    let role = delta.get("role").filter(|role| !is_null(role)).map(|role| role.get().to_owned());
     let empty = |value: &RawValue| matches!(value.get(), "null" | "\"\"" | "[]");
     let says_nothing = call.is_none()
         && delta.iter().all(|(key, value)| key == "role" || empty(value))
         && logs.values().all(|log| empty(log));
-    let fits = others_null && understood && (!role || says_nothing);
-    fits.then_some(Parsed { top, choice, delta, index, role, call })
+    let fits = others_null && understood;
+    fits.then_some(Parsed { top, choice, delta, index, role, says_nothing, call })
 }
 
 fn only_arguments(calls: &str) -> Option<u32> {
@@ -83,28 +84,39 @@ fn frame(parsed: &Parsed) -> Vec<(String, String)> {
 /// The plain model of the buffer: lists of chunks that belong together.
 #[derive(Default)]
 struct Model {
-    parts: Vec<Vec<String>>,
+    parts: Vec<ModelPart>,
+}
+
+struct ModelPart {
+    chunks: Vec<String>,
+    /// The first chunk; `None` is a barrier.
+    first: Option<Parsed>,
+    call: Option<u32>,
 }
 
 impl Model {
     fn push(&mut self, chunk: &str) {
-        if let Some(part) = self.place(chunk) {
-            return part.push(chunk.to_owned());
+        let next = mergeable(chunk);
+        if let Some((part, call)) = next.as_ref().and_then(|next| Some((self.place(next)?, next.call))) {
+            part.call = part.call.or(call);
+            return part.chunks.push(chunk.to_owned());
         }
-        self.parts.push(vec![chunk.to_owned()]);
+        let call = next.as_ref().and_then(|next| next.call);
+        self.parts.push(ModelPart { chunks: vec![chunk.to_owned()], first: next, call });
     }
 
-    fn place(&mut self, chunk: &str) -> Option<&mut Vec<String>> {
-        let next = mergeable(chunk)?;
-        let mut open: Vec<_> = self.parts.iter_mut().rev().collect();
-        let barrier = open.iter().position(|part| mergeable(&part[0]).is_none()).unwrap_or(open.len());
-        open.truncate(barrier);
-        let part =
-            open.into_iter().find(|part| mergeable(&part[0]).is_some_and(|p| p.index == next.index))?;
-        let all: Vec<_> = part.iter().filter_map(|chunk| mergeable(chunk)).collect();
-        let call = all.iter().find_map(|chunk| chunk.call);
-        let same_call = call.is_none() || next.call.is_none() || call == next.call;
-        (same_call && !next.role && frame(&all[0]) == frame(&next)).then_some(part)
+    fn place(&mut self, next: &Parsed) -> Option<&mut ModelPart> {
+        let barrier = self.parts.iter().rposition(|part| part.first.is_none()).map_or(0, |at| at + 1);
+        let mut open = self.parts[barrier..].iter_mut().rev();
+        let part = open.find(|part| part.first.as_ref().is_some_and(|first| first.index == next.index))?;
+        let same_call = part.call.is_none() || next.call.is_none() || part.call == next.call;
+        let same_frame = part.first.as_ref().is_some_and(|first| frame(first) == frame(next));
+        let same_role = part.first.as_ref().is_some_and(|first| match (&first.role, &next.role) {
+            (None, other) => other.is_none(),
+            (Some(_), None) => first.says_nothing,
+            (Some(a), Some(b)) => a == b,
+        });
+        (same_call && same_role && same_frame).then_some(part)
     }
 }
 
@@ -139,7 +151,8 @@ fn add(said: &mut Said, index: u32, path: &str, value: &str) {
         let joins = value.starts_with(['"', '[']);
         let inner = if joins { &value[1..value.len() - 1] } else { value };
         let comma = value.starts_with('[') && !text.is_empty() && !inner.is_empty();
-        if !joins {
+        // A role is said, not spelt out: every client takes the last.
+        if !joins || path.ends_with(".role") {
             text.clear();
         }
         text.push_str(if comma { "," } else { "" });
@@ -246,14 +259,17 @@ fn a_chunk(created_first: bool) -> impl Strategy<Value = String> {
     })
 }
 
-/// Runs of chunks that differ in their text, as streams are, with other ones between.
+/// A few kinds of chunks that come again and again with other texts, as in streams.
 fn a_stream() -> impl Strategy<Value = Vec<String>> {
     any::<bool>().prop_flat_map(|created_first| {
-        let texts = prop::collection::vec(a_text(), 1..5);
-        let run = (a_chunk(created_first), texts).prop_map(|(chunk, texts)| {
-            texts.iter().map(|text| chunk.replace(LATER, text)).collect::<Vec<_>>()
-        });
-        prop::collection::vec(run, 1..16).prop_map(|runs| runs.concat())
+        let kinds = prop::collection::vec(a_chunk(created_first), 1..5);
+        let pieces = prop::collection::vec((any::<prop::sample::Index>(), 1..4_usize, a_text()), 1..16);
+        (kinds, pieces).prop_map(|(kinds, pieces)| {
+            let run = |(kind, times, text): &(prop::sample::Index, usize, String)| {
+                vec![kind.get(&kinds).replace(LATER, text); *times]
+            };
+            pieces.iter().flat_map(run).collect()
+        })
     })
 }
 
@@ -288,12 +304,12 @@ proptest! {
             buffer.push_raw(chunk.clone().into()).expect("the chunk is taken");
             model.push(chunk);
             if *pop == 0 {
-                check_part(&text(&buffer.pop().expect("a part waits")), &model.parts.remove(0));
+                check_part(&text(&buffer.pop().expect("a part waits")), &model.parts.remove(0).chunks);
             }
             prop_assert_eq!(buffer.pending_parts(), model.parts.len());
         }
         for part in &model.parts {
-            check_part(&text(&buffer.pop().expect("a part waits")), part);
+            check_part(&text(&buffer.pop().expect("a part waits")), &part.chunks);
         }
         prop_assert_eq!((buffer.pop(), buffer.pending_bytes()), (None, 0));
     }

@@ -1,31 +1,30 @@
 //! The merging rule, case by case; `properties` compares it with a plain model.
 
 use super::*;
-use crate::domain::ToolCallDelta;
 use crate::openai::Malformed;
 
 const LIMIT: usize = 1 << 20;
 
-fn stamp() -> Stamp {
+pub(super) fn stamp() -> Stamp {
     Stamp { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 }
 }
 
-fn buffer() -> StreamBuffer {
+pub(super) fn buffer() -> StreamBuffer {
     StreamBuffer::new(LIMIT, stamp())
 }
 
 /// A chunk of the first choice with this delta.
-fn chunk(delta: &str) -> String {
+pub(super) fn chunk(delta: &str) -> String {
     framed(1, &format!(r#"{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":null}}"#))
 }
 
-fn framed(created: u32, choice: &str) -> String {
+pub(super) fn framed(created: u32, choice: &str) -> String {
     format!(
         r#"{{"id":"c1","object":"chat.completion.chunk","created":{created},"model":"m","choices":[{choice}]}}"#
     )
 }
 
-fn text(content: &str) -> String {
+pub(super) fn text(content: &str) -> String {
     chunk(&format!(r#"{{"content":"{content}"}}"#))
 }
 
@@ -38,7 +37,7 @@ fn sent<S: AsRef<str>>(chunks: &[S]) -> Vec<String> {
     drained(&mut buffer)
 }
 
-fn drained(buffer: &mut StreamBuffer) -> Vec<String> {
+pub(super) fn drained(buffer: &mut StreamBuffer) -> Vec<String> {
     let sent =
         std::iter::from_fn(|| buffer.pop()).map(|b| String::from_utf8(b.to_vec()).expect("UTF-8")).collect();
     assert_eq!((buffer.pending_bytes(), buffer.pending_parts()), (0, 0));
@@ -93,7 +92,16 @@ fn a_role_without_text_merges_forward_into_the_first_token() {
 }
 
 #[test]
-fn a_role_with_text_is_a_barrier_and_a_role_never_merges_backwards() {
+fn a_role_in_every_chunk_merges_as_ollama_sends_it() {
+    let [a, b] = [r#"{"role":"assistant","content":"a"}"#, r#"{"role":"assistant","content":"b"}"#];
+    assert_merge(a, b, r#"{"role":"assistant","content":"ab"}"#);
+    let chunks = ["a", "b", "c"].map(|t| chunk(&format!(r#"{{"role":"assistant","content":"{t}"}}"#)));
+    assert_eq!(sent(&chunks), [chunk(r#"{"role":"assistant","content":"abc"}"#)]);
+    assert_apart(&[chunk(a), chunk(r#"{"role":"tool","content":"b"}"#)]);
+}
+
+#[test]
+fn a_role_with_text_takes_no_text_without_and_a_role_never_merges_backwards() {
     assert_apart(&[chunk(r#"{"role":"assistant","content":"a"}"#), text("b")]);
     assert_apart(&[text("a"), chunk(r#"{"role":"assistant"}"#)]);
     assert_apart(&[
@@ -198,6 +206,8 @@ fn other_top_level_members_must_be_equal_but_for_created() {
     for changed in [r#""model":"n""#, r#""model":"m","z":1"#, r#""model":"m","usage":null"#] {
         assert_apart(&[text("a"), text("b").replace(r#""model":"m""#, changed)]);
     }
+    let counted = |t: &str| text(t).replace(r#""model":"m""#, r#""model":"m","usage":{}"#);
+    assert_apart(&[counted("a"), counted("b")]);
     let usage = |t: &str| text(t).replace(r#""model":"m""#, r#""model":"m","usage":null"#);
     assert_eq!(sent(&[usage("a"), usage("b")]), [usage("ab")]);
 }
@@ -266,226 +276,4 @@ fn what_does_not_merge_although_it_might_keeps_its_order() {
     let other = |t: &str| text(t).replace("\"m\"", "\"n\"");
     let chunks = [text("a"), other("b"), text("c"), text("d"), other("e")];
     assert_eq!(sent(&chunks), [text("a"), other("b"), text("cd"), other("e")]);
-}
-
-#[test]
-fn done_is_swallowed_and_what_follows_is_ignored() {
-    let mut buffer = buffer();
-    assert_eq!(buffer.push_raw(text("a").into()), Ok(Pushed::Queued));
-    assert_eq!(buffer.push_raw(text("b").into()), Ok(Pushed::Merged));
-    assert_eq!(buffer.push_raw(" [DONE]\r\n".into()), Ok(Pushed::Done));
-    assert_eq!(buffer.push_raw(text("c").into()), Ok(Pushed::Ignored));
-    assert_eq!(drained(&mut buffer), [text("ab")]);
-    assert!(buffer.facts().done);
-    assert_eq!(buffer.facts().chunks, 2);
-}
-
-#[test]
-fn what_is_no_json_object_is_refused_without_quoting_it() {
-    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200));
-    for (secret, why) in [
-        ("", Malformed::NotJson),
-        ("secret", Malformed::NotJson),
-        ("{\"secret\":}", Malformed::NotJson),
-        ("{} {}", Malformed::NotJson),
-        ("{\"a\":01}", Malformed::NotJson),
-        ("[\"secret\"]", Malformed::NotObject),
-        ("null", Malformed::NotObject),
-        (&deep, Malformed::TooDeep),
-    ] {
-        let error = buffer().push_raw(secret.to_owned().into()).expect_err("it is refused");
-        assert_eq!(error, ChunkError::Malformed(why));
-        let failure = Failure::from(error);
-        assert_eq!(failure.code, FailureCode::BadOutput);
-        assert!(!failure.message.contains("secret"));
-    }
-}
-
-#[test]
-fn an_error_of_the_provider_keeps_its_status_code_and_body() {
-    let body = r#"{"error":{"message":"no room","type":"exceed_context_size_error","code":400}}"#;
-    let error = buffer().push_raw(body.into()).expect_err("it is an error");
-    let failure = Failure::from(error);
-    assert_eq!((failure.code, failure.status()), (FailureCode::ContextLength, 400));
-    assert_eq!(failure.message, "no room");
-    assert_eq!(failure.body, body);
-}
-
-#[test]
-fn a_buffer_past_its_limit_says_slow_consumer() {
-    let mut buffer = StreamBuffer::new(1000, stamp());
-    let mut pushed = 0;
-    let error = loop {
-        match buffer.push_raw(text("0123456789").into()) {
-            Ok(_) => pushed += 1,
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error, ChunkError::Full { limit: 1000 });
-    assert_eq!(Failure::from(error).code, FailureCode::SlowConsumer);
-    assert!(buffer.pending_bytes() <= 1000 && pushed > 20, "{pushed} chunks");
-}
-
-#[test]
-fn small_chunks_that_do_not_merge_are_counted_with_what_they_cost() {
-    let mut buffer = StreamBuffer::new(1 << 20, stamp());
-    let taken = (0..).take_while(|_| buffer.push_raw("{}".into()).is_ok()).count();
-    assert!(taken * PART_COST <= 1 << 20);
-}
-
-#[test]
-fn one_large_chunk_is_taken_when_nothing_else_waits() {
-    let mut buffer = StreamBuffer::new(1000, stamp());
-    let large = text(&"x".repeat(5000));
-    buffer.push_raw(large.clone().into()).expect("taken");
-    assert_eq!(buffer.push_raw(text("y").into()), Err(ChunkError::Full { limit: 1000 }));
-    assert_eq!(drained(&mut buffer), [large]);
-}
-
-#[test]
-fn the_facts_are_read_from_the_chunks() {
-    let mut buffer = buffer();
-    for (piece, token) in [
-        (chunk(r#"{"role":"assistant","content":""}"#), false),
-        (text(""), false),
-        (text("a"), true),
-        (framed(1, r#"{"index":0,"delta":{},"finish_reason":"length"}"#), true),
-        (
-            r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#.to_owned(),
-            true,
-        ),
-    ] {
-        buffer.push_raw(piece.into()).expect("taken");
-        assert_eq!(buffer.facts().first_token, token);
-    }
-    let expected = Facts {
-        chunks: 5,
-        first_token: true,
-        done: false,
-        finish_reasons: vec![(0, "length".to_owned())],
-        usage: Some(Usage { input_tokens: Some(3), output_tokens: Some(4) }),
-        response_id: Some("c1".to_owned()),
-        model: Some("m".to_owned()),
-    };
-    assert_eq!(buffer.facts(), &expected);
-}
-
-#[test]
-fn every_kind_of_piece_is_a_first_token() {
-    for delta in [
-        r#"{"reasoning_content":"h"}"#,
-        r#"{"refusal":"no"}"#,
-        r#"{"tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":""}}]}"#,
-        r#"{"audio":{"id":"a"}}"#,
-    ] {
-        let mut buffer = buffer();
-        buffer.push_raw(chunk(delta).into()).expect("taken");
-        assert!(buffer.facts().first_token, "{delta}");
-    }
-}
-
-#[test]
-fn raw_output_must_end_by_itself() {
-    let mut cut = buffer();
-    cut.push_raw(text("a").into()).expect("taken");
-    let failure = cut.finish(None, true).expect_err("it was cut");
-    assert_eq!(failure.code, FailureCode::BadOutput);
-    assert_eq!(failure.message, "the provider's stream ended without a finish_reason");
-    assert!(buffer().finish(None, false).is_err());
-    for end in [r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#, "[DONE]"] {
-        let mut whole = buffer();
-        whole.push_raw(text("a").into()).expect("taken");
-        whole.push_raw(end.into()).expect("taken");
-        let sent = whole.pending_parts();
-        let usage = Usage { input_tokens: Some(1), output_tokens: None };
-        assert_eq!(whole.finish(Some(usage), true), Ok(()));
-        assert_eq!(whole.pending_parts(), sent, "nothing is added to raw output");
-        assert_eq!(whole.facts().usage, Some(usage));
-        assert_eq!(whole.push_raw(text("b").into()), Ok(Pushed::Ignored));
-    }
-}
-
-fn delta(content: &str) -> Delta {
-    Delta { content: content.to_owned(), ..Delta::default() }
-}
-
-#[test]
-fn plain_deltas_become_chunks_with_one_id_and_the_role_first() {
-    let head =
-        r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"tiny","choices":["#;
-    let of = |choice: &str| format!("{head}{choice}]}}");
-    let mut buffer = buffer();
-    assert_eq!(buffer.push_delta(&Delta::default()), Ok(Pushed::Ignored));
-    for piece in ["a \"b\"", "\n", "é"] {
-        buffer.push_delta(&delta(piece)).expect("taken");
-    }
-    buffer.finish(Some(Usage { input_tokens: Some(2), output_tokens: Some(3) }), true).expect("it ends");
-    let expected = [
-        of(r#"{"index":0,"delta":{"role":"assistant","content":"a \"b\""},"finish_reason":null}"#),
-        of(r#"{"index":0,"delta":{"content":"\né"},"finish_reason":null}"#),
-        of(r#"{"index":0,"delta":{},"finish_reason":"stop"}"#),
-        format!(r#"{head}],"usage":{{"prompt_tokens":2,"completion_tokens":3,"total_tokens":5}}}}"#),
-    ];
-    assert_eq!(drained(&mut buffer), expected);
-}
-
-#[test]
-fn plain_tool_calls_end_with_tool_calls_unless_the_provider_says_otherwise() {
-    let call = |id: &str, name: &str, arguments: &str| Delta {
-        tool_calls: vec![ToolCallDelta {
-            index: 0,
-            id: id.into(),
-            name: name.into(),
-            arguments: arguments.into(),
-        }],
-        ..Delta::default()
-    };
-    let mut buffer = buffer();
-    for piece in [call("c", "f", ""), call("", "", "{"), call("", "", "}")] {
-        buffer.push_delta(&piece).expect("taken");
-    }
-    buffer.finish(None, true).expect("it ends");
-    let deltas = [
-        r#""delta":{"role":"assistant","tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":""}}]}"#,
-        r#""delta":{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]}"#,
-        r#""delta":{},"finish_reason":"tool_calls""#,
-    ];
-    let sent = drained(&mut buffer);
-    assert_eq!(sent.len(), 3);
-    assert!(sent.iter().zip(deltas).all(|(sent, delta)| sent.contains(delta)), "{sent:#?}");
-
-    let mut given = super::tests::buffer();
-    given.push_delta(&Delta { finish_reason: "length".to_owned(), ..delta("x") }).expect("taken");
-    given.finish(None, false).expect("it ends");
-    assert_eq!(given.facts().finish_reasons, [(0, "length".to_owned())]);
-    assert_eq!(drained(&mut given).len(), 1);
-}
-
-#[test]
-fn the_escaped_form_is_the_chunk_between_head_and_tail() {
-    let fill = |buffer: &mut StreamBuffer| {
-        buffer.push_raw(text(r"a\n").into()).expect("taken");
-        buffer.push_raw(text("\u{e9}b").into()).expect("taken");
-    };
-    let (mut plain, mut escaped) = (buffer(), buffer());
-    fill(&mut plain);
-    fill(&mut escaped);
-    let body = escaped.pop_escaped(b"{\"chunk\":{\"data\":\"", b"\"}}").expect("a part waits");
-    let parsed: serde_json::Value = serde_json::from_slice(&body).expect("it is JSON");
-    assert_eq!(parsed["chunk"]["data"].as_str().map(str::as_bytes), plain.pop().as_deref());
-    assert_eq!(escaped.pop_escaped(b"", b""), None);
-    assert!(escaped.is_empty());
-}
-
-#[test]
-fn buffers_are_used_again_but_large_ones_are_not_kept() {
-    let mut buffer = buffer();
-    for size in [10, 100_000] {
-        for _ in 0..3 {
-            buffer.push_raw(text(&"x".repeat(size)).into()).expect("taken");
-        }
-        drained(&mut buffer);
-        let kept = buffer.spare.as_ref().expect("it is kept").capacity();
-        assert!(kept <= 4096 && (size > 4096 || kept >= 20), "{kept} bytes kept");
-    }
 }

@@ -13,7 +13,8 @@ use crate::domain::{Failure, FailureCode, Provider, ProviderName, ProviderState,
 /// Stands for a text that must not leave the agent: in the prompt, the answer and the provider's error.
 const MARKER: &str = "PLATYPUS-7";
 const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-const URL: &str = "http://user:pass@127.0.0.1:8080/api/v1/llms/_provider-task/t-1/result";
+const MCPD: &str = "http://user:pass@127.0.0.1:8080/base";
+const PATH: &str = "/api/v1/llms/_provider-task/t-1/result";
 
 fn task(traceparent: Option<&str>) -> Task {
     let body = format!(
@@ -60,7 +61,7 @@ fn run(handle: &Handle, traceparent: Option<&str>, ending: Ending<'_>) -> BTreeM
     let mut trace = TaskTrace::start(handle, &task, &channel);
     trace.running(&provider(), &task.request);
     let offered = trace.offer_context();
-    let posts = trace.posts(URL);
+    let posts = trace.posts(&Server::of(MCPD), PATH);
     for (resend, status) in [(0, Some(200)), (0, Some(503)), (1, Some(200))] {
         trace.chunk();
         posts.post(resend).end(status);

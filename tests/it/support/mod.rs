@@ -1,6 +1,7 @@
 //! A world for one test: a fake mcpd, an agent on a socket in a temporary home, and scripted local programs.
 
 mod client;
+pub mod process;
 pub mod proxy;
 
 use std::{
@@ -18,6 +19,7 @@ use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind};
 use mcprelay::{
     agent::{Agent, AgentError, Stop, Stopped, Surroundings},
     config::Config,
+    telemetry,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -54,6 +56,8 @@ pub struct World {
     pub slept: Arc<AtomicU64>,
     /// Fixes the agent's jitter.
     pub seed: u64,
+    /// Where the agent's spans and measurements go: nowhere, unless a test says otherwise before it starts the agent.
+    pub telemetry: telemetry::Handle,
     agent: Option<(Stop, JoinHandle<Result<Stopped, AgentError>>)>,
 }
 
@@ -80,7 +84,15 @@ impl World {
         };
         let mut config = Config::defaults(home.path()).expect("the defaults are valid");
         change(&mut config);
-        Self { mcpd, home, config, slept: Arc::default(), seed: SEED, agent: None }
+        Self {
+            mcpd,
+            home,
+            config,
+            slept: Arc::default(),
+            seed: SEED,
+            telemetry: telemetry::Handle::off(),
+            agent: None,
+        }
     }
 
     /// Puts the fake mcpd's URL and token into the home.
@@ -111,7 +123,7 @@ impl World {
         let surroundings = Surroundings {
             slept_for: Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed))),
             seed: self.seed,
-            telemetry: mcprelay::telemetry::Handle::off(),
+            telemetry: self.telemetry.clone(),
         };
         let _umask = one_at_a_time();
         let agent = Agent::new(&self.config, surroundings).expect("the home is free");
