@@ -4,4 +4,5 @@
 mod support;
 
 mod main_job;
+mod reconnect;
 mod session_life;
