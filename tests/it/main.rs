@@ -3,6 +3,8 @@
 
 mod support;
 
+mod delivery;
 mod main_job;
 mod reconnect;
+mod results;
 mod session_life;
