@@ -208,13 +208,15 @@ impl Delivery {
     }
 
     async fn attempts(&mut self, key: &str, body: Bytes, terminal: bool, first: bool) -> Sent {
-        let (mut renewed, mut attempt) = (false, 0);
+        let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         loop {
             let (said, asked) = match self.post(key, &body, attempt).await {
                 PartReply::Accepted => {
                     self.outbox.posted();
                     return Sent::Delivered;
                 }
+                // The end that mcpd may have got is what it is done with.
+                PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
                 PartReply::NobodyWaits(said) => {
                     if first && attempt == 0 {
                         warn!(task_id = %self.task, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
@@ -231,7 +233,11 @@ impl Delivery {
                     return Sent::Lost(ambiguous(&said));
                 }
                 PartReply::Unauthorized(said, _) => (said, None),
-                PartReply::NotApplied(said, asked) | PartReply::Ambiguous(said, asked) => (said, asked),
+                PartReply::NotApplied(said, asked) => (said, asked),
+                PartReply::Ambiguous(said, asked) => {
+                    maybe_applied = true;
+                    (said, asked)
+                }
             };
             let wait = self.wait(attempt).max(asked.unwrap_or_default());
             debug!(task_id = %self.task, key, attempt, ?wait, "result part not taken, sent again: {said}");

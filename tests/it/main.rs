@@ -3,9 +3,12 @@
 
 mod support;
 
+mod delivery;
 mod files;
 mod house;
 mod main_job;
+mod reconnect;
+mod results;
 mod session_life;
 mod simulation;
 mod telemetry;
