@@ -6,7 +6,7 @@
 //!                                                                    └── Waiting (backoff or refused) ◄──┴── any failure
 //! ```
 //!
-//! Only what is *wanted* and what mcpd last *accepted* is kept; [`Link::step`] compares the two after every input and does the next
+//! Only what is *wanted* and what mcpd last *accepted* is kept; `Link::step` compares the two after every input and does the next
 //! thing that is missing. So a change of the set while a call is under way, a lost channel and a forgotten session all take the same
 //! way back. Replies carry the attempt and channels the epoch they belong to; anything older is ignored.
 

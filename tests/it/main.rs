@@ -4,6 +4,7 @@
 mod support;
 
 mod delivery;
+mod docs;
 mod files;
 mod house;
 mod main_job;
