@@ -4,6 +4,7 @@
 mod support;
 
 mod files;
+mod hostile;
 mod house;
 mod main_job;
 mod simulation;

@@ -1,6 +1,7 @@
 //! A world for one test: a fake mcpd, an agent on a socket in a temporary home, and scripted local programs.
 
 mod client;
+pub mod hostile;
 pub mod process;
 pub mod proxy;
 
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub use client::{Client, provider};
+pub use client::{Client, hello, provider};
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
