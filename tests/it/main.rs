@@ -6,6 +6,7 @@ mod support;
 mod delivery;
 mod docs;
 mod files;
+mod hostile;
 mod house;
 mod main_job;
 mod reconnect;
