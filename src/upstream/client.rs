@@ -240,7 +240,8 @@ impl Mcpd {
         let body = HeartbeatRequest { provider_session_id: session };
         let request = c.calls.post(endpoint(&c.url, HEARTBEAT_PATH)).timeout(timeout).json(&body);
         let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
-        if !response.status().is_success() {
+        // A page from something in between says nothing of the session.
+        if !response.status().is_success() || is_html(response.headers()) {
             return Err(self.failure(&c, "heartbeat", response).await);
         }
         // Read to its end, so that the connection can be used again.

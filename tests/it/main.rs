@@ -3,10 +3,14 @@
 
 mod support;
 
+mod delivery;
 mod docs;
 mod files;
+mod hostile;
 mod house;
 mod main_job;
+mod reconnect;
+mod results;
 mod session_life;
 mod simulation;
 mod telemetry;

@@ -109,11 +109,14 @@ impl Client {
 
     /// The next message that the closure takes; others are skipped.
     pub async fn wait_for<T>(&mut self, mut take: impl FnMut(session_response::Payload) -> Option<T>) -> T {
-        loop {
-            if let Some(taken) = take(self.payload().await) {
-                return taken;
+        let taken = async {
+            loop {
+                if let Some(taken) = take(self.payload().await) {
+                    return taken;
+                }
             }
-        }
+        };
+        soon("such a message", taken).await
     }
 
     /// Pushes a whole set; returns the verdicts.
@@ -240,13 +243,16 @@ impl Watch {
         &mut self,
         mut condition: impl FnMut(&pb::WatchStatusResponse) -> bool,
     ) -> pb::WatchStatusResponse {
-        loop {
-            let status = soon("such a status", self.statuses.message()).await;
-            let status = status.expect("the status goes on").expect("the status goes on");
-            if condition(&status) {
-                return status;
+        let fulfilled = async {
+            loop {
+                let status = self.statuses.message().await.expect("the status goes on");
+                let status = status.expect("the status goes on");
+                if condition(&status) {
+                    return status;
+                }
             }
-        }
+        };
+        soon("such a status", fulfilled).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! A world for one test: a fake mcpd, an agent on a socket in a temporary home, and scripted local programs.
 
 mod client;
+pub mod hostile;
 mod logs;
 pub mod process;
 pub mod proxy;
@@ -28,6 +29,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 pub use client::{Client, Watch, hello, named, provider};
+pub use client::{Client, hello, provider};
 pub use logs::Logs;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
