@@ -214,14 +214,15 @@ impl Source {
 
 /// Why a task event is no task.
 #[derive(Debug)]
-enum BadTask {
+pub enum BadTask {
     /// Its id can be read, so its caller gets an error.
     Answerable(Box<Task>, Failure),
     /// Not even that.
     Lost(String),
 }
 
-fn read_task(data: &str) -> Result<Task, BadTask> {
+/// Reads the data of a task event.
+pub fn read_task(data: &str) -> Result<Task, BadTask> {
     let event: TaskEvent<'_> = serde_json::from_str(data).map_err(|error| unreadable(data, &error))?;
     let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;
     if super::contract::result_path(&id).is_none() {
