@@ -192,14 +192,42 @@ fn every_error_text_in_troubleshooting_is_in_the_source() {
     let sources: Vec<_> = files(&root().join("src"), "rs").iter().map(|path| printed(&read(path))).collect();
     let guide = read(&root().join("docs/troubleshooting.md"));
     let quoted = blocks(&guide).into_iter().filter(|(language, _)| *language == Some("text"));
+    let lines: Vec<_> = quoted.flat_map(|(_, lines)| lines).collect();
+    let is_printed = |line: &&str| {
+        let pieces: Vec<_> = line.split('…').map(str::trim).filter(|piece| piece.len() > 1).collect();
+        pieces.iter().any(|piece| piece.len() > 10) && sources.iter().any(|text| has_pieces(text, &pieces))
+    };
+    let strangers: Vec<_> = lines.iter().filter(|line| !is_printed(line)).collect();
+    assert!(strangers.is_empty(), "no source prints these: {strangers:#?}");
+    assert!(lines.len() > 20, "only {} texts were found", lines.len());
+}
+
+// ---- limits ------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn every_constant_in_the_table_of_limits_is_where_it_says() {
     let mut seen = 0;
-    for line in quoted.flat_map(|(_, lines)| lines) {
-        let pieces: Vec<_> = line.split('…').map(str::trim).filter(|piece| !piece.is_empty()).collect();
-        assert!(pieces.iter().any(|piece| piece.len() > 10), "too little to look for: {line}");
-        assert!(sources.iter().any(|text| has_pieces(text, &pieces)), "no source prints this: {line}");
-        seen += 1;
+    for row in read(&root().join("docs/reference/limits.md")).lines().filter(|line| line.starts_with('|')) {
+        let place = row.split('|').nth(3).unwrap_or_default();
+        let named: Vec<_> = place.split('`').skip(1).step_by(2).collect();
+        let mut constants = Vec::new();
+        for name in named.iter().filter(|name| !name.starts_with("--")) {
+            if name.ends_with(".rs") {
+                let source = read(&root().join(name));
+                for constant in constants.drain(..) {
+                    assert!(
+                        source.contains(&format!("const {constant}: ")),
+                        "{name} has no {constant}: {row}"
+                    );
+                    seen += 1;
+                }
+            } else {
+                constants.push(name);
+            }
+        }
+        assert!(constants.is_empty(), "no file is named: {row}");
     }
-    assert!(seen > 20, "only {seen} texts were found");
+    assert!(seen > 40, "only {seen} constants were found");
 }
 
 // ---- the command reference ---------------------------------------------------------------------------------------------
