@@ -14,6 +14,8 @@ pub mod providers;
 mod recent;
 mod status;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,7 @@ pub mod events;
 pub mod outbox;
 pub mod results;
 
-mod task_event;
+pub mod task_event;
 
 use crate::domain::{CallFailure, Failure, Task, TaskId};
 

@@ -3,6 +3,9 @@
 
 mod support;
 
+mod bad_input;
+mod bridge;
+mod capacity;
 mod delivery;
 mod docs;
 mod files;

@@ -207,7 +207,8 @@ impl Seen<'_> {
 
     /// Overload is said at once and says when to come back.
     fn refusal(&self, at: Ms, end: &TaskEnd) -> Option<String> {
-        let late = at - self.call.at > 50 && !self.disturbed(at);
+        let excused = self.disturbed(at) || self.troubled(self.call.at, at, &[Trouble::Armed]);
+        let late = at - self.call.at > 50 && !excused;
         let TaskEnd::Reply { retry_after, .. } = end else { return None };
         match (late, retry_after) {
             (true, _) => Some(format!("the refusal took {} ms", at - self.call.at)),

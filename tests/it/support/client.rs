@@ -86,6 +86,12 @@ impl Client {
         let _ = to_agent.send(SessionRequest { payload: Some(payload) }).await;
     }
 
+    /// Sends a message whose payload this agent cannot know.
+    pub async fn send_nothing(&self) {
+        let to_agent = self.to_agent.as_ref().expect("the session is open");
+        to_agent.send(SessionRequest { payload: None }).await.expect("the session is open");
+    }
+
     /// The next message, or how the stream ended: `None` is a clean end.
     pub async fn message(&mut self) -> Result<Option<session_response::Payload>, Status> {
         let message = soon("a message of the agent", self.from_agent.message()).await?;
