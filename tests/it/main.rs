@@ -3,6 +3,7 @@
 
 mod support;
 
+mod faults;
 mod files;
 mod house;
 mod main_job;
