@@ -8,6 +8,7 @@ mod bridge;
 mod capacity;
 mod delivery;
 mod docs;
+mod faults;
 mod files;
 mod hostile;
 mod house;
