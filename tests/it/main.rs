@@ -3,5 +3,6 @@
 
 mod support;
 
+mod fuzzed;
 mod house;
 mod main_job;
