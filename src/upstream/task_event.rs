@@ -100,7 +100,10 @@ mod tests {
         let task = read_task(r#"{"kind":"infer","taskId":"t/1","llmName":"a","streaming":true,"request":{ "x" : 1.0 },"deadlineMs":1500,"caller":"bob"}"#).unwrap();
         assert_eq!(&task.request[..], br#"{ "x" : 1.0 }"#);
         assert_eq!((task.id.as_str(), task.llm.as_str(), task.streaming), ("t/1", "a", true));
-        assert_eq!((task.deadline, task.caller.as_deref()), (Some(std::time::Duration::from_millis(1500)), Some("bob")));
+        assert_eq!(
+            (task.deadline, task.caller.as_deref()),
+            (Some(std::time::Duration::from_millis(1500)), Some("bob"))
+        );
     }
 
     #[test]
