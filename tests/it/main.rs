@@ -10,6 +10,7 @@ mod delivery;
 mod docs;
 mod faults;
 mod files;
+mod fuzzed;
 mod hostile;
 mod house;
 mod main_job;
