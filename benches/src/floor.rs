@@ -72,21 +72,20 @@ pub async fn run(args: FloorArgs) -> Result<(), Error> {
 
 /// What goes to one task's POSTs.
 type Parts = mpsc::Sender<(Bytes, bool)>;
+/// What goes to the provider's half.
+type Offered = Result<pb::SessionResponse, Status>;
 
 #[derive(Clone)]
 struct Agent {
     mcpd: String,
     http: Client,
     tasks: Arc<std::sync::Mutex<HashMap<String, Parts>>>,
-    offered: Arc<Mutex<Option<mpsc::Receiver<Result<pb::SessionResponse, Status>>>>>,
+    offered: Arc<Mutex<Option<mpsc::Receiver<Offered>>>>,
 }
 
 impl Agent {
     /// Registers and turns every task of the control channel into an offer.
-    async fn follow_channel(
-        self,
-        offers: mpsc::Sender<Result<pb::SessionResponse, Status>>,
-    ) -> Result<(), Error> {
+    async fn follow_channel(self, offers: mpsc::Sender<Offered>) -> Result<(), Error> {
         let register =
             r#"{"providerSessionId":null,"providers":[{"name":"bench","type":"openai","model":"m"}]}"#;
         let call = self.http.post(format!("{}{REGISTER_PATH}", self.mcpd)).bearer_auth("bench");

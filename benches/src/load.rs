@@ -10,6 +10,7 @@ use std::{
 
 use bytes::BytesMut;
 use clap::Args;
+use mcprelay_bench::tokens::Spec;
 use serde::{Deserialize, Serialize};
 use tokio::{
     task::JoinSet,
@@ -19,7 +20,6 @@ use tokio::{
 use crate::{
     http1::{Conn, Length},
     stats::{Spread, spread},
-    tokens::Spec,
 };
 
 /// A caller that waits longer than this for its answer gives up: the system under test hangs. No cell's answer takes a third.

@@ -6,6 +6,7 @@
 use std::{io, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use mcprelay_bench::hot;
 use tokio::{net::TcpListener, task::LocalSet};
 
 mod cells;
@@ -21,7 +22,6 @@ mod report;
 mod rig;
 mod run;
 mod stats;
-mod tokens;
 mod tunnel;
 
 /// The load bench of mcprelay.
@@ -50,6 +50,13 @@ enum Command {
     Tunnel(tunnel::TunnelArgs),
     /// The callers
     Load(load::LoadArgs),
+    /// Goes one of the agent's hot paths so many times, for callgrind
+    Hot {
+        /// Which
+        path: hot::Path,
+        /// How many times
+        times: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -76,6 +83,11 @@ async fn dispatch(command: Command) -> Result<ExitCode, String> {
         Command::Load(args) => {
             let report = serde_json::to_string(&load::run(args).await);
             println!("{}", report.map_err(|error| error.to_string())?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Hot { path, times } => {
+            let mut bench = hot::Bench::new();
+            (0..times).for_each(|_| bench.once(path));
             return Ok(ExitCode::SUCCESS);
         }
         Command::Floor(args) => floor::run(args).await.map_err(|error| error.to_string()),

@@ -2,12 +2,10 @@
 
 use std::io;
 
+use mcprelay_bench::tokens::Spec;
 use tokio::{net::TcpListener, task::spawn_local};
 
-use crate::{
-    http1::{Conn, EVENT_STREAM_HEAD, LAST_CHUNK, Request, chunk_into, json_reply},
-    tokens::Spec,
-};
+use crate::http1::{Conn, EVENT_STREAM_HEAD, LAST_CHUNK, Request, chunk_into, json_reply};
 
 /// Tokens that leave in one write where the model needs no time: about one TCP segment of a real network each two.
 const BURST: u32 = 16;
@@ -55,7 +53,8 @@ async fn stream(conn: &mut Conn, spec: &Spec) -> io::Result<()> {
         tokens.for_each(|index| spec.event_into(&mut events, index));
         chunk_into(&mut out, events.as_bytes());
         conn.write(&out).await?;
-        (events.clear(), out.clear());
+        events.clear();
+        out.clear();
     }
     spec.end_into(&mut events);
     chunk_into(&mut out, events.as_bytes());

@@ -36,8 +36,11 @@ const ROWS: [&str; 18] = [
 /// Everything that was measured, of all rounds.
 #[derive(Debug, Default)]
 pub struct Report {
-    cells: Vec<(String, Vec<(String, Vec<Values>)>)>,
+    cells: Vec<(String, Rounds)>,
 }
+
+/// What every round gave, by system.
+type Rounds = Vec<(String, Vec<Values>)>;
 
 /// The medians: per cell and system.
 #[derive(Debug, Serialize)]

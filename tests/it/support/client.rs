@@ -86,6 +86,12 @@ impl Client {
         let _ = to_agent.send(SessionRequest { payload: Some(payload) }).await;
     }
 
+    /// Sends a message whose payload this agent cannot know.
+    pub async fn send_nothing(&self) {
+        let to_agent = self.to_agent.as_ref().expect("the session is open");
+        to_agent.send(SessionRequest { payload: None }).await.expect("the session is open");
+    }
+
     /// The next message, or how the stream ended: `None` is a clean end.
     pub async fn message(&mut self) -> Result<Option<session_response::Payload>, Status> {
         let message = soon("a message of the agent", self.from_agent.message()).await?;
@@ -109,11 +115,14 @@ impl Client {
 
     /// The next message that the closure takes; others are skipped.
     pub async fn wait_for<T>(&mut self, mut take: impl FnMut(session_response::Payload) -> Option<T>) -> T {
-        loop {
-            if let Some(taken) = take(self.payload().await) {
-                return taken;
+        let taken = async {
+            loop {
+                if let Some(taken) = take(self.payload().await) {
+                    return taken;
+                }
             }
-        }
+        };
+        soon("such a message", taken).await
     }
 
     /// Pushes a whole set; returns the verdicts.
@@ -240,13 +249,16 @@ impl Watch {
         &mut self,
         mut condition: impl FnMut(&pb::WatchStatusResponse) -> bool,
     ) -> pb::WatchStatusResponse {
-        loop {
-            let status = soon("such a status", self.statuses.message()).await;
-            let status = status.expect("the status goes on").expect("the status goes on");
-            if condition(&status) {
-                return status;
+        let fulfilled = async {
+            loop {
+                let status = self.statuses.message().await.expect("the status goes on");
+                let status = status.expect("the status goes on");
+                if condition(&status) {
+                    return status;
+                }
             }
-        }
+        };
+        soon("such a status", fulfilled).await
     }
 }
 
