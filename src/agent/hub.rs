@@ -1,7 +1,7 @@
 //! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -26,7 +26,7 @@ use crate::{
     config::{Config, SESSION_FILE, TASKS_FILE},
     core::{Core, Effect, Input, LinkEffect, LinkInput, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
-    domain::{Activity, FailureCode, LinkStatus, SessionKey, Task, TaskId, TaskKey},
+    domain::{Activity, FailureCode, LinkStatus, ProviderName, SessionKey, Task, TaskId, TaskKey},
     openai::{RequestFacts, Stamp},
     pb,
     telemetry::{ChannelOpening, ChannelTrace, TaskTrace},
@@ -360,19 +360,25 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::SetPaused(name, paused, reply) => {
-                let before = self.core.providers();
-                self.feed(Input::SetPaused(name, paused));
-                let after = self.core.providers();
-                let changed =
-                    before.iter().zip(&after).filter(|(b, a)| b.paused != a.paused || a.paused == paused);
-                let mut names: Vec<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
-                names.dedup();
                 // Whoever asked may be gone; what it asked for is done.
-                let _ = reply.send(names);
-                self.link_may_have_changed();
+                let _ = reply.send(self.set_paused(name, paused));
             }
             bridge::Event::StatusWanted => self.publish_status(),
         }
+    }
+
+    /// Pauses or resumes; gives the names that this changed, or `None` for one that nobody has pushed.
+    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Option<Vec<String>> {
+        let before = self.core.providers();
+        if name.as_ref().is_some_and(|name| before.iter().all(|p| p.provider.name != *name)) {
+            return None;
+        }
+        self.feed(Input::SetPaused(name, paused));
+        self.link_may_have_changed();
+        let after = self.core.providers();
+        let changed = before.iter().zip(&after).filter(|(before, after)| before.paused != after.paused);
+        let names: BTreeSet<_> = changed.map(|(_, after)| after.provider.name.as_str().to_owned()).collect();
+        Some(names.into_iter().collect())
     }
 
     fn reported(&mut self, key: TaskKey, report: Report) {
