@@ -55,6 +55,15 @@ impl Client {
         }
     }
 
+    /// The same with a message limit in bytes.
+    pub async fn connect_limited(socket: &Path, client_id: &str, max_message_bytes: u32) -> Self {
+        let mut client = Self::silent(socket).await;
+        let client_id = client_id.to_owned();
+        let hello = Hello { client_id, client_version: "test/1".to_owned(), max_message_bytes };
+        client.send(session_request::Payload::Hello(hello)).await;
+        client
+    }
+
     /// Opens a session and says nothing.
     pub async fn silent(socket: &Path) -> Self {
         let mut rpc = connect(socket).await;
@@ -258,6 +267,13 @@ pub fn hello(client_id: &str) -> session_request::Payload {
 
 /// A client of the bridge on a socket that may not be there for a moment yet.
 async fn connect(socket: &Path) -> BridgeServiceClient<Channel> {
+    BridgeServiceClient::new(channel(socket).await)
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(usize::MAX)
+}
+
+/// A connection to the socket.
+pub async fn channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = service_fn(move |_: Uri| {
         let socket = socket.clone();
@@ -265,8 +281,5 @@ async fn connect(socket: &Path) -> BridgeServiceClient<Channel> {
     });
     let endpoint = Endpoint::from_static("http://localhost");
     let channel = endpoint.connect_with_connector(connector);
-    let channel = soon("the socket", channel).await.expect("the agent listens");
-    BridgeServiceClient::new(channel)
-        .max_decoding_message_size(64 << 20)
-        .max_encoding_message_size(usize::MAX)
+    soon("the socket", channel).await.expect("the agent listens")
 }
