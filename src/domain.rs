@@ -99,8 +99,18 @@ impl fmt::Display for Printable<'_> {
 
 fn write_printable(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     use fmt::Write as _;
-    text.chars()
-        .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_unicode()) } else { f.write_char(c) })
+    text.chars().try_for_each(|c| {
+        if c.is_control() || turns_text_around(c) {
+            write!(f, "{}", c.escape_unicode())
+        } else {
+            f.write_char(c)
+        }
+    })
+}
+
+/// Whether a character changes the direction or the lines of the text around it: with one of these a name can look like another.
+fn turns_text_around(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// One connected local program, for as long as its stream lives. Never used twice in a process.

@@ -15,6 +15,10 @@ use crate::domain::TaskId;
 
 /// Mode of everything the agent writes: its owner's business.
 const MODE: u32 = 0o600;
+/// Everybody but the owner.
+const OTHERS: u32 = 0o077;
+/// Everybody but the owner may write.
+const OTHERS_WRITE: u32 = 0o022;
 /// Most bytes read of the session file; an id has a few dozen.
 const SESSION_LIMIT: u64 = 64 << 10;
 /// Size at which the tasks file is written anew with what is still under way, in bytes.
@@ -31,6 +35,22 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
+}
+
+/// Says what others could do to the home's files. Nobody's mode is changed: that is for the owner to do.
+pub fn warn_of_wide_modes(home: &Path, session_file: &Path) {
+    let wide = |path: &Path, others: u32| {
+        let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+        (mode & others != 0).then_some(mode)
+    };
+    if let Some(mode) = wide(home, OTHERS_WRITE) {
+        let home = home.display();
+        warn!("{home} has mode {mode:04o}, so others may replace the files in it: run chmod 700 on it");
+    }
+    if let Some(mode) = wide(session_file, OTHERS) {
+        let file = session_file.display();
+        warn!("{file} has mode {mode:04o}, so others may take this agent's session: run chmod 600 on it");
+    }
 }
 
 /// The sticky id, and the mcpd that it belongs to.

@@ -1,5 +1,7 @@
 //! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
 
+mod effects;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
@@ -13,29 +15,28 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
-    files::{StickySession, TaskFile},
+    files::{StickySession, TaskFile, warn_of_wide_modes},
     http_settings,
     relay::{History, Relay},
 };
 use crate::{
-    bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
+    bridge::{self, CloseReason, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkEffect, LinkInput, link::UrlChange},
+    core::{Core, Effect, Input, LinkInput, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
-    domain::{Activity, FailureCode, LinkStatus, ProviderName, SessionKey, Task, TaskId, TaskKey},
-    openai::{RequestFacts, Stamp},
+    domain::{Activity, LinkStatus, ProviderName, SessionKey, TaskId, TaskKey},
     pb,
-    telemetry::{ChannelOpening, ChannelTrace, TaskTrace},
+    telemetry::{ChannelOpening, ChannelTrace},
     upstream::{
         self,
         client::{Access, Mcpd, PartReply},
         contract::restart_key,
-        events::{Channel, Delivered},
-        results::{Delivery, Outbox, Report},
+        events::Delivered,
+        results::Report,
     },
 };
 
@@ -58,13 +59,16 @@ const RESTART_RETRY: Duration = Duration::from_secs(2);
 /// What mcpd's caller is told about a task that a killed agent left behind.
 const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
 
+/// Both ends of a channel: the hub hands out the first and reads the second.
+type Both<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
 /// The ends of all channels that meet in the hub.
 #[derive(Debug)]
 pub(super) struct Channels {
     bridge: mpsc::Receiver<bridge::Event>,
-    upstream: (mpsc::Sender<Delivered>, mpsc::Receiver<Delivered>),
-    reports: (mpsc::Sender<(TaskKey, Report)>, mpsc::Receiver<(TaskKey, Report)>),
-    restarted: (mpsc::Sender<TaskId>, mpsc::Receiver<TaskId>),
+    upstream: Both<Delivered>,
+    reports: Both<(TaskKey, Report)>,
+    restarted: Both<TaskId>,
     status: watch::Sender<Option<Arc<pb::WatchStatusResponse>>>,
 }
 
@@ -147,6 +151,7 @@ impl Hub {
     ) -> Result<Self, AgentError> {
         let sources = config.credential_sources();
         let session_file = config.home.join(SESSION_FILE);
+        warn_of_wide_modes(&config.home, &session_file);
         let sticky = StickySession::read(&session_file);
         let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();
@@ -208,8 +213,8 @@ impl Hub {
                     self.drain();
                 }
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
-                Some(event) = self.channels.bridge.recv() => self.from_bridge(event),
-                Some(event) = self.channels.upstream.1.recv() => self.from_upstream(event),
+                Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
+                Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
                 Some(id) = self.channels.restarted.1.recv() => self.tasks_file.over(&id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
@@ -224,8 +229,8 @@ impl Hub {
     fn take_turns(&mut self) {
         for _ in 0..TURN {
             let report = self.channels.reports.1.try_recv().map(|(key, report)| self.reported(key, report));
-            let bridge = self.channels.bridge.try_recv().map(|event| self.from_bridge(event));
-            let upstream = self.channels.upstream.1.try_recv().map(|event| self.from_upstream(event));
+            let bridge = self.channels.bridge.try_recv().map(|event| self.bridge_event(event));
+            let upstream = self.channels.upstream.1.try_recv().map(|event| self.upstream_event(event));
             if report.is_err() && bridge.is_err() && upstream.is_err() {
                 break;
             }
@@ -272,7 +277,7 @@ impl Hub {
         self.link_may_have_changed();
     }
 
-    fn from_upstream(&mut self, (event, place): Delivered) {
+    fn upstream_event(&mut self, (event, place): Delivered) {
         self.place = place;
         match event {
             upstream::Event::Task(task) => {
@@ -300,6 +305,9 @@ impl Hub {
             }
             upstream::Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
             upstream::Event::ChannelClosed(epoch, why) => {
+                if let Some((_, opening)) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
+                    opening.failed(why.word());
+                }
                 self.feed_link(LinkInput::ChannelClosed(epoch, why))
             }
         }
@@ -310,9 +318,6 @@ impl Hub {
     fn registered(&mut self, attempt: u64, reply: Result<String, crate::domain::CallFailure>) {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
-        if accepted && let Some(id) = self.core.provider_session().map(str::to_owned) {
-            self.keep_session(id);
-        }
         if accepted && !self.left_behind.is_empty() {
             let left = std::mem::take(&mut self.left_behind);
             info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
@@ -321,7 +326,7 @@ impl Hub {
         }
     }
 
-    fn from_bridge(&mut self, event: bridge::Event) {
+    fn bridge_event(&mut self, event: bridge::Event) {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
                 handle.welcome(
@@ -395,7 +400,7 @@ impl Hub {
         }
     }
 
-    fn record(&mut self, key: TaskKey, summary: crate::upstream::results::Summary) {
+    fn record(&mut self, key: TaskKey, summary: crate::upstream::outbox::Summary) {
         if let Some(relay) = self.relays.get(&key) {
             self.history.record(relay.ended(summary, Instant::now()));
         }
@@ -434,6 +439,10 @@ impl Hub {
                     warn!("{problem}; going online when that is mended");
                     self.credentials_problem = Some(problem.clone());
                 }
+                if self.mcpd.url().is_some() {
+                    // Half a file is no reason to let go of the credentials that work.
+                    return;
+                }
                 Err(problem)
             }
             Ok(access) => {
@@ -450,165 +459,6 @@ impl Hub {
             }
         };
         self.feed_link(LinkInput::Credentials(input));
-    }
-
-    // ---- what is to be done ----------------------------------------------------------------------------------------
-
-    fn carry_out(&mut self, mut fx: Vec<Effect>) {
-        for effect in fx.drain(..) {
-            self.effect(effect);
-        }
-        self.fx = fx;
-        self.status_may_have_changed();
-    }
-
-    fn effect(&mut self, effect: Effect) {
-        match effect {
-            Effect::Begin(key, task) => self.begin(key, task),
-            Effect::Offer(key, session, timeout) => self.offer(key, session, timeout),
-            Effect::Requeued(key) => {
-                if let Some(relay) = self.relays.get_mut(&key) {
-                    relay.session = None;
-                    relay.outbox.trace(|trace| trace.requeued(FailureCode::ProviderLost));
-                }
-            }
-            Effect::Cancel(key, session, reason) => {
-                if let (Some(session), Some(relay)) = (self.sessions.get(&session), self.relays.get(&key)) {
-                    session.handle.cancel(&relay.task.id, reason);
-                }
-            }
-            Effect::End(key, end, until) => {
-                if let Some(relay) = self.relays.get(&key) {
-                    relay.outbox.end(end, until);
-                }
-            }
-            Effect::Forget(key) => self.forget(key),
-            Effect::Verdicts(session, generation, verdicts) => {
-                if let Some(session) = self.sessions.get(&session) {
-                    session.handle.verdicts(generation, &verdicts);
-                }
-            }
-            Effect::Replaced(session) => {
-                if let Some(session) = self.sessions.get(&session) {
-                    session.handle.close(CloseReason::Replaced);
-                }
-            }
-            Effect::Link(effect) => self.link_effect(effect),
-            Effect::Drained => self.drained = true,
-        }
-    }
-
-    fn begin(&mut self, key: TaskKey, task: Task) {
-        self.tasks_file.begun(&task.id);
-        let facts = RequestFacts::read(&task.request).unwrap_or_default();
-        let stamp = stamp(&task);
-        let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        let outbox = Outbox::new(&task, stamp.clone(), trace);
-        let delivery = Delivery::new(
-            (key, &task),
-            facts.include_usage,
-            stamp,
-            Arc::clone(&outbox),
-            self.mcpd.clone(),
-            self.rng.u64(..),
-            self.channels.reports.0.clone(),
-        );
-        self.spawn(delivery.run());
-        let relay = Relay { task, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
-        self.relays.insert(key, relay);
-    }
-
-    fn offer(&mut self, key: TaskKey, session: SessionKey, timeout: Duration) {
-        // A killed agent must leave behind every id that a provider may have seen.
-        self.tasks_file.flush();
-        let (Some(relay), Some(connected)) = (self.relays.get_mut(&key), self.sessions.get(&session)) else {
-            error!("an offer names a task or a session that the agent does not have");
-            return;
-        };
-        let Some(provider) = self.core.provider_of(key) else {
-            error!("an offer names a task whose provider is gone");
-            return;
-        };
-        relay.session = Some(session);
-        let request = &relay.task.request;
-        let trace_context = relay.outbox.trace(|trace| {
-            trace.running(provider, request);
-            trace.offer_context()
-        });
-        connected.handle.offer(Offer {
-            key,
-            id: relay.task.id.clone(),
-            provider: provider.name.clone(),
-            request: relay.task.request.clone(),
-            streaming: relay.task.streaming,
-            timeout,
-            trace_context: trace_context.unwrap_or_default(),
-            sink: Arc::clone(&relay.outbox) as Arc<_>,
-        });
-    }
-
-    fn forget(&mut self, key: TaskKey) {
-        let Some(relay) = self.relays.remove(&key) else { return };
-        self.tasks_file.over(&relay.task.id);
-        if let Some(session) = relay.session.and_then(|s| self.sessions.get(&s)) {
-            session.handle.forget(&relay.task.id);
-        }
-    }
-
-    fn link_effect(&mut self, effect: LinkEffect) {
-        let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
-        match effect {
-            LinkEffect::Register { attempt, session, providers } => self.spawn(async move {
-                let reply = mcpd.register(session.as_deref(), &providers).await;
-                let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
-            }),
-            LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
-                let reply = mcpd.heartbeat(&session, after_wake).await;
-                let _ = events.send((upstream::Event::Heartbeat(reply), None)).await;
-            }),
-            LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
-            LinkEffect::CloseChannel => self.close_channel(),
-            LinkEffect::Persist(id) => self.keep_session(id),
-            LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
-        }
-    }
-
-    /// Writes the sticky id and the mcpd that it belongs to, unless the file says so already.
-    fn keep_session(&mut self, id: String) {
-        let session = StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() };
-        if self.sticky.as_ref() != Some(&session) {
-            session.write(&self.session_file);
-            self.sticky = Some(session);
-        }
-    }
-
-    fn open_channel(&mut self, epoch: u64, session: String) {
-        self.close_channel();
-        if epoch > 1 {
-            self.surroundings.telemetry.metrics().reconnect();
-        }
-        self.channel_opening = Some((epoch, ChannelOpening::start(&self.surroundings.telemetry)));
-        let channel = Channel {
-            epoch,
-            session,
-            event_limit: self.event_limit,
-            idle_timeout: self.channel_idle_timeout,
-            events: self.channels.upstream.0.clone(),
-            places: Arc::clone(&self.places),
-        };
-        let cancelled = self.halt.child_token();
-        self.channel = Some(cancelled.clone());
-        self.spawn(channel.run(self.mcpd.clone(), cancelled));
-    }
-
-    fn close_channel(&mut self) {
-        if let Some(channel) = self.channel.take() {
-            channel.cancel();
-        }
-    }
-
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(work));
     }
 
     // ---- who is told -----------------------------------------------------------------------------------------------
@@ -652,12 +502,6 @@ async fn sleep_until_some(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// What the chunks and bodies that the agent builds itself are marked with.
-fn stamp(task: &Task) -> Stamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Stamp { id: format!("chatcmpl-{}", task.id), model: task.llm.clone(), created: since.as_secs() }
 }
 
 /// The credentials as the client wants them, or why there are none.

@@ -1,6 +1,6 @@
 //! The agent: the one place that joins the core, mcpd and the bridge, and that owns every task and the shutdown.
 //!
-//! One loop (the [`Hub`](hub::Hub)) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
+//! One loop (the `Hub`) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
 //! mcpd, the control channel, sessions and deliveries are tasks of their own that report back.
 
 pub mod files;
@@ -130,8 +130,8 @@ impl Agent {
     /// Runs until told to stop. Everything that it started has ended when this returns.
     pub async fn run(self, stop: Stop) -> Result<Stopped, AgentError> {
         let shutdown = CancellationToken::new();
-        // Whoever drops this future instead of stopping it leaves neither a listening socket nor an open stream behind.
-        let _ends_streams = shutdown.clone().drop_guard();
+        // An agent that is dropped while it runs ends its streams and gives up its socket, as a killed one does.
+        let _shutdown_when_dropped = shutdown.clone().drop_guard();
         let mut server =
             AbortOnDropHandle::new(tokio::spawn(listener::serve(self.socket, self.serve, shutdown.clone())));
         let hub = self.hub.run(stop);

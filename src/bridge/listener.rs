@@ -192,6 +192,9 @@ pub struct Serve {
     pub serving: tokio::sync::watch::Receiver<bool>,
 }
 
+/// Why reflection can always be built.
+const COMPILED_IN: &str = "the descriptors were compiled with this program";
+
 /// Serves the bridge until `shutdown`, which also ends every open stream, so that this returns in bounded time.
 pub async fn serve(
     mut socket: BoundSocket,
@@ -214,7 +217,9 @@ pub async fn serve(
         .max_concurrent_streams(MAX_STREAMS)
         .layer(InterceptorLayer::new(UidGuard::new(&serve.allow_uid)))
         .add_service(health_service)
-        .add_service(reflection())
+        .add_service(reflection().build_v1().expect(COMPILED_IN))
+        // grpcurl 1.8, which is what package managers still have, knows no other.
+        .add_service(reflection().build_v1alpha().expect(COMPILED_IN))
         .add_service(bridge)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned())
         .await;
@@ -223,21 +228,10 @@ pub async fn serve(
 }
 
 /// Reflection of everything that is served, so that grpcurl and its like need no proto files.
-fn reflection() -> impl tonic::codegen::Service<
-    tonic::codegen::http::Request<tonic::body::Body>,
-    Response = tonic::codegen::http::Response<tonic::body::Body>,
-    Error = std::convert::Infallible,
-    Future: Send,
-> + tonic::server::NamedService
-+ Clone
-+ Send
-+ Sync
-+ 'static {
+fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors were compiled with this program")
 }
 
 async fn follow_serving(health: HealthReporter, mut serving: tokio::sync::watch::Receiver<bool>) {

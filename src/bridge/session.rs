@@ -32,6 +32,8 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) const OUTBOUND: usize = 1024;
 /// What a client without a number of its own accepts: the default of gRPC libraries, in bytes.
 const DEFAULT_MESSAGE_BYTES: u32 = 4 << 20;
+/// Most entries of a snapshot that are judged one by one. More is no set of LLMs but a burden on everybody's memory.
+const MAX_SNAPSHOT: usize = 10_000;
 /// Longest client id or version kept, in bytes: they are shown, nothing else.
 const MAX_HELLO_TEXT: usize = 128;
 
@@ -289,6 +291,12 @@ impl Reader {
         match payload {
             Payload::TaskChunk(chunk) => self.chunk(chunk).await,
             Payload::TaskFinished(finished) => self.finished(finished).await,
+            Payload::ProviderSnapshot(snapshot) if snapshot.providers.len() > MAX_SNAPSHOT => {
+                Err(Status::invalid_argument(format!(
+                    "a snapshot of {} providers; {MAX_SNAPSHOT} are the most that is looked at",
+                    snapshot.providers.len()
+                )))
+            }
             Payload::ProviderSnapshot(snapshot) => {
                 let pushed = snapshot.providers.into_iter().map(convert::provider).collect();
                 self.emit(Event::Snapshot(self.key, snapshot.generation, pushed)).await

@@ -98,7 +98,7 @@ fn two(large: u64, unit: &str, small: u64, small_unit: &str) -> String {
     }
 }
 
-/// The age of a point in time; "<unknown>" for a text that is none. One that is still to come is 0 s old: clocks differ.
+/// The age of a point in time; `<unknown>` for a text that is none. One that is still to come is 0 s old: clocks differ.
 pub fn age_since(rfc3339: &str, now: SystemTime) -> String {
     match humantime::parse_rfc3339(rfc3339) {
         Ok(time) => age(now.duration_since(time).unwrap_or_default()),

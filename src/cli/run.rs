@@ -41,7 +41,8 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     info!(socket = %config.socket.display(), pid = std::process::id(), "mcprelay {} runs", env!("CARGO_PKG_VERSION"));
     let stop = agent::Stop::default();
     let signals = tokio::spawn(follow_signals(stop.clone())?);
-    let host = args.provide.then(|| spawn_host(&config));
+    // The host says goodbye when the drain begins, and lets its tasks finish as the agent does.
+    let host = args.provide.then(|| spawn_host(&config, stop.drain.child_token()));
     service::ready();
     let watchdog = tokio::spawn(service::watchdog());
     let stopped = agent.run(stop).await;
@@ -98,9 +99,11 @@ fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, 
     })
 }
 
-fn spawn_host(config: &Config) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+fn spawn_host(
+    config: &Config,
+    shutdown: CancellationToken,
+) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let host =
         HostConfig { drain_timeout: config.drain_timeout, ..HostConfig::new(&config.home, &config.socket) };
-    let shutdown = CancellationToken::new();
     (shutdown.clone(), tokio::spawn(Host::new(host.built_in()).run(shutdown)))
 }

@@ -231,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_ends_when_the_agent_is_online_and_at_once_when_nothing_is_opted_in() {
-        let long = Duration::from_secs(600);
+        let long = Duration::from_secs(5);
         let online = Agent::serve(at(AgentState::Online));
         assert_eq!(wait_online(&online.socket(), long).await, Ok(at(AgentState::Online)));
         let idle = Agent::serve(at(AgentState::Idle));

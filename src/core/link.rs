@@ -6,7 +6,7 @@
 //!                                                                    └── Waiting (backoff or refused) ◄──┴── any failure
 //! ```
 //!
-//! Only what is *wanted* and what mcpd last *accepted* is kept; [`Link::step`] compares the two after every input and does the next
+//! Only what is *wanted* and what mcpd last *accepted* is kept; `Link::step` compares the two after every input and does the next
 //! thing that is missing. So a change of the set while a call is under way, a lost channel and a forgotten session all take the same
 //! way back. Replies carry the attempt and channels the epoch they belong to; anything older is ignored.
 
@@ -129,9 +129,15 @@ pub(super) struct Link {
     rng: fastrand::Rng,
     credentials: Result<(), String>,
     session: Option<String>,
+    /// Whether this life has written the id: the file may lack what belongs to it, its mcpd and its mode.
+    persisted: bool,
     wanted: BTreeMap<ProviderName, Provider>,
+    /// Names that mcpd gives to somebody else, as far as we know.
     conflicts: BTreeSet<ProviderName>,
+    /// When they are tried again.
     conflicts_until: Option<Instant>,
+    /// They are being tried again.
+    with_conflicts: bool,
     /// What mcpd accepted last in this session, and still believes as far as we know.
     accepted: Option<BTreeMap<ProviderName, Provider>>,
     /// Whether mcpd may list something of ours.
@@ -167,9 +173,11 @@ impl Link {
             rng: fastrand::Rng::with_seed(seed),
             credentials: Err("the credentials have not been read yet".to_owned()),
             session,
+            persisted: false,
             wanted: BTreeMap::new(),
             conflicts: BTreeSet::new(),
             conflicts_until: None,
+            with_conflicts: false,
             accepted: None,
             listed: false,
             in_flight: None,
@@ -204,6 +212,7 @@ impl Link {
     /// The set to publish has changed, or may have.
     pub(super) fn want(&mut self, set: BTreeMap<ProviderName, Provider>, now: Instant, fx: &mut Vec<Effect>) {
         if !self.draining && self.wanted != set {
+            self.conflicts.retain(|name| set.contains_key(name));
             self.wanted = set;
             self.step(now, fx);
         }
@@ -257,7 +266,7 @@ impl Link {
         }
         if self.conflicts_until.is_some_and(|at| at <= now) {
             self.conflicts_until = None;
-            self.conflicts.clear();
+            self.with_conflicts = !self.conflicts.is_empty();
         }
         if matches!(self.channel, Channel::Open { since, proved: false } if since + PROVED_AFTER <= now) {
             self.channel_proved();
@@ -315,10 +324,12 @@ impl Link {
 
     // ---- the next thing that is missing ----------------------------------------------------------------------------
 
-    /// The wanted set without the names that mcpd gives to somebody else.
+    /// The wanted set without the names that mcpd gives to somebody else, unless they are being tried again.
     fn publishable(&self) -> BTreeMap<ProviderName, Provider> {
         let mut set = self.wanted.clone();
-        set.retain(|name, _| !self.conflicts.contains(name));
+        if !self.with_conflicts {
+            set.retain(|name, _| !self.conflicts.contains(name));
+        }
         set
     }
 
@@ -378,7 +389,7 @@ impl Link {
     }
 
     fn heartbeat_if_due(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        if self.heartbeat_in_flight || !self.heartbeat_at.is_some_and(|at| at <= now) {
+        if self.heartbeat_in_flight || self.heartbeat_at.is_none_or(|at| at > now) {
             return;
         }
         let Some(session) = self.session.clone() else { return };
@@ -457,12 +468,17 @@ impl Link {
         fx: &mut Vec<Effect>,
     ) {
         self.listed = !set.is_empty();
+        self.conflicts.retain(|name| !set.contains_key(name));
+        self.with_conflicts = false;
         self.accepted = Some(set);
         self.reauthorized = false;
         if self.session.as_ref() != Some(&session) {
             // Another session than the one the channel was opened for.
             self.close_channel(fx);
             self.session = Some(session.clone());
+            self.persisted = false;
+        }
+        if !std::mem::replace(&mut self.persisted, true) {
             fx.push(Effect::Link(LinkEffect::Persist(session)));
         }
         if self.heartbeat_at.is_none() && self.listed {
@@ -480,6 +496,9 @@ impl Link {
         if ours.is_empty() {
             let detail = "mcpd answered 409 to register without naming a conflict".to_owned();
             return self.back_off(LinkState::Backoff, detail, None, now);
+        }
+        if std::mem::take(&mut self.with_conflicts) {
+            self.conflicts.clear();
         }
         self.conflicts.extend(ours);
         self.conflicts_until = Some(now + CONFLICT_RETRY);
@@ -534,7 +553,7 @@ impl Link {
             }
             Err(CallFailure::Unauthorized { detail, .. }) => {
                 self.missed += 1;
-                self.heartbeat_refused = Some(format!("{detail}; {CHECK_TOKEN}"));
+                self.heartbeat_refused = Some(check_token(&detail));
             }
             Err(CallFailure::Unknown(detail)) => {
                 self.missed += 1;
@@ -568,8 +587,7 @@ impl Link {
         match failure {
             CallFailure::Unauthorized { changed: true, .. } if !self.reauthorized => self.reauthorized = true,
             CallFailure::Unauthorized { detail, .. } => {
-                let detail = format!("{detail}; {CHECK_TOKEN}");
-                self.back_off(LinkState::Refused, detail, None, now);
+                self.back_off(LinkState::Refused, check_token(&detail), None, now);
             }
             CallFailure::Unknown(detail) => self.back_off(LinkState::Backoff, detail, None, now),
             CallFailure::Conflict(_) => {
@@ -602,7 +620,10 @@ impl Link {
     }
 }
 
-/// What to do about a refusal.
-const CHECK_TOKEN: &str = "check the token in the credentials file";
 /// The longest `Retry-After` that is honoured: an mcpd with a wrong clock must not switch the agent off.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
+
+/// What to do about a refusal.
+fn check_token(detail: &str) -> String {
+    format!("{detail}; check the token in the credentials file")
+}

@@ -3,6 +3,7 @@
 //! [`Telemetry`] owns the exporters of the process and ends them; [`Handle`] is what the rest of the agent holds. A handle
 //! is a value, not a global, so that many agents of one test process trace into their own collectors.
 
+mod answer;
 mod collect;
 mod context;
 mod export;
@@ -27,6 +28,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 
+pub use answer::AnswerText;
 pub use collect::Collected;
 pub use link::{ChannelOpening, ChannelTrace};
 pub use log::{LogFormat, TaskLine, log_task_end};

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::names::key;
 
 /// Most content that one attribute takes, in bytes. A span waits in the export's queue, so its size bounds that memory.
-const MAX_CONTENT_BYTES: usize = 16 * 1024;
+pub(super) const MAX_CONTENT_BYTES: usize = 16 * 1024;
 
 /// The settings in an OpenAI chat body. Messages and tools are skipped while parsing, never built.
 #[derive(Debug, Default, Deserialize)]

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{
-    Handle, Spans, context,
+    AnswerText, Handle, Spans, context,
     link::ChannelTrace,
     metrics::{Labels, provider_kind},
     names::{key, span, target, value},
@@ -204,6 +204,11 @@ impl TaskTrace {
             Some(chat) => context::inject(chat.context.span().span_context()),
             None => self.caller.as_ref().map(context::inject).unwrap_or_default(),
         }
+    }
+
+    /// Something to gather the answer's text with, if content is to be recorded.
+    pub fn answer_text(&self) -> Option<AnswerText> {
+        self.handle.wants_content().then(AnswerText::default)
     }
 
     /// The trace's id as 32 hexadecimal digits, for log lines.

@@ -1,14 +1,17 @@
 //! A world for one test: a fake mcpd, an agent on a socket in a temporary home, and scripted local programs.
 
 mod client;
+pub mod hostile;
 mod logs;
+pub mod process;
+pub mod proxy;
 
 use std::{
     fs,
     future::Future,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,6 +22,7 @@ use mcprelay::{
     agent::{Agent, AgentError, Stop, Stopped, Surroundings},
     config::Config,
     pb::{self, AgentState},
+    telemetry,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -29,6 +33,15 @@ pub use logs::Logs;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What all ids and all jitter follow from, unless a test says otherwise.
+const SEED: u64 = 7;
+
+/// Binding the agent's socket sets the process's umask for a moment, in which no other thread must create a folder.
+fn one_at_a_time() -> impl Drop {
+    static UMASK: Mutex<()> = Mutex::new(());
+    UMASK.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Waits for something that has to happen.
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -50,6 +63,10 @@ pub struct World {
     pub config: Config,
     /// How long the machine has slept, in ms.
     pub slept: Arc<AtomicU64>,
+    /// Fixes the agent's jitter.
+    pub seed: u64,
+    /// Where the agent's spans and measurements go: nowhere, unless a test says otherwise before it starts the agent.
+    pub telemetry: telemetry::Handle,
     agent: Option<(Stop, JoinHandle<Result<Stopped, AgentError>>)>,
 }
 
@@ -69,11 +86,22 @@ impl World {
 
     /// A home without credentials, and no agent yet.
     pub async fn offline(mcpd: fake_mcpd::Builder, change: impl FnOnce(&mut Config)) -> Self {
-        let mcpd = mcpd.seed(7).start().await.expect("a loopback port");
-        let home = tempfile::tempdir().expect("a temporary folder");
+        let mcpd = mcpd.seed(SEED).start().await.expect("a loopback port");
+        let home = {
+            let _umask = one_at_a_time();
+            tempfile::tempdir().expect("a temporary folder")
+        };
         let mut config = Config::defaults(home.path()).expect("the defaults are valid");
         change(&mut config);
-        Self { mcpd, home, config, slept: Arc::default(), agent: None }
+        Self {
+            mcpd,
+            home,
+            config,
+            slept: Arc::default(),
+            seed: SEED,
+            telemetry: telemetry::Handle::off(),
+            agent: None,
+        }
     }
 
     /// Puts the fake mcpd's URL and token into the home.
@@ -103,9 +131,10 @@ impl World {
         let slept = Arc::clone(&self.slept);
         let surroundings = Surroundings {
             slept_for: Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed))),
-            seed: 7,
-            telemetry: mcprelay::telemetry::Handle::off(),
+            seed: self.seed,
+            telemetry: self.telemetry.clone(),
         };
+        let _umask = one_at_a_time();
         let agent = Agent::new(&self.config, surroundings).expect("the home is free");
         let stop = Stop::default();
         self.agent = Some((stop.clone(), tokio::spawn(agent.run(stop))));
@@ -136,14 +165,15 @@ impl World {
         let (_stop, agent) = self.agent.take().expect("the agent runs");
         agent.abort();
         let _ = agent.await;
-        // Its lock and its streams go with it, as a process's would: once the rest of it has been dropped.
-        let socket = self.config.socket.clone();
-        soon("the killed agent's socket to go", async move {
-            while socket.exists() {
-                pass(Duration::from_millis(1)).await;
+        // Its server is a task of its own, which lets the lock go as it ends.
+        let lock = self.config.socket.with_extension("sock.lock");
+        let free = || fs::File::open(&lock).is_ok_and(|lock| lock.try_lock().is_ok());
+        let freed = async {
+            while !free() {
+                tokio::task::yield_now().await;
             }
-        })
-        .await;
+        };
+        soon("the killed agent's lock", freed).await;
     }
 
     /// A connected local program with `client_id`.

@@ -1,0 +1,233 @@
+//! One schedule: everything that will be done and go wrong, drawn from a seed before anything happens.
+
+use std::time::Duration;
+
+use fake_mcpd::{Aim, Answer, CallKind, Fault as McpdFault, PingStyle, Refused};
+use fastrand::Rng;
+
+use crate::support::proxy::{Order, Way};
+
+/// How long things go wrong, in ms.
+pub const CHAOS: u64 = 60_000;
+/// The names that programs serve and callers ask for.
+pub const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+/// The agent's limit for a whole task in every schedule: short, so that it is reached.
+pub const TASK_TIMEOUT: Duration = Duration::from_secs(50);
+/// For the first token.
+pub const FIRST_TOKEN: Duration = Duration::from_secs(12);
+/// Between two tokens.
+pub const IDLE_TOKEN: Duration = Duration::from_secs(8);
+/// In the queue.
+pub const QUEUE: Duration = Duration::from_secs(15);
+
+/// A schedule.
+#[derive(Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub max_in_flight: u32,
+    pub max_queued: u32,
+    pub drain_timeout: Duration,
+    pub idempotent: bool,
+    pub keep_alive: Option<Duration>,
+    pub ping_style: PingStyle,
+    pub programs: Vec<ProgramPlan>,
+    pub calls: Vec<CallPlan>,
+    /// In the order of time, which is in ms.
+    pub faults: Vec<(u64, Fault)>,
+    /// When the agent is told to stop.
+    pub drain_at: u64,
+}
+
+/// A local program.
+#[derive(Clone, Debug)]
+pub struct ProgramPlan {
+    pub client_id: String,
+    pub names: Vec<&'static str>,
+    pub seed: u64,
+    pub moods: Vec<(u64, Mood)>,
+}
+
+/// What a local program does as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// Its connection ends without a word, for so many ms.
+    Vanish(u64),
+    /// It says goodbye, ends what runs, and comes back after so many ms.
+    Drain(u64),
+    /// It connects a second time; the first connection goes on talking for a while.
+    Replace,
+    /// It withdraws everything, for so many ms.
+    Withdraw(u64),
+    /// It reads nothing, for so many ms.
+    Block(u64),
+}
+
+/// One inference that somebody asks for.
+#[derive(Clone, Debug)]
+pub struct CallPlan {
+    pub at: u64,
+    pub llm: &'static str,
+    pub streaming: bool,
+    pub deadline: Option<Duration>,
+    /// The caller goes away after so many ms.
+    pub leaves_after: Option<u64>,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// On the network.
+    Network(Order),
+    /// In mcpd.
+    Mcpd(McpdFault),
+    /// The owner pauses or resumes everything.
+    Pause(bool),
+    /// The agent is killed.
+    Kill,
+    /// It is started again.
+    Revive,
+    /// The machine seems to have slept so many ms.
+    Sleep(u64),
+    /// A task that was delivered before is delivered again.
+    LateDuplicate,
+    /// mcpd takes another token, which nobody has.
+    NewToken,
+    /// The credentials file gets it.
+    TokenWritten,
+}
+
+impl Plan {
+    /// The schedule of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let rng = &mut rng;
+        let (faulty, moody) = (rng.u8(..100) < 85, rng.u8(..100) < 70);
+        let programs = programs(rng, moody);
+        let calls = (0..rng.u64(3..=14)).map(|_| call(rng)).collect();
+        let mut faults = Vec::new();
+        if faulty {
+            (0..rng.u64(1..=5)).for_each(|_| faults.extend(trouble(rng)));
+        }
+        faults.sort_by_key(|(at, _)| *at);
+        let drain_at = match rng.u8(..10) {
+            0..3 => rng.u64(5_000..CHAOS),
+            _ => CHAOS + rng.u64(0..5_000),
+        };
+        faults.retain(|(at, _)| *at <= drain_at);
+        Self {
+            seed,
+            max_in_flight: rng.u32(1..=3),
+            max_queued: rng.u32(0..=4),
+            drain_timeout: Duration::from_secs(rng.u64(1..=20)),
+            idempotent: rng.u8(..100) < 75,
+            keep_alive: (rng.bool()).then_some(Duration::from_secs(5)),
+            ping_style: if rng.bool() { PingStyle::Event } else { PingStyle::Comment },
+            programs,
+            calls,
+            faults,
+            drain_at,
+        }
+    }
+}
+
+fn programs(rng: &mut Rng, moody: bool) -> Vec<ProgramPlan> {
+    let mut programs = Vec::new();
+    for n in 0..rng.usize(1..=3) {
+        let mut names: Vec<_> = NAMES.into_iter().filter(|_| rng.u8(..3) > 0).collect();
+        if names.is_empty() {
+            names.push(NAMES[0]);
+        }
+        let mut moods: Vec<_> = (0..rng.usize(0..=2)).map(|_| (rng.u64(2_000..CHAOS), mood(rng))).collect();
+        moods.retain(|_| moody);
+        moods.sort_by_key(|(at, _)| *at);
+        programs.push(ProgramPlan { client_id: format!("program-{n}"), names, seed: rng.u64(..), moods });
+    }
+    programs
+}
+
+fn mood(rng: &mut Rng) -> Mood {
+    let away = [200, 3_000, 9_000, 14_000][rng.usize(..4)];
+    match rng.u8(..6) {
+        0 | 1 => Mood::Vanish(away),
+        2 => Mood::Drain(away),
+        3 => Mood::Replace,
+        4 => Mood::Withdraw(away),
+        _ => Mood::Block([500, 5_000, 40_000][rng.usize(..3)]),
+    }
+}
+
+fn call(rng: &mut Rng) -> CallPlan {
+    let deadline = match rng.u8(..10) {
+        0..2 => None,
+        2..4 => Some(Duration::from_millis(rng.u64(300..5_000))),
+        _ => Some(Duration::from_secs(rng.u64(10..90))),
+    };
+    CallPlan {
+        at: rng.u64(1_000..CHAOS),
+        llm: NAMES[rng.usize(..NAMES.len())],
+        streaming: rng.u8(..10) < 7,
+        deadline,
+        leaves_after: (rng.u8(..10) < 2).then(|| rng.u64(0..8_000)),
+    }
+}
+
+/// One piece of trouble: a beginning and, where it lasts, an end.
+fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
+    let at = rng.u64(500..CHAOS);
+    let lasting = [100, 1_000, 4_000, 12_000, 45_000][rng.usize(..5)];
+    let network = |order| Fault::Network(order);
+    let for_a_while = |order| vec![(at, network(order)), (at + lasting, network(Order::Clear))];
+    let mcpd = |fault| vec![(at, Fault::Mcpd(fault))];
+    let times = rng.u32(1..=3);
+    match rng.u8(..28) {
+        0 => for_a_while(Order::Refuse),
+        1 => vec![(at, network(Order::CutAll))],
+        2 => vec![
+            (at, network(Order::CutAll)),
+            (at, network(Order::Refuse)),
+            (at + lasting, network(Order::Clear)),
+        ],
+        3 => vec![(at, network(Order::CutAfter(Way::ToMcpd, rng.usize(1..900))))],
+        4 => vec![(at, network(Order::CutAfter(Way::ToAgent, rng.usize(1..400))))],
+        5..9 => (0..times).map(|_| (at, network(Order::CutReply))).collect(),
+        9 => for_a_while(Order::Stall),
+        10 => vec![
+            (at, network(Order::Stall)),
+            (at + lasting, network(Order::CutAll)),
+            (at + lasting, network(Order::Clear)),
+        ],
+        11 => for_a_while(Order::Delay(Duration::from_millis(rng.u64(5..900)))),
+        12 => for_a_while(Order::Bytewise),
+        13 => mcpd(McpdFault::Drop { broken: rng.bool() }),
+        14 => mcpd(McpdFault::Silent),
+        15 => mcpd(McpdFault::CloseChannels { times }),
+        16 => mcpd(McpdFault::Refuse {
+            what: if rng.bool() { Refused::Calls } else { Refused::Connections },
+            lasting: Some(Duration::from_millis(lasting)),
+        }),
+        17 => mcpd(McpdFault::Delay { aim: aim(rng, times), by: Duration::from_millis(rng.u64(10..20_000)) }),
+        18 | 19 => mcpd(McpdFault::Answer {
+            aim: aim(rng, times),
+            answer: Answer::status([500, 502, 503, 429, 408][rng.usize(..5)]),
+        }),
+        20 => mcpd(McpdFault::LoseReply { aim: Aim::next(CallKind::Result).times(times) }),
+        21 => mcpd(if rng.bool() { McpdFault::Forget } else { McpdFault::Restart }),
+        22 => mcpd(McpdFault::Twice { times: 5 }),
+        23 => mcpd(if rng.bool() {
+            McpdFault::Garbage { frame: None }
+        } else {
+            McpdFault::NoSessionId { times: 1 }
+        }),
+        24 => vec![(at, Fault::Pause(true)), (at + lasting.min(12_000), Fault::Pause(false))],
+        25 => vec![(at, Fault::Kill), (at + [10, 2_000, 20_000][rng.usize(..3)], Fault::Revive)],
+        26 => vec![(at, Fault::Sleep(rng.u64(6_000..3_600_000))), (at, network(Order::CutAll))],
+        _ if rng.bool() => vec![(at, Fault::LateDuplicate)],
+        _ => vec![(at, Fault::NewToken), (at + [100, 3_000][rng.usize(..2)], Fault::TokenWritten)],
+    }
+}
+
+fn aim(rng: &mut Rng, times: u32) -> Aim {
+    let kinds =
+        [CallKind::Register, CallKind::Stream, CallKind::Heartbeat, CallKind::Result, CallKind::Result];
+    Aim::next(kinds[rng.usize(..kinds.len())]).times(times)
+}

@@ -1,0 +1,381 @@
+//! Plays one schedule: a whole agent, an mcpd, a network between them, programs and callers, on one thread and a paused clock.
+
+use std::{fs, sync::atomic::Ordering, time::Duration};
+
+use fake_mcpd::{Entry, FakeMcpd, InferRequest, Kind, TaskEnd};
+use fastrand::Rng;
+use mcprelay::agent::Stopped;
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    plan::{self, CallPlan, Fault, Plan},
+    program::{Program, at as moment},
+    story::{Call, Life, Ms, Scribe, Story, Trouble},
+};
+use crate::support::{
+    World, chat,
+    proxy::{Order, Proxy},
+};
+
+/// How long after the end of a trouble its effects may still be felt: a POST that was swallowed is given up after 30 s, and sent
+/// again after 7.5 s at most.
+const AFTERMATH: u64 = 40_000;
+/// Longest wait for the agent to be gone, beyond what it is allowed.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Plays a schedule to its end.
+pub fn play(plan: &Plan) -> Story {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.expect("a runtime").block_on(Stage::play(plan))
+}
+
+/// What the plan has for one moment.
+enum Step {
+    Fault(Fault),
+    Call(CallPlan),
+}
+
+struct Stage<'a> {
+    plan: &'a Plan,
+    world: World,
+    proxy: Proxy,
+    scribe: Scribe,
+    programs: JoinSet<()>,
+    calls: JoinSet<()>,
+    /// When trouble without an end of its own began.
+    network_since: Option<u64>,
+    paused_since: Option<u64>,
+    dead_since: Option<u64>,
+}
+
+impl<'a> Stage<'a> {
+    async fn play(plan: &'a Plan) -> Story {
+        let mut stage = Self::set(plan).await;
+        let faults = plan.faults.iter().map(|(at, fault)| (*at, Step::Fault(fault.clone())));
+        let calls = plan.calls.iter().map(|call| (call.at, Step::Call(call.clone())));
+        let mut steps: Vec<_> = faults.chain(calls).filter(|(at, _)| *at <= plan.drain_at).collect();
+        steps.sort_by_key(|(at, _)| *at);
+        for (at, step) in steps {
+            sleep_until(stage.scribe.moment(at)).await;
+            match step {
+                Step::Fault(fault) => stage.fault(fault).await,
+                Step::Call(call) => stage.call(call),
+            }
+        }
+        sleep_until(stage.scribe.moment(plan.drain_at)).await;
+        stage.end().await
+    }
+
+    async fn set(plan: &'a Plan) -> Self {
+        let mut mcpd = FakeMcpd::builder().idempotent_results(plan.idempotent).ping_style(plan.ping_style);
+        if let Some(keep_alive) = plan.keep_alive {
+            mcpd = mcpd.keep_alive(keep_alive);
+        }
+        let mut world = World::offline(mcpd, |config| {
+            config.max_in_flight = plan.max_in_flight;
+            config.max_queued = plan.max_queued;
+            config.drain_timeout = plan.drain_timeout;
+            config.task_timeout = plan::TASK_TIMEOUT;
+            config.first_token_timeout = plan::FIRST_TOKEN;
+            config.idle_token_timeout = plan::IDLE_TOKEN;
+            config.queue_timeout = plan::QUEUE;
+        })
+        .await;
+        world.seed = plan.seed;
+        let proxy = Proxy::start(world.mcpd.address()).await.expect("a loopback port");
+        let scribe = Scribe::new();
+        let mut stage = Self {
+            plan,
+            world,
+            proxy,
+            scribe,
+            programs: JoinSet::new(),
+            calls: JoinSet::new(),
+            network_since: None,
+            paused_since: None,
+            dead_since: None,
+        };
+        stage.write_credentials();
+        stage.world.start_agent();
+        stage.begin_life();
+        stage.start_programs();
+        stage
+    }
+
+    fn write_credentials(&self) {
+        let credentials = json!({"mcpdUrl": self.proxy.url(), "token": self.world.mcpd.token()});
+        self.world.write("credentials", &credentials.to_string());
+    }
+
+    fn start_programs(&mut self) {
+        for plan in &self.plan.programs {
+            let program = Program {
+                rng: Rng::with_seed(plan.seed),
+                plan: plan.clone(),
+                socket: self.world.config.socket.clone(),
+                scribe: self.scribe.clone(),
+                max_in_flight: self.plan.max_in_flight,
+            };
+            self.programs.spawn(program.live());
+        }
+    }
+
+    // ---- callers ---------------------------------------------------------------------------------------------------
+
+    /// Somebody asks, reads what comes as it comes, and leaves if that is the plan.
+    fn call(&mut self, plan: CallPlan) {
+        let (body, at) = (chat("go"), self.scribe.now());
+        let request = if plan.streaming {
+            InferRequest::streaming(plan.llm, &body)
+        } else {
+            InferRequest::new(plan.llm, &body)
+        };
+        let mut seen = Call { at, deadline: plan.deadline, ..Call::default() };
+        let n = self.scribe.story().calls.len();
+        match self.world.mcpd.submit(InferRequest { deadline: plan.deadline, ..request }) {
+            Err(refused) => {
+                self.scribe.log(format_args!("call {n} refused: {}", refused.status));
+                seen.refused = Some(refused.status);
+            }
+            Ok(call) => {
+                self.scribe.log(format_args!("call {n} is {} for {}", call.task_id(), plan.llm));
+                call.task_id().clone_into(&mut seen.task);
+                let leaves = plan.leaves_after.map(|after| self.scribe.moment(at + after));
+                self.calls.spawn(listen(n, call, leaves, self.scribe.clone()));
+            }
+        }
+        self.scribe.story().calls.push(seen);
+    }
+
+    // ---- what goes wrong -------------------------------------------------------------------------------------------
+
+    async fn fault(&mut self, fault: Fault) {
+        self.scribe.log(format_args!("{fault:?}"));
+        let now = self.scribe.now();
+        match fault {
+            Fault::Network(order) => self.network(order, now),
+            Fault::Mcpd(fault) => {
+                self.excuse_mcpd(&fault, now);
+                self.world.mcpd.fault(fault);
+            }
+            Fault::Pause(paused) => self.pause(paused, now).await,
+            Fault::Kill => self.kill(now).await,
+            Fault::Revive => self.revive(now),
+            Fault::Sleep(ms) => {
+                self.scribe.trouble(now, now + AFTERMATH, Trouble::Network);
+                self.world.slept.fetch_add(ms, Ordering::Relaxed);
+            }
+            Fault::LateDuplicate => self.deliver_again(),
+            Fault::NewToken => {
+                self.scribe.trouble(now, now + AFTERMATH, Trouble::Mcpd);
+                self.world.mcpd.set_token(format!("token-{now}"));
+            }
+            Fault::TokenWritten => self.write_credentials(),
+        }
+    }
+
+    fn network(&mut self, order: Order, now: u64) {
+        match order {
+            Order::Clear => {
+                if let Some(since) = self.network_since.take() {
+                    self.scribe.trouble(since, now + AFTERMATH, Trouble::Network);
+                }
+            }
+            Order::CutAll | Order::CutAfter(..) | Order::CutReply => {
+                // A cut is over at once, but a chunk that may have been applied is the end of a stream where mcpd does not drop repeats.
+                let what = if self.plan.idempotent { Trouble::Armed } else { Trouble::Network };
+                self.scribe.trouble(now, Ms::MAX, what);
+            }
+            Order::Refuse | Order::Stall | Order::Delay(_) | Order::Bytewise => {
+                self.network_since.get_or_insert(now);
+            }
+        }
+        self.proxy.order(order);
+    }
+
+    fn excuse_mcpd(&self, fault: &fake_mcpd::Fault, now: u64) {
+        use fake_mcpd::Fault as Of;
+        let (lasting, what) = match fault {
+            Of::Forget | Of::Restart => (AFTERMATH, Trouble::Forgot),
+            Of::Refuse { lasting, .. } => {
+                (lasting.map_or(0, |d| d.as_millis() as u64) + AFTERMATH, Trouble::Mcpd)
+            }
+            // Armed until the calls come that they hit.
+            Of::Delay { .. } | Of::Answer { .. } | Of::Silent | Of::NoSessionId { .. } => {
+                (Ms::MAX - now, Trouble::Mcpd)
+            }
+            Of::LoseReply { .. } if self.plan.idempotent => (Ms::MAX - now, Trouble::Armed),
+            Of::LoseReply { .. } => (Ms::MAX - now, Trouble::Mcpd),
+            _ => (0, Trouble::Mcpd),
+        };
+        self.scribe.trouble(now, now + lasting, what);
+    }
+
+    async fn pause(&mut self, paused: bool, now: u64) {
+        if paused {
+            self.paused_since = Some(now);
+        } else if let Some(since) = self.paused_since.take() {
+            self.scribe.trouble(since, now, Trouble::Local);
+        }
+        let Some(mut client) = crate::support::Client::try_connect(&self.world.config.socket, "owner").await
+        else {
+            return;
+        };
+        let request = mcprelay::pb::SetPausedRequest { paused, ..mcprelay::pb::SetPausedRequest::default() };
+        let _ = client.rpc.set_paused(request).await;
+    }
+
+    async fn kill(&mut self, now: u64) {
+        if self.dead_since.is_none() {
+            self.dead_since = Some(now);
+            self.world.kill_agent().await;
+            self.end_life();
+        }
+    }
+
+    fn revive(&mut self, now: u64) {
+        if let Some(since) = self.dead_since.take() {
+            self.scribe.trouble(since, now + AFTERMATH, Trouble::Agent);
+            self.world.start_agent();
+            self.begin_life();
+        }
+    }
+
+    /// mcpd hands over a task again that this agent has had, under way or not.
+    fn deliver_again(&self) {
+        let journal = self.world.mcpd.journal();
+        let took = self.took();
+        let delivered =
+            |e: &&Entry| e.kind == Kind::Task && e.task.as_ref().is_some_and(|t| took.contains(t));
+        let forgotten = journal.iter().any(|e| e.kind == Kind::Fault && forgets(&e.text()));
+        if let Some(entry) = journal.iter().find(delivered).filter(|_| !forgotten) {
+            self.scribe.log(format_args!("{} is delivered again", entry.task.as_deref().unwrap_or_default()));
+            self.world.mcpd.send_raw(format!("event: task\\ndata: {}\\n\\n", entry.text()));
+        }
+    }
+
+    // ---- the agent's lives -----------------------------------------------------------------------------------------
+
+    fn begin_life(&self) {
+        self.scribe.story().lives.push(Life::default());
+    }
+
+    fn end_life(&self) {
+        let now = self.scribe.now();
+        let (took, left) = (self.took(), self.left());
+        let mut story = self.scribe.story();
+        let life = story.lives.last_mut().expect("a life began");
+        (life.until, life.took, life.left) = (Some(now), took, left);
+    }
+
+    fn tasks_file(&self) -> Vec<(bool, String)> {
+        let text = fs::read_to_string(self.world.path(mcprelay::config::TASKS_FILE)).unwrap_or_default();
+        text.lines().filter_map(|l| Some((l.starts_with('+'), l.get(1..)?.to_owned()))).collect()
+    }
+
+    fn took(&self) -> Vec<String> {
+        self.tasks_file().into_iter().filter_map(|(begun, id)| begun.then_some(id)).collect()
+    }
+
+    fn left(&self) -> Vec<String> {
+        let lines = self.tasks_file();
+        let over = |id: &String| lines.iter().any(|(begun, other)| !begun && other == id);
+        self.took().into_iter().filter(|id| !over(id)).collect()
+    }
+
+    // ---- the end ---------------------------------------------------------------------------------------------------
+
+    async fn end(mut self) -> Story {
+        self.scribe.log("the agent is told to stop");
+        let began = self.scribe.now();
+        self.revive(began);
+        self.scribe.story().drain_at = began;
+        self.world.drain();
+        let stopped = tokio::time::timeout(PATIENCE, self.world.stopped()).await;
+        let gone = self.scribe.now();
+        self.scribe.log(format_args!("the agent is gone: {:?}", stopped.as_ref().ok()));
+        self.end_life();
+        self.scribe.story().stopped = stopped.ok().map(|how| (gone, how == Stopped::Drained));
+        if let Some(since) = self.network_since.take() {
+            self.scribe.trouble(since, gone + AFTERMATH, Trouble::Network);
+        }
+        if let Some(since) = self.paused_since.take() {
+            self.scribe.trouble(since, gone, Trouble::Local);
+        }
+        // Callers whose tasks were never handed over wait for mcpd's own deadline.
+        self.programs.shutdown().await;
+        self.calls.shutdown().await;
+        self.write_journal();
+        let mut story = self.scribe.take();
+        story.drain_timeout = self.plan.drain_timeout;
+        story.idempotent = self.plan.idempotent;
+        story.violations = self.world.mcpd.violations();
+        story
+    }
+
+    fn write_journal(&self) {
+        let lines = self.world.mcpd.journal().into_iter().map(|e| {
+            let (task, key) = (e.task.unwrap_or_default(), e.key.unwrap_or_default());
+            format!("{:>7} mcpd {:?} {task} {key} {:?}", e.at_ms, e.kind, e.status)
+        });
+        self.scribe.story().log.extend(lines);
+    }
+}
+
+fn forgets(fault: &str) -> bool {
+    fault.contains("\"forget\"") || fault.contains("\"restart\"")
+}
+
+/// One caller, until its end or until it leaves.
+async fn listen(n: usize, mut call: fake_mcpd::Call, leaves: Option<Instant>, scribe: Scribe) {
+    loop {
+        tokio::select! {
+            biased;
+            chunk = call.chunk() => match chunk {
+                Some(chunk) => scribe.story().calls[n].text.push_str(&delta(&chunk)),
+                None => break,
+            },
+            () = moment(leaves) => {
+                scribe.log(format_args!("call {n} leaves"));
+                let now = scribe.now();
+                scribe.story().calls[n].left_at = Some(now);
+                return;
+            }
+        }
+    }
+    let end = call.collect().await.end;
+    scribe.log(format_args!("call {n} ends: {}", word(&end)));
+    let now = scribe.now();
+    let mut story = scribe.story();
+    if let TaskEnd::Reply { status: 200, body, .. } = &end {
+        story.calls[n].text.push_str(&message(body));
+    }
+    story.calls[n].end = Some((now, end));
+}
+
+fn delta(chunk: &[u8]) -> String {
+    let chunk: Value = serde_json::from_slice(chunk).unwrap_or_default();
+    chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()
+}
+
+fn message(body: &[u8]) -> String {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    body["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned()
+}
+
+/// An end in a word that is the same in every replay: messages may name ports.
+pub fn word(end: &TaskEnd) -> String {
+    match end {
+        TaskEnd::Done => "done".to_owned(),
+        TaskEnd::CallerGone => "caller gone".to_owned(),
+        TaskEnd::Failed { status, code, .. } => format!("{status} {code}"),
+        TaskEnd::Reply { status, body, .. } => {
+            let body: Value = serde_json::from_slice(body).unwrap_or_default();
+            format!("{status} {}", body["error"]["code"].as_str().unwrap_or_default())
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! A TCP relay between the agent and mcpd that does to the bytes what networks do to them.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{AbortHandle, JoinSet, yield_now},
+    time::sleep,
+};
+
+/// Bytes taken at once from one side.
+const PIECE: usize = 16 << 10;
+/// Of a piece that is passed on byte by byte, so many bytes are; the rest follows as it is. Boundaries are where the trouble is.
+const BYTEWISE: usize = 512;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    ToMcpd,
+    ToAgent,
+}
+
+/// What the relay is told to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Reset new connections from now on.
+    Refuse,
+    /// Reset every connection there is.
+    CutAll,
+    /// Reset the next connection that moves bytes this way, once so many have passed.
+    CutAfter(Way, usize),
+    /// Reset the next call's connection when its reply comes: mcpd has done it, and the agent cannot know.
+    CutReply,
+    /// Swallow everything, new connections too, without a word.
+    Stall,
+    /// Hold every piece back so long.
+    Delay(Duration),
+    /// Pass on single bytes.
+    Bytewise,
+    /// Behave, from now on. What was swallowed goes on.
+    Clear,
+}
+
+/// What holds for every connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rules {
+    refuse: bool,
+    stalled: bool,
+    delay: Duration,
+    bytewise: bool,
+    /// Counts the orders to reset everything.
+    cuts: u64,
+}
+
+/// What hits one connection.
+#[derive(Debug, Default)]
+struct Armed {
+    after: VecDeque<(Way, usize)>,
+    replies: u32,
+}
+
+#[derive(Debug)]
+struct Shared {
+    rules: watch::Sender<Rules>,
+    armed: Mutex<Armed>,
+    target: SocketAddr,
+}
+
+/// The relay. Dropping it resets every connection.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: AbortHandle,
+}
+
+impl Proxy {
+    /// A relay to `target` on a free loopback port.
+    pub async fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let (rules, _) = watch::channel(Rules::default());
+        let shared = Arc::new(Shared { rules, armed: Mutex::default(), target });
+        let accepting = tokio::spawn(accept(Arc::clone(&shared), listener)).abort_handle();
+        Ok(Self { address, shared, accepting })
+    }
+
+    /// The URL under which the agent finds mcpd.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Does as told, at once.
+    pub fn order(&self, order: Order) {
+        let change = |change: fn(&mut Rules)| self.shared.rules.send_modify(change);
+        match order {
+            Order::Refuse => change(|rules| rules.refuse = true),
+            Order::CutAll => change(|rules| rules.cuts += 1),
+            Order::CutAfter(way, bytes) => self.shared.armed().after.push_back((way, bytes)),
+            Order::CutReply => self.shared.armed().replies += 1,
+            Order::Stall => change(|rules| rules.stalled = true),
+            Order::Delay(by) => self.shared.rules.send_modify(|rules| rules.delay = by),
+            Order::Bytewise => change(|rules| rules.bytewise = true),
+            Order::Clear => {
+                *self.shared.armed() = Armed::default();
+                change(|rules| *rules = Rules { cuts: rules.cuts, ..Rules::default() });
+            }
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Shared {
+    fn armed(&self) -> std::sync::MutexGuard<'_, Armed> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an order to cut a connection that moves bytes this way.
+    fn take_cut(&self, way: Way) -> Option<usize> {
+        let mut armed = self.armed();
+        let at = armed.after.iter().position(|(of, _)| *of == way)?;
+        armed.after.remove(at).map(|(_, bytes)| bytes)
+    }
+
+    fn takes_reply(&self) -> bool {
+        let mut armed = self.armed();
+        let any = armed.replies > 0;
+        armed.replies -= u32::from(any);
+        any
+    }
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(_) = connections.join_next() => {}
+            Ok((agent, _)) = listener.accept() => {
+                if shared.rules.borrow().refuse {
+                    reset(&agent);
+                } else {
+                    connections.spawn(relay(Arc::clone(&shared), agent));
+                }
+            }
+        }
+    }
+}
+
+/// Makes dropping a connection a reset, in which bytes on their way are lost.
+fn reset(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
+}
+
+/// One connection, until one side ends it or it is cut.
+async fn relay(shared: Arc<Shared>, mut agent: TcpStream) {
+    let mut rules = shared.rules.subscribe();
+    let Ok(mut mcpd) = TcpStream::connect(shared.target).await else { return reset(&agent) };
+    let _ = (agent.set_nodelay(true), mcpd.set_nodelay(true));
+    let cuts = rules.borrow_and_update().cuts;
+    let ended_by_mcpd = {
+        let (mut from_agent, mut to_agent) = agent.split();
+        let (mut from_mcpd, mut to_mcpd) = mcpd.split();
+        let mut up = Pump::new(&shared, Way::ToMcpd);
+        let mut down = Pump::new(&shared, Way::ToAgent);
+        let is_call = watch::Sender::new(false);
+        tokio::select! {
+            biased;
+            _ = rules.wait_for(|rules| rules.cuts != cuts) => false,
+            _ = up.run(&mut from_agent, &mut to_mcpd, &is_call) => false,
+            ended = down.run(&mut from_mcpd, &mut to_agent, &is_call) => ended.is_ok(),
+        }
+    };
+    // What the agent gave up never reaches mcpd later, and what is cut is cut on both sides; only mcpd's own end is passed on.
+    reset(&mcpd);
+    if !ended_by_mcpd {
+        reset(&agent);
+    }
+}
+
+/// One way of one connection.
+struct Pump<'a> {
+    shared: &'a Shared,
+    rules: watch::Receiver<Rules>,
+    way: Way,
+    /// Bytes until the cut that was meant for this connection.
+    left: Option<usize>,
+}
+
+impl<'a> Pump<'a> {
+    fn new(shared: &'a Shared, way: Way) -> Self {
+        Self { shared, rules: shared.rules.subscribe(), way, left: None }
+    }
+
+    /// Passes bytes on until the side they come from ends (`Ok`), or the connection is to be cut.
+    async fn run(
+        &mut self,
+        from: &mut (impl tokio::io::AsyncRead + Unpin),
+        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+        is_call: &watch::Sender<bool>,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let read = from.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            let piece = &buffer[..read];
+            match self.way {
+                // The channel is a GET; its replies never end, so it is left out where replies are cut.
+                Way::ToMcpd if piece.starts_with(b"POST") => drop(is_call.send_replace(true)),
+                Way::ToMcpd => {}
+                Way::ToAgent if *is_call.borrow() && self.shared.takes_reply() => return Err(cut()),
+                Way::ToAgent => {}
+            }
+            self.forward(piece, to).await?;
+        }
+    }
+
+    async fn forward(
+        &mut self,
+        piece: &[u8],
+        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    ) -> io::Result<()> {
+        let rules = *self.rules.wait_for(|rules| !rules.stalled).await.map_err(|_| cut())?;
+        if !rules.delay.is_zero() {
+            sleep(rules.delay).await;
+        }
+        self.left = self.left.or_else(|| self.shared.take_cut(self.way));
+        let keep = self.left.map_or(piece.len(), |left| left.min(piece.len()));
+        self.write(&piece[..keep], rules.bytewise, to).await?;
+        match &mut self.left {
+            Some(left) if *left <= piece.len() => return Err(cut()),
+            Some(left) => *left -= piece.len(),
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        piece: &[u8],
+        bytewise: bool,
+        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    ) -> io::Result<()> {
+        let (single, rest) = piece.split_at(if bytewise { piece.len().min(BYTEWISE) } else { 0 });
+        for byte in single {
+            to.write_all(std::slice::from_ref(byte)).await?;
+            yield_now().await;
+        }
+        to.write_all(rest).await
+    }
+}
+
+fn cut() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}

@@ -1,0 +1,136 @@
+"""OpenTelemetry collectors that are not ours, and what they got."""
+
+import http.client
+import json
+import os
+import socket
+import sys
+import sysconfig
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+from mock_provider import Background
+from processes import Process, free_port, wait_for
+
+INTERNAL, CLIENT, CONSUMER = 1, 3, 5
+
+
+def listening(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Oteltap(Process):
+    """OTLP over HTTP. What reaches it passes a recorder that keeps every byte."""
+
+    def __init__(self, folder):
+        self.port = free_port()
+        command = [sys.executable, "-m", "oteltap", "--port", self.port]
+        super().__init__(command, Path(folder) / "oteltap.log", PYTHONUNBUFFERED="1")
+        wait_for("oteltap's start", lambda: listening(self.port))
+        self.bytes = b""
+        self.recorder = Background(self.handler())
+
+    def handler(self):
+        tap = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                tap.bytes += str(self.headers).encode() + body
+                onward = http.client.HTTPConnection("127.0.0.1", tap.port)
+                onward.request("POST", self.path, body, {"Content-Type": self.headers["Content-Type"]})
+                reply = onward.getresponse()
+                self.send_response(reply.status)
+                self.end_headers()
+                self.wfile.write(reply.read())
+
+        return Handler
+
+    def __enter__(self):
+        self.recorder.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        self.recorder.__exit__()
+        self.stop()
+
+    def variables(self, **more):
+        """What makes an agent export to it, promptly."""
+        prompt = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "200"}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.recorder.url} | prompt | more
+
+    def lines(self):
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+
+    def spans(self):
+        return [Span(line) for line in self.lines() if "spanId" in line]
+
+    def trace(self, trace_id):
+        """The spans of one trace, once its root has come."""
+        self.wait_for_span("process task", trace_id)
+        return [s for s in self.spans() if s.trace == trace_id]
+
+    def wait_for_span(self, name, trace_id):
+        wanted = lambda: [s for s in self.spans() if s.name == name and s.trace == trace_id]
+        return wait_for(f"the arrival of {name}", wanted)[0]
+
+
+class Rotel(Process):
+    """OTLP over gRPC."""
+
+    def __init__(self, folder):
+        program = os.path.join(sysconfig.get_paths()["purelib"], "rotel", "rotel-agent")
+        self.port = free_port()
+        command = [program, "start", "--exporter", "blackhole", "--debug-log", "traces"]
+        command += ["--debug-log-verbosity", "detailed", "--otlp-grpc-endpoint", f"127.0.0.1:{self.port}"]
+        command += ["--otlp-http-endpoint", f"127.0.0.1:{free_port()}", "--pid-file", Path(folder) / "pid"]
+        super().__init__(command, Path(folder) / "rotel.log")
+        wait_for("rotel's start", lambda: listening(self.port))
+
+    def variables(self, **more):
+        """What makes an agent export to it, promptly."""
+        url = f"http://127.0.0.1:{self.port}"
+        protocol = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": url} | protocol | more
+
+
+class Span:
+    """One span as oteltap prints it."""
+
+    def __init__(self, line):
+        self.name, self.kind = line["name"], line["kind"]
+        self.trace, self.id, self.parent = line["traceId"], line["spanId"], line["parentSpanId"]
+        self.links = [link["spanId"] for link in line["links"]]
+        self.attributes = {a["key"]: value(a["value"]) for a in line["attributes"]}
+        self.events = [event["name"] for event in line["events"]]
+        self.status = line["status"].get("code", 0)
+        self.message = line["status"].get("message", "")
+        self.began, self.ended = int(line["startTimeUnixNano"]), int(line["endTimeUnixNano"])
+
+    def __repr__(self):
+        return f"{self.name} {self.kind} {self.parent}->{self.id} {self.status} {self.attributes}"
+
+
+def value(any_value):
+    (kind, found), *_ = any_value.items()
+    if kind == "intValue":
+        return int(found)
+    return [value(v) for v in found["values"]] if kind == "arrayValue" else found
+
+
+def by_name(spans):
+    """Each span under its name; of several POSTs the last."""
+    return {s.name: s for s in spans}
+
+
+def covered(root, children):
+    """Which part of the root's time lies in at least one child."""
+    total, until = 0, root.began
+    for child in sorted(children, key=lambda s: s.began):
+        total += max(0, min(child.ended, root.ended) - max(child.began, until))
+        until = max(until, child.ended)
+    return total / (root.ended - root.began)

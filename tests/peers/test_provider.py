@@ -1,0 +1,161 @@
+"""The provider host's life with a real server, a real file and real kills."""
+
+import json
+import threading
+import time
+
+import pytest
+from processes import Agent, Llama, Mcpd, chat, echo, free_port, get, smol, wait_for, write_config, write_home
+
+
+@pytest.fixture
+def mcpd(tmp_path):
+    with Mcpd(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def in_background(work):
+    """Runs `work`; what it returned is in the list once it has ended."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    return thread, found
+
+
+def test_get_llm_lists_exactly_the_opted_in(stack):
+    listed = json.loads(stack.agent.tool("get", "llm", "-o", "json"))
+    assert {llm["name"]: llm["status"] for llm in listed} == {"smol": "active", "parrot": "active"}
+    table = stack.agent.tool("get", "llm")
+    assert "smol" in table and "parrot" in table and "hidden" not in table
+    assert stack.agent.provider("hidden")["verdict"] == "not_opted_in"
+
+
+def test_what_the_server_tells_is_in_the_status(stack):
+    assert stack.agent.provider("smol")["contextTokens"] == 256
+
+
+def test_infer_prints_the_models_answer(stack):
+    assert stack.agent.tool("infer", "smol", "Say hi").strip()
+
+
+def test_status_counts_what_happened(mcpd, home):
+    write_home(home, mcpd, [echo(tokenDelayMs=50)])
+    with Agent(home) as agent:
+        agent.wait_online()
+        assert mcpd.infer("parrot", chat("one two three"))[0] == 200
+        assert mcpd.infer("parrot", chat("one two three", stream=True))[0] == 200
+        assert mcpd.infer("nobody", chat("hi"))[0] == 404
+        long = "word " * 200
+        caller, found = in_background(lambda: mcpd.infer("parrot", chat(long, stream=True)))
+        wait_for("the task", lambda: agent.status()["tasks"])
+        assert agent.provider("parrot")["running"] == 1
+        mcpd.fault("cancel")
+        caller.join()
+        wait_for("the cancel", lambda: not agent.status()["tasks"])
+        totals = agent.status()["totals"]
+        assert (totals["tasks"], totals["tasksOk"], totals["tasksCancelled"]) == (3, 2, 1), totals
+        assert totals["chunks"] >= totals["posts"] - 3 > 0
+        assert found
+
+
+def test_a_killed_agent_comes_back_as_the_same_session_and_row(mcpd, home):
+    write_home(home, mcpd, [echo()])
+    agent = Agent(home)
+    agent.wait_online()
+    session, row = agent.status()["providerSessionId"], mcpd.llms()["parrot"]["id"]
+    agent.child.kill()
+    agent.child.wait()
+    with Agent(home) as agent:
+        agent.wait_online()
+        assert agent.status()["providerSessionId"] == session
+        assert mcpd.llms()["parrot"]["id"] == row and mcpd.is_active("parrot")
+        assert mcpd.infer("parrot", chat("still there"))[0] == 200
+
+
+def test_a_task_of_a_killed_agent_ends_with_an_error_at_its_return(mcpd, home):
+    write_home(home, mcpd, [echo(tokenDelayMs=200)])
+    agent = Agent(home)
+    agent.wait_online()
+    caller, found = in_background(lambda: mcpd.infer("parrot", chat("word " * 100)))
+    wait_for("the task", lambda: agent.status()["tasks"])
+    agent.child.kill()
+    agent.child.wait()
+    with Agent(home) as agent:
+        agent.wait_online()
+        caller.join()
+        status, text = found[0]
+        assert status >= 500 and "restarted" in text, found
+
+
+def test_flipping_publish_shows_within_two_seconds(mcpd, home):
+    write_home(home, mcpd, [echo(), echo("second", publish=False)])
+    with Agent(home) as agent:
+        agent.wait_online()
+        for wanted in (True, False, True):
+            write_config(home, [echo(), echo("second", publish=wanted)])
+            wait_for("the change", lambda: mcpd.is_active("second") == wanted, patience=2)
+            assert mcpd.is_active("parrot"), "the other one is left alone"
+
+
+def test_a_broken_file_keeps_the_last_good_state_and_says_where(mcpd, home):
+    write_home(home, mcpd, [echo()])
+    with Agent(home) as agent:
+        agent.wait_online()
+        (home / "config.json").write_text('{"llm": {"providers": [\n  {"name": "parrot", ]}}')
+        wait_for("the complaint", lambda: "line 2, column" in agent.log)
+        assert mcpd.is_active("parrot")
+
+
+def test_a_request_during_a_restart_waits_until_the_model_is_loaded(mcpd, home, tmp_path):
+    port = free_port()
+    first = Llama(tmp_path, port)
+    write_home(home, mcpd, [smol(first)])
+    with Agent(home) as agent:
+        agent.wait_online()
+        first.stop()
+        with Llama(tmp_path, port, wait=False) as again:
+            with again.slowed():
+                wait_for("a loading server", lambda: again.health() == 503)
+                caller, found = in_background(lambda: mcpd.infer("smol", chat("Say hi", max_tokens=3)))
+                wait_for("the host to see it", lambda: agent.provider("smol")["state"] == "loading")
+                assert not found and mcpd.is_active("smol"), "its caller waits, and it stays listed"
+            caller.join()
+        status, text = found[0]
+        assert status == 200, text
+
+
+def test_a_server_that_is_away_is_withdrawn_and_comes_back_by_itself(mcpd, home, tmp_path):
+    port = free_port()
+    first = Llama(tmp_path, port)
+    write_home(home, mcpd, [smol(first)])
+    with Agent(home) as agent:
+        agent.wait_online()
+        first.stop()
+        status, text = mcpd.infer("smol", chat("hi"))
+        assert status in (502, 503), text
+        wait_for("the withdrawal", lambda: not mcpd.is_active("smol"))
+        assert agent.provider("smol")["state"] == "unavailable"
+        with Llama(tmp_path, port):
+            wait_for("its return", lambda: mcpd.is_active("smol"), patience=5)
+            assert mcpd.infer("smol", chat("hi", max_tokens=2))[0] == 200
+
+
+def test_a_stop_lets_a_running_stream_finish(mcpd, home):
+    write_home(home, mcpd, [echo(tokenDelayMs=50)])
+    agent = Agent(home)
+    agent.wait_online()
+    caller, found = in_background(lambda: mcpd.infer("parrot", chat("word " * 20, stream=True)))
+    wait_for("the task", lambda: agent.status()["tasks"])
+    began = time.monotonic()
+    assert agent.stop() == 0
+    caller.join()
+    status, text = found[0]
+    assert status == 200 and text.rstrip().endswith("data: [DONE]"), text
+    assert time.monotonic() - began < 10
+    assert not mcpd.is_active("parrot"), "deregistered"
+    assert get(f"{mcpd.url}/_fake/state")[0] == 200
