@@ -26,7 +26,7 @@ use super::{
 use crate::{
     bridge::{self, CloseReason, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkInput, ProviderView, link::UrlChange},
+    core::{Core, Effect, Input, LinkInput, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
     domain::{Activity, LinkStatus, ProviderName, SessionKey, TaskId, TaskKey},
     pb,
@@ -318,9 +318,6 @@ impl Hub {
     fn registered(&mut self, attempt: u64, reply: Result<String, crate::domain::CallFailure>) {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
-        if accepted && let Some(id) = self.core.provider_session().map(str::to_owned) {
-            self.keep_session(id);
-        }
         if accepted && !self.left_behind.is_empty() {
             let left = std::mem::take(&mut self.left_behind);
             info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
@@ -368,24 +365,25 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::SetPaused(name, paused, reply) => {
-                let changed = self.set_paused(name, paused);
                 // Whoever asked may be gone; what it asked for is done.
-                let _ = reply.send(changed);
-                self.link_may_have_changed();
+                let _ = reply.send(self.set_paused(name, paused));
             }
             bridge::Event::StatusWanted => self.publish_status(),
         }
     }
 
-    /// Pauses or resumes; what was asked for by name, or every one that changed.
-    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Vec<String> {
+    /// Pauses or resumes; gives the names that this changed, or `None` for one that nobody has pushed.
+    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Option<Vec<String>> {
         let before = self.core.providers();
-        self.feed(Input::SetPaused(name.clone(), paused));
-        let named = |p: &ProviderView| name.as_ref() == Some(&p.provider.name);
-        let pairs = before.into_iter().zip(self.core.providers());
-        let changed = pairs.filter(|(b, a)| named(a) || b.paused != a.paused);
-        let names: BTreeSet<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
-        names.into_iter().collect()
+        if name.as_ref().is_some_and(|name| before.iter().all(|p| p.provider.name != *name)) {
+            return None;
+        }
+        self.feed(Input::SetPaused(name, paused));
+        self.link_may_have_changed();
+        let after = self.core.providers();
+        let changed = before.iter().zip(&after).filter(|(before, after)| before.paused != after.paused);
+        let names: BTreeSet<_> = changed.map(|(_, after)| after.provider.name.as_str().to_owned()).collect();
+        Some(names.into_iter().collect())
     }
 
     fn reported(&mut self, key: TaskKey, report: Report) {

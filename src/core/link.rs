@@ -555,7 +555,7 @@ impl Link {
             }
             Err(CallFailure::Unauthorized { detail, .. }) => {
                 self.missed += 1;
-                self.heartbeat_refused = Some(format!("{detail}; {CHECK_TOKEN}"));
+                self.heartbeat_refused = Some(check_token(&detail));
             }
             Err(CallFailure::Unknown(detail)) => {
                 self.missed += 1;
@@ -590,8 +590,7 @@ impl Link {
         match failure {
             CallFailure::Unauthorized { changed: true, .. } if !self.reauthorized => self.reauthorized = true,
             CallFailure::Unauthorized { detail, .. } => {
-                let detail = format!("{detail}; {CHECK_TOKEN}");
-                self.back_off(LinkState::Refused, detail, None, now);
+                self.back_off(LinkState::Refused, check_token(&detail), None, now);
             }
             CallFailure::Unknown(detail) => self.back_off(LinkState::Backoff, detail, None, now),
             CallFailure::Conflict(_) => {
@@ -624,7 +623,10 @@ impl Link {
     }
 }
 
-/// What to do about a refusal.
-const CHECK_TOKEN: &str = "check the token in the credentials file";
 /// The longest `Retry-After` that is honoured: an mcpd with a wrong clock must not switch the agent off.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
+
+/// What to do about a refusal.
+fn check_token(detail: &str) -> String {
+    format!("{detail}; check the token in the credentials file")
+}

@@ -138,13 +138,11 @@ impl Hub {
         }
     }
 
-    /// Writes the sticky id and the mcpd that it belongs to, unless the file says so already.
-    pub(super) fn keep_session(&mut self, id: String) {
+    /// Writes the sticky id and the mcpd that it belongs to.
+    fn keep_session(&mut self, id: String) {
         let session = StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() };
-        if self.sticky.as_ref() != Some(&session) {
-            session.write(&self.session_file);
-            self.sticky = Some(session);
-        }
+        session.write(&self.session_file);
+        self.sticky = Some(session);
     }
 
     fn open_channel(&mut self, epoch: u64, session: String) {

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub use client::{Client, Watch, hello, named, provider};
+pub use client::{Client, Watch, channel, hello, named, provider};
 pub use logs::Logs;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
