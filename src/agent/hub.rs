@@ -1,5 +1,7 @@
 //! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
 
+mod effects;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
@@ -13,7 +15,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
@@ -22,20 +24,19 @@ use super::{
     relay::{History, Relay},
 };
 use crate::{
-    bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
+    bridge::{self, CloseReason, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkEffect, LinkInput, ProviderView, link::UrlChange},
+    core::{Core, Effect, Input, LinkInput, ProviderView, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
-    domain::{Activity, FailureCode, LinkStatus, ProviderName, SessionKey, Task, TaskId, TaskKey},
-    openai::{RequestFacts, Stamp},
+    domain::{Activity, LinkStatus, ProviderName, SessionKey, TaskId, TaskKey},
     pb,
-    telemetry::{ChannelOpening, ChannelTrace, TaskTrace},
+    telemetry::{ChannelOpening, ChannelTrace},
     upstream::{
         self,
         client::{Access, Mcpd, PartReply},
         contract::restart_key,
-        events::{Channel, Delivered},
-        results::{Delivery, Outbox, Report},
+        events::Delivered,
+        results::Report,
     },
 };
 
@@ -103,6 +104,8 @@ pub(super) struct Hub {
     fingerprint: Fingerprint,
     credentials_problem: Option<String>,
     session_file: PathBuf,
+    /// What the session file holds.
+    sticky: Option<StickySession>,
     tasks_file: TaskFile,
     left_behind: Vec<TaskId>,
     event_limit: usize,
@@ -153,12 +156,10 @@ impl Hub {
         let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();
         let mcpd = Mcpd::new(http_settings(config), Arc::new(move || access(&reload_sources).ok()));
-        let url = access(&sources).ok().map(|access| access.url);
-        // An id of another mcpd is worth nothing.
-        let sticky = sticky.filter(|s| s.mcpd_url.is_none() || url.is_none() || s.mcpd_url == url);
         let mut rng = fastrand::Rng::with_seed(surroundings.seed);
+        let id = sticky.as_ref().map(|s| s.provider_session_id.clone());
         Ok(Self {
-            core: Core::new(core_settings(config), sticky.map(|s| s.provider_session_id), rng.u64(..)),
+            core: Core::new(core_settings(config), id, rng.u64(..)),
             mcpd,
             relays: HashMap::new(),
             sessions: BTreeMap::new(),
@@ -171,6 +172,7 @@ impl Hub {
             sources,
             credentials_problem: None,
             session_file,
+            sticky,
             tasks_file,
             left_behind,
             event_limit: config.event_limit,
@@ -316,6 +318,9 @@ impl Hub {
     fn registered(&mut self, attempt: u64, reply: Result<String, crate::domain::CallFailure>) {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
+        if accepted && let Some(id) = self.core.provider_session().map(str::to_owned) {
+            self.keep_session(id);
+        }
         if accepted && !self.left_behind.is_empty() {
             let left = std::mem::take(&mut self.left_behind);
             info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
@@ -397,7 +402,7 @@ impl Hub {
         }
     }
 
-    fn record(&mut self, key: TaskKey, summary: crate::upstream::results::Summary) {
+    fn record(&mut self, key: TaskKey, summary: crate::upstream::outbox::Summary) {
         if let Some(relay) = self.relays.get(&key) {
             self.history.record(relay.ended(summary, Instant::now()));
         }
@@ -444,7 +449,10 @@ impl Hub {
             }
             Ok(access) => {
                 self.credentials_problem = None;
-                let other = self.mcpd.url().is_some_and(|url| url != access.url);
+                // Credentials may come long after the start, and then the id on disk can be another mcpd's.
+                let former =
+                    self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
+                let other = former.is_some_and(|url| url != access.url);
                 let set = self.mcpd.set_access(&access);
                 set.map(|()| if other { UrlChange::Other } else { UrlChange::Same }).map_err(|error| {
                     warn!("{error}");
@@ -453,159 +461,6 @@ impl Hub {
             }
         };
         self.feed_link(LinkInput::Credentials(input));
-    }
-
-    // ---- what is to be done ----------------------------------------------------------------------------------------
-
-    fn carry_out(&mut self, mut fx: Vec<Effect>) {
-        for effect in fx.drain(..) {
-            self.effect(effect);
-        }
-        self.fx = fx;
-        self.status_may_have_changed();
-    }
-
-    fn effect(&mut self, effect: Effect) {
-        match effect {
-            Effect::Begin(key, task) => self.begin(key, task),
-            Effect::Offer(key, session, timeout) => self.offer(key, session, timeout),
-            Effect::Requeued(key) => {
-                if let Some(relay) = self.relays.get_mut(&key) {
-                    relay.session = None;
-                    relay.outbox.trace(|trace| trace.requeued(FailureCode::ProviderLost));
-                }
-            }
-            Effect::Cancel(key, session, reason) => {
-                if let (Some(session), Some(relay)) = (self.sessions.get(&session), self.relays.get(&key)) {
-                    session.handle.cancel(&relay.task.id, reason);
-                }
-            }
-            Effect::End(key, end, until) => {
-                if let Some(relay) = self.relays.get(&key) {
-                    relay.outbox.end(end, until);
-                }
-            }
-            Effect::Forget(key) => self.forget(key),
-            Effect::Verdicts(session, generation, verdicts) => {
-                if let Some(session) = self.sessions.get(&session) {
-                    session.handle.verdicts(generation, &verdicts);
-                }
-            }
-            Effect::Replaced(session) => {
-                if let Some(session) = self.sessions.get(&session) {
-                    session.handle.close(CloseReason::Replaced);
-                }
-            }
-            Effect::Link(effect) => self.link_effect(effect),
-            Effect::Drained => self.drained = true,
-        }
-    }
-
-    fn begin(&mut self, key: TaskKey, task: Task) {
-        self.tasks_file.begun(&task.id);
-        let facts = RequestFacts::read(&task.request).unwrap_or_default();
-        let stamp = stamp(&task);
-        let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        let outbox = Outbox::new(&task, stamp.clone(), trace);
-        let delivery = Delivery::new(
-            (key, &task),
-            facts.include_usage,
-            stamp,
-            Arc::clone(&outbox),
-            self.mcpd.clone(),
-            self.rng.u64(..),
-            self.channels.reports.0.clone(),
-        );
-        self.spawn(delivery.run());
-        let relay = Relay { task, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
-        self.relays.insert(key, relay);
-    }
-
-    fn offer(&mut self, key: TaskKey, session: SessionKey, timeout: Duration) {
-        // A killed agent must leave behind every id that a provider may have seen.
-        self.tasks_file.flush();
-        let (Some(relay), Some(connected)) = (self.relays.get_mut(&key), self.sessions.get(&session)) else {
-            error!("an offer names a task or a session that the agent does not have");
-            return;
-        };
-        let Some(provider) = self.core.provider_of(key) else {
-            error!("an offer names a task whose provider is gone");
-            return;
-        };
-        relay.session = Some(session);
-        let request = &relay.task.request;
-        let trace_context = relay.outbox.trace(|trace| {
-            trace.running(provider, request);
-            trace.offer_context()
-        });
-        connected.handle.offer(Offer {
-            key,
-            id: relay.task.id.clone(),
-            provider: provider.name.clone(),
-            request: relay.task.request.clone(),
-            streaming: relay.task.streaming,
-            timeout,
-            trace_context: trace_context.unwrap_or_default(),
-            sink: Arc::clone(&relay.outbox) as Arc<_>,
-        });
-    }
-
-    fn forget(&mut self, key: TaskKey) {
-        let Some(relay) = self.relays.remove(&key) else { return };
-        self.tasks_file.over(&relay.task.id);
-        if let Some(session) = relay.session.and_then(|s| self.sessions.get(&s)) {
-            session.handle.forget(&relay.task.id);
-        }
-    }
-
-    fn link_effect(&mut self, effect: LinkEffect) {
-        let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
-        match effect {
-            LinkEffect::Register { attempt, session, providers } => self.spawn(async move {
-                let reply = mcpd.register(session.as_deref(), &providers).await;
-                let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
-            }),
-            LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
-                let reply = mcpd.heartbeat(&session, after_wake).await;
-                let _ = events.send((upstream::Event::Heartbeat(reply), None)).await;
-            }),
-            LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
-            LinkEffect::CloseChannel => self.close_channel(),
-            LinkEffect::Persist(id) => {
-                StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() }
-                    .write(&self.session_file);
-            }
-            LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
-        }
-    }
-
-    fn open_channel(&mut self, epoch: u64, session: String) {
-        self.close_channel();
-        if epoch > 1 {
-            self.surroundings.telemetry.metrics().reconnect();
-        }
-        self.channel_opening = Some((epoch, ChannelOpening::start(&self.surroundings.telemetry)));
-        let channel = Channel {
-            epoch,
-            session,
-            event_limit: self.event_limit,
-            idle_timeout: self.channel_idle_timeout,
-            events: self.channels.upstream.0.clone(),
-            places: Arc::clone(&self.places),
-        };
-        let cancelled = self.halt.child_token();
-        self.channel = Some(cancelled.clone());
-        self.spawn(channel.run(self.mcpd.clone(), cancelled));
-    }
-
-    fn close_channel(&mut self) {
-        if let Some(channel) = self.channel.take() {
-            channel.cancel();
-        }
-    }
-
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(work));
     }
 
     // ---- who is told -----------------------------------------------------------------------------------------------
@@ -649,12 +504,6 @@ async fn sleep_until_some(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// What the chunks and bodies that the agent builds itself are marked with.
-fn stamp(task: &Task) -> Stamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Stamp { id: format!("chatcmpl-{}", task.id), model: task.llm.clone(), created: since.as_secs() }
 }
 
 /// The credentials as the client wants them, or why there are none.

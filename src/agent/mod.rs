@@ -1,6 +1,6 @@
 //! The agent: the one place that joins the core, mcpd and the bridge, and that owns every task and the shutdown.
 //!
-//! One loop (the [`Hub`](hub::Hub)) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
+//! One loop (the `Hub`) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
 //! mcpd, the control channel, sessions and deliveries are tasks of their own that report back.
 
 pub mod files;

@@ -11,7 +11,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use crate::{
     domain::{SessionKey, Task, TaskId},
     telemetry::{TaskLine, log_task_end},
-    upstream::results::{Outbox, Summary},
+    upstream::outbox::{Outbox, Summary},
 };
 
 /// How many ended tasks the status shows.

@@ -6,7 +6,7 @@
 //!                                                                    └── Waiting (backoff or refused) ◄──┴── any failure
 //! ```
 //!
-//! Only what is *wanted* and what mcpd last *accepted* is kept; [`Link::step`] compares the two after every input and does the next
+//! Only what is *wanted* and what mcpd last *accepted* is kept; `Link::step` compares the two after every input and does the next
 //! thing that is missing. So a change of the set while a call is under way, a lost channel and a forgotten session all take the same
 //! way back. Replies carry the attempt and channels the epoch they belong to; anything older is ignored.
 
@@ -154,6 +154,8 @@ pub(super) struct Link {
     reauthorized: bool,
     heartbeat_at: Option<Instant>,
     heartbeat_in_flight: bool,
+    /// Why mcpd refused the last heartbeat, if it did: the channel can stay open long after a token has run out.
+    heartbeat_refused: Option<String>,
     eager_until: Option<Instant>,
     draining: bool,
     /// Whether tasks are under way: their cancels come by the channel, and the heartbeat keeps their session alive.
@@ -190,6 +192,7 @@ impl Link {
             reauthorized: false,
             heartbeat_at: None,
             heartbeat_in_flight: false,
+            heartbeat_refused: None,
             eager_until: None,
             draining: false,
             busy: false,
@@ -304,6 +307,10 @@ impl Link {
             detail: w.detail.clone(),
             next_attempt: Some(w.until.saturating_duration_since(now)),
         });
+        if let (Channel::Open { .. }, Some(detail)) = (&self.channel, &self.heartbeat_refused) {
+            let next_attempt = self.heartbeat_at.map(|at| at.saturating_duration_since(now));
+            return LinkStatus { next_attempt, ..plain(LinkState::Refused, detail) };
+        }
         match (&self.channel, waiting) {
             (Channel::Open { .. }, Some(wait)) => LinkStatus { state: LinkState::Online, ..wait },
             (Channel::Open { .. }, None) => plain(LinkState::Online, ""),
@@ -326,6 +333,11 @@ impl Link {
         set
     }
 
+    /// Whether nothing is to be published and nothing runs.
+    fn is_resting(&self) -> bool {
+        self.publishable().is_empty() && !self.draining && !self.busy
+    }
+
     fn must_register(&self) -> bool {
         let set = self.publishable();
         if set.is_empty() {
@@ -339,7 +351,7 @@ impl Link {
         if self.credentials.is_err() {
             return;
         }
-        if self.publishable().is_empty() && !self.draining && !self.busy {
+        if self.is_resting() {
             self.rest(fx);
         }
         if self.wait.is_none() && self.in_flight.is_none() && self.must_register() {
@@ -364,7 +376,9 @@ impl Link {
 
     fn open_if_ready(&mut self, fx: &mut Vec<Effect>) {
         let registered = self.accepted.as_ref().is_some_and(|set| !set.is_empty());
-        if !registered || self.channel != Channel::Closed || self.wait.is_some() || self.draining {
+        // What is about to be deregistered has no channel: opened here it would be closed, and opened, and closed again.
+        let unwanted = self.draining || self.is_resting();
+        if !registered || self.channel != Channel::Closed || self.wait.is_some() || unwanted {
             return;
         }
         let Some(session) = self.session.clone() else { return };
@@ -421,6 +435,7 @@ impl Link {
     fn start_over(&mut self, fx: &mut Vec<Effect>) {
         self.accepted = None;
         self.in_flight = None;
+        self.heartbeat_refused = None;
         self.close_channel(fx);
     }
 
@@ -528,8 +543,18 @@ impl Link {
 
     fn heartbeat_replied(&mut self, reply: Result<(), CallFailure>, now: Instant, fx: &mut Vec<Effect>) {
         self.heartbeat_in_flight = false;
+        self.heartbeat_refused = None;
         match reply {
-            Ok(()) => {}
+            Ok(()) => self.reauthorized = false,
+            Err(CallFailure::Unauthorized { changed: true, .. }) if !self.reauthorized => {
+                self.missed += 1;
+                self.reauthorized = true;
+                self.heartbeat_at = Some(now);
+            }
+            Err(CallFailure::Unauthorized { detail, .. }) => {
+                self.missed += 1;
+                self.heartbeat_refused = Some(format!("{detail}; {CHECK_TOKEN}"));
+            }
             Err(CallFailure::Unknown(detail)) => {
                 self.missed += 1;
                 if self.accepted.is_some() {
@@ -562,7 +587,7 @@ impl Link {
         match failure {
             CallFailure::Unauthorized { changed: true, .. } if !self.reauthorized => self.reauthorized = true,
             CallFailure::Unauthorized { detail, .. } => {
-                let detail = format!("{detail}; check the token in the credentials file");
+                let detail = format!("{detail}; {CHECK_TOKEN}");
                 self.back_off(LinkState::Refused, detail, None, now);
             }
             CallFailure::Unknown(detail) => self.back_off(LinkState::Backoff, detail, None, now),
@@ -596,5 +621,7 @@ impl Link {
     }
 }
 
+/// What to do about a refusal.
+const CHECK_TOKEN: &str = "check the token in the credentials file";
 /// The longest `Retry-After` that is honoured: an mcpd with a wrong clock must not switch the agent off.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);

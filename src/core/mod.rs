@@ -14,6 +14,8 @@ pub mod providers;
 mod recent;
 mod status;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
@@ -147,7 +149,7 @@ enum Drain {
     No,
     /// Running tasks may finish until then.
     Finishing(Instant),
-    /// Everything has its end; the ends are being delivered until then.
+    /// Since then everything has its end, and the ends are being delivered.
     Ending(Instant),
     /// Nothing is left.
     Over,
@@ -217,6 +219,10 @@ impl Core {
         if matches!(self.drain, Drain::Finishing(until) if until <= now) {
             self.drain_deadline(now, fx);
         }
+        if matches!(self.drain, Drain::Ending(since) if since + DRAIN_DELIVERY_BOUND <= now) {
+            // Ends from before the drain, too, for an mcpd that does not answer: a successor offers them again.
+            self.drained(fx);
+        }
         self.link.tick(now, fx);
         self.settle_down(now, fx);
     }
@@ -225,7 +231,8 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Instant> {
         let drain = match self.drain {
             Drain::Finishing(until) => Some(until),
-            _ => None,
+            Drain::Ending(since) => Some(since + DRAIN_DELIVERY_BOUND),
+            Drain::No | Drain::Over => None,
         };
         let own =
             [self.providers.next_deadline(), self.tasks.next_deadline(), self.link.next_deadline(), drain];
@@ -512,9 +519,13 @@ impl Core {
         }
         let draining = matches!(self.drain, Drain::Finishing(_) | Drain::Ending(_));
         if draining && self.tasks.is_empty() && self.link.is_quiet() {
-            self.drain = Drain::Over;
-            fx.push(Effect::Drained);
+            self.drained(fx);
         }
+    }
+
+    fn drained(&mut self, fx: &mut Vec<Effect>) {
+        self.drain = Drain::Over;
+        fx.push(Effect::Drained);
     }
 }
 

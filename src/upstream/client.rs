@@ -240,7 +240,8 @@ impl Mcpd {
         let body = HeartbeatRequest { provider_session_id: session };
         let request = c.calls.post(endpoint(&c.url, HEARTBEAT_PATH)).timeout(timeout).json(&body);
         let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
-        if !response.status().is_success() {
+        // A page from something in between says nothing of the session.
+        if !response.status().is_success() || is_html(response.headers()) {
             return Err(self.failure(&c, "heartbeat", response).await);
         }
         // Read to its end, so that the connection can be used again.
@@ -297,7 +298,7 @@ impl Mcpd {
             let _ = read(response, REPLY_LIMIT).await;
             return PartReply::Accepted;
         }
-        let said = describe("a result", status, response).await;
+        let said = describe("a result", status, response, &c.secret).await;
         match status.as_u16() {
             404 | 410 => PartReply::NobodyWaits(said),
             413 => PartReply::TooLarge(said),
@@ -320,7 +321,7 @@ impl Mcpd {
     /// The meaning of a reply that is not the expected one (the contract's table).
     async fn failure(&self, c: &Connected, what: &str, response: Response) -> CallFailure {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
-        let detail = describe(what, status, response).await;
+        let detail = describe(what, status, response, &c.secret).await;
         match status.as_u16() {
             401 | 403 => CallFailure::Unauthorized { detail, changed: self.refresh(c) },
             404 | 410 => CallFailure::Unknown(detail),
@@ -459,14 +460,15 @@ async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
 }
 
 /// One sentence about a reply, with the beginning of what mcpd said, fit for a terminal.
-async fn describe(what: &str, status: StatusCode, response: Response) -> String {
+async fn describe(what: &str, status: StatusCode, response: Response, token: &SecretString) -> String {
     let mut url = response.url().clone();
     // A URL that somebody gave with a password in it is shown without.
     let _ = url.set_password(None).and_then(|()| url.set_username(""));
     let location = format!("{}{}", url.origin().ascii_serialization(), url.path());
     let html = is_html(response.headers());
     let body = read(response, REPLY_LIMIT).await.unwrap_or_default();
-    let said = String::from_utf8_lossy(&body);
+    // Some servers and proxies repeat what they refuse; this text goes to logs and the status.
+    let said = String::from_utf8_lossy(&body).replace(token.expose_secret(), "[token]");
     let said: String = said.trim().chars().take(QUOTE).collect();
     match said.as_str() {
         "" => format!("{what}: mcpd answered {status} at {location}"),
@@ -524,6 +526,14 @@ mod tests {
         for url in ["http://10.0.0.1", "https://localhost.example.com", "nonsense"] {
             assert!(!is_loopback(url), "{url}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_a_server_repeats_is_cut_out_of_its_words() {
+        let reply = axum::http::Response::new("Bearer s3cret-token is not known");
+        let token = SecretString::from("s3cret-token");
+        let text = describe("register", StatusCode::UNAUTHORIZED, reply.into(), &token).await;
+        assert!(text.ends_with(": Bearer [token] is not known"), "{text}");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! mcpd: what is said and how it is said.
 //!
-//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`results`] the delivery of one task's output.
+//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`outbox`] one task's output on its way
+//! and [`results`] its delivery.
 
 pub mod client;
 pub mod contract;
 pub mod events;
+pub mod outbox;
 pub mod results;
+
+pub mod task_event;
 
 use crate::domain::{CallFailure, Failure, Task, TaskId};
 

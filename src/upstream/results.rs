@@ -1,23 +1,14 @@
-//! The delivery of one task's output: ordered, merging, retrying, and with exactly one end.
+//! The delivery of one task's output: ordered, retrying, and with exactly one end.
 //!
-//! ```text
-//!   bridge ──output()──► Outbox ──next()──► Delivery ──POST──► mcpd
-//!   agent  ──end()─────►   │  chunks that arrive while a POST is under way merge here
-//! ```
-//!
-//! The [`Outbox`] is written by whoever reads the provider and read by one [`Delivery`], a task of its own, so a slow mcpd holds up
-//! nobody else. At most one POST of a task is under way. A part that was attempted once is frozen: a retry is byte-identical under
-//! the same key, and where the agent cannot know whether mcpd has a chunk and mcpd does not drop repeats, the stream ends with an
-//! explicit error rather than with a token twice.
+//! At most one POST of a task is under way. A part that was attempted once is frozen: a retry is byte-identical under the same key,
+//! and where the agent cannot know whether mcpd has a chunk and mcpd does not drop repeats, the stream ends with an explicit error
+//! rather than with a token twice. Nothing is sent behind a part that was lost.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::mpsc,
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
@@ -25,257 +16,18 @@ use tracing::{debug, warn};
 use super::{
     client::{Mcpd, PartReply},
     contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key, result_path},
+    outbox::{Next, Outbox, Summary},
 };
 use crate::{
-    domain::{
-        Activity, CancelReason, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskId, TaskKey,
-        TaskSink, Usage,
-    },
-    openai::{Facts, Gather, Stamp, StreamBuffer, convert, failure::error_object, text::wrap_escaped},
-    telemetry::{AnswerText, Ending, Posts, TaskReport, TaskTrace},
+    domain::{End, Failure, FailureCode, Outcome, Task, TaskId, TaskKey},
+    openai::{Stamp, convert, failure::error_object, text::wrap_escaped},
+    telemetry::Posts,
 };
 
-/// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
-pub const OUTBOX_LIMIT: usize = 4 << 20;
-/// Most bytes of a plain answer that is gathered from chunks: what a caller of a plain inference can be expected to take.
-pub const GATHER_LIMIT: usize = 32 << 20;
 /// First wait before a part is sent again; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest wait before a part is sent again, unless mcpd asks for more.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Once an error is to end the task, what is still being sent gets so long: the error must not wait for a POST that hangs.
-const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
-
-enum Pending {
-    Stream(Box<StreamBuffer>),
-    Plain(Box<Gather>),
-    /// The gathered answer is on its way; this is what it showed.
-    Gathered(Facts),
-}
-
-impl Pending {
-    fn facts(&self) -> &Facts {
-        match self {
-            Self::Stream(buffer) => buffer.facts(),
-            Self::Plain(gather) => gather.facts(),
-            Self::Gathered(facts) => facts,
-        }
-    }
-}
-
-struct State {
-    pending: Pending,
-    end: Option<(End, Instant)>,
-    ended_at: Option<Instant>,
-    activity: Activity,
-    first_token_at: Option<Instant>,
-    usage: Usage,
-    late: u32,
-    posts: u32,
-    /// The task's spans and measurements; `None` once they have ended.
-    trace: Option<TaskTrace>,
-    /// The answer's text, where the trace records content.
-    answer: Option<AnswerText>,
-    /// The delivery has nothing to send and sleeps. While it sends, output merges without waking anybody.
-    waiting: bool,
-}
-
-/// The output of one task on its way. Shared by the bridge, the agent and the delivery; no call waits.
-pub struct Outbox {
-    state: Mutex<State>,
-    wake: Notify,
-}
-
-impl std::fmt::Debug for Outbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outbox").finish_non_exhaustive()
-    }
-}
-
-/// What a task's delivery came to.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// "ok", "cancelled", or the failure's code: what mcpd was told.
-    pub outcome: &'static str,
-    /// Whether mcpd never took the end.
-    pub undelivered: bool,
-    /// What the output showed.
-    pub facts: Facts,
-    /// What the provider said it used.
-    pub usage: Usage,
-    /// When the first token came.
-    pub first_token_at: Option<Instant>,
-    /// Parts that mcpd took.
-    pub posts: u32,
-    /// Pieces that came after the end.
-    pub late: u32,
-    /// The trace's id, where there is a trace.
-    pub trace_id: Option<String>,
-}
-
-/// What a look into the outbox gives.
-enum Next {
-    Part(Bytes),
-    End(End, Instant),
-}
-
-impl Outbox {
-    /// An empty outbox for a task; `stamp` is what the agent's own chunks and bodies are marked with.
-    pub fn new(task: &Task, stamp: Stamp, trace: TaskTrace) -> Arc<Self> {
-        let pending = if task.streaming {
-            Pending::Stream(Box::new(StreamBuffer::new(OUTBOX_LIMIT, stamp)))
-        } else {
-            Pending::Plain(Box::new(Gather::new(GATHER_LIMIT, stamp)))
-        };
-        let state = State {
-            pending,
-            end: None,
-            ended_at: None,
-            activity: Activity::default(),
-            first_token_at: None,
-            usage: Usage::default(),
-            late: 0,
-            posts: 0,
-            answer: trace.answer_text(),
-            trace: Some(trace),
-            waiting: false,
-        };
-        Arc::new(Self { state: Mutex::new(state), wake: Notify::new() })
-    }
-
-    /// Decides the task's end; what was put in before still goes first. [`End::Nobody`] takes the place of an end that is still on
-    /// its way; any other second end is ignored.
-    pub fn end(&self, end: End, until: std::time::Instant) {
-        let mut state = self.lock();
-        if state.end.is_none() || end == End::Nobody {
-            state.end = Some((end, until.into()));
-            state.ended_at = Some(Instant::now());
-            drop(state);
-            self.wake.notify_one();
-        }
-    }
-
-    /// Notes what the provider said it used.
-    pub fn set_usage(&self, usage: Usage) {
-        let mut state = self.lock();
-        state.usage = Usage {
-            input_tokens: usage.input_tokens.or(state.usage.input_tokens),
-            output_tokens: usage.output_tokens.or(state.usage.output_tokens),
-        };
-    }
-
-    /// Does something with the task's trace, unless that has ended.
-    pub fn trace<T>(&self, with: impl FnOnce(&mut TaskTrace) -> T) -> Option<T> {
-        self.lock().trace.as_mut().map(with)
-    }
-
-    /// What the output has shown so far.
-    pub fn activity(&self) -> Activity {
-        self.lock().activity
-    }
-
-    /// Pieces of output so far, and when the first token came.
-    pub fn progress(&self) -> (u32, Option<Instant>) {
-        let state = self.lock();
-        (state.pending.facts().chunks, state.first_token_at)
-    }
-
-    /// A panic while the state was locked cannot leave it half changed in a way that matters more than the task's end.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next part to send, or the end once everything before it is sent.
-    async fn next(&self) -> Next {
-        loop {
-            let woken = self.wake.notified();
-            if let Some(next) = self.try_next() {
-                return next;
-            }
-            woken.await;
-        }
-    }
-
-    fn try_next(&self) -> Option<Next> {
-        let mut state = self.lock();
-        if let Some((End::Nobody, until)) = state.end {
-            return Some(Next::End(End::Nobody, until));
-        }
-        let ended = state.end.is_some();
-        if let Pending::Stream(buffer) = &mut state.pending
-            && (ended || buffer.is_ready())
-            && let Some(part) = buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)
-        {
-            return Some(Next::Part(part));
-        }
-        state.waiting = !ended;
-        state.end.clone().map(|(end, until)| Next::End(end, until))
-    }
-
-    /// Resolves once what is being sent must not be waited for any longer. The end itself is only overtaken by the caller's leaving.
-    async fn overtaken(&self, terminal: bool) {
-        loop {
-            let woken = self.wake.notified();
-            let until = match &*self.lock() {
-                State { end: Some((End::Nobody, _)), .. } => return,
-                State { end: Some((End::Failed(_), _)), ended_at: Some(at), .. } if !terminal => {
-                    Some(*at + FAILURE_PATIENCE)
-                }
-                State { end: Some((End::Answer(_), until)), .. } if !terminal => Some(*until),
-                _ => None,
-            };
-            match until {
-                Some(until) => {
-                    if timeout_at(until, woken).await.is_err() {
-                        return;
-                    }
-                }
-                None => woken.await,
-            }
-        }
-    }
-}
-
-impl TaskSink for Outbox {
-    fn output(&self, output: Output) -> Taken {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if state.end.is_some() {
-            state.late += 1;
-            return Taken::Closed;
-        }
-        let now = Instant::now();
-        state.activity.last_sign = Some(now.into_std());
-        if let Some(answer) = &mut state.answer {
-            answer.output(&output);
-        }
-        let pushed = match (&mut state.pending, output) {
-            (_, Output::Alive) => return Taken::Accepted,
-            (Pending::Stream(buffer), Output::Raw(chunk)) => buffer.push_raw(chunk),
-            (Pending::Stream(buffer), Output::Delta(delta)) => buffer.push_delta(&delta),
-            (Pending::Plain(gather), Output::Raw(chunk)) => gather.push_raw(chunk),
-            (Pending::Plain(gather), Output::Delta(delta)) => gather.push_delta(&delta),
-            (Pending::Gathered(_), _) => return Taken::Closed,
-        };
-        if let Err(error) = pushed {
-            return Taken::Broken(error.into());
-        }
-        state.activity.any_output = true;
-        if let Some(trace) = &mut state.trace {
-            trace.chunk();
-        }
-        if state.first_token_at.is_none() && state.pending.facts().first_token {
-            state.activity.first_token = true;
-            state.first_token_at = Some(now);
-        }
-        let sleeps = std::mem::take(&mut state.waiting);
-        drop(guard);
-        if sleeps {
-            self.wake.notify_one();
-        }
-        Taken::Accepted
-    }
-}
 
 /// What a delivery tells the agent.
 #[derive(Debug)]
@@ -347,10 +99,10 @@ impl Delivery {
                 Next::Part(body) => match self.send(body, false).await {
                     Sent::Delivered => {}
                     Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
-                    Sent::Overtaken => break self.end_without(too_late()).await,
+                    Sent::Overtaken => break self.broken_off(not_in_time()).await,
                     Sent::Lost(failure) => {
                         self.tell(Report::Failed(failure.clone())).await;
-                        break self.end_without(failure).await;
+                        break self.broken_off(failure).await;
                     }
                 },
             }
@@ -358,11 +110,11 @@ impl Delivery {
         self.deliver_end(end, until).await;
     }
 
-    /// The end of a stream that a chunk is missing from: never a success, even if the provider has succeeded meanwhile.
-    async fn end_without(&self, failure: Failure) -> (End, Instant) {
+    /// The end of a stream that has a hole now: what comes after the hole is not sent, and an answer is none any more.
+    async fn broken_off(&self, failure: Failure) -> (End, Instant) {
         match self.outbox.decided().await {
             (End::Answer(_), until) => (End::Failed(failure), until),
-            other => other,
+            decided => decided,
         }
     }
 
@@ -374,6 +126,7 @@ impl Delivery {
             End::Answer(outcome) => match self.answer(outcome).await {
                 Ok(Some(body)) => (body, End::Answer(Outcome::Complete)),
                 Ok(None) => return self.finish(End::Nobody, true, false).await,
+                Err(_) if self.outbox.is_nobody() => return self.finish(End::Nobody, false, false).await,
                 Err(failure) => (self.failure_body(&failure), End::Failed(failure)),
             },
         };
@@ -419,7 +172,7 @@ impl Delivery {
             match self.send(body, false).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
-                Sent::Overtaken => return Err(too_late()),
+                Sent::Overtaken => return Err(not_in_time()),
                 Sent::Lost(failure) => return Err(failure),
             }
         }
@@ -455,13 +208,15 @@ impl Delivery {
     }
 
     async fn attempts(&mut self, key: &str, body: Bytes, terminal: bool, first: bool) -> Sent {
-        let (mut renewed, mut attempt) = (false, 0);
+        let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         loop {
             let (said, asked) = match self.post(key, &body, attempt).await {
                 PartReply::Accepted => {
-                    self.outbox.lock().posts += 1;
+                    self.outbox.posted();
                     return Sent::Delivered;
                 }
+                // The end that mcpd may have got is what it is done with.
+                PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
                 PartReply::NobodyWaits(said) => {
                     if first && attempt == 0 {
                         warn!(task_id = %self.task, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
@@ -478,7 +233,11 @@ impl Delivery {
                     return Sent::Lost(ambiguous(&said));
                 }
                 PartReply::Unauthorized(said, _) => (said, None),
-                PartReply::NotApplied(said, asked) | PartReply::Ambiguous(said, asked) => (said, asked),
+                PartReply::NotApplied(said, asked) => (said, asked),
+                PartReply::Ambiguous(said, asked) => {
+                    maybe_applied = true;
+                    (said, asked)
+                }
             };
             let wait = self.wait(attempt).max(asked.unwrap_or_default());
             debug!(task_id = %self.task, key, attempt, ?wait, "result part not taken, sent again: {said}");
@@ -514,103 +273,6 @@ impl Delivery {
     }
 }
 
-impl Outbox {
-    async fn decided(&self) -> (End, Instant) {
-        loop {
-            let woken = self.wake.notified();
-            if let Some(end) = self.lock().end.clone() {
-                return end;
-            }
-            woken.await;
-        }
-    }
-
-    fn is_nobody(&self) -> bool {
-        matches!(self.lock().end, Some((End::Nobody, _)))
-    }
-
-    fn usage(&self) -> Option<Usage> {
-        Some(self.lock().usage).filter(|usage| *usage != Usage::default())
-    }
-
-    /// Keeps the text of an answer that came whole, where the trace records content.
-    fn record(&self, outcome: &Outcome) {
-        if let Some(answer) = &mut self.lock().answer {
-            answer.outcome(outcome);
-        }
-    }
-
-    /// Notes what a whole answer says of itself.
-    fn note(&self, facts: Facts) {
-        self.lock().pending = Pending::Gathered(facts);
-    }
-
-    fn gathered(&self) -> Result<Bytes, Failure> {
-        let usage = self.usage();
-        let mut state = self.lock();
-        let facts = state.pending.facts().clone();
-        match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
-            Pending::Plain(gather) => gather.finish(usage),
-            Pending::Stream(_) | Pending::Gathered(_) => {
-                Err(Failure::new(FailureCode::Internal, "the answer was gathered twice"))
-            }
-        }
-    }
-
-    /// What a stream that was given as chunks still needs before its end.
-    fn finished(&self, include_usage: bool) -> Result<Vec<Bytes>, Failure> {
-        let usage = self.usage();
-        let mut state = self.lock();
-        let Pending::Stream(buffer) = &mut state.pending else { return Ok(Vec::new()) };
-        buffer.finish(usage, include_usage)?;
-        Ok(std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect())
-    }
-
-    fn summary(&self, end: End, undelivered: bool) -> Summary {
-        let mut state = self.lock();
-        let facts = state.pending.facts().clone();
-        let trace = state.trace.take();
-        let reported = facts.usage.unwrap_or_default();
-        let summary = Summary {
-            outcome: end.as_str(),
-            undelivered,
-            usage: Usage {
-                input_tokens: state.usage.input_tokens.or(reported.input_tokens),
-                output_tokens: state.usage.output_tokens.or(reported.output_tokens),
-            },
-            facts,
-            first_token_at: state.first_token_at,
-            posts: state.posts,
-            late: state.late,
-            trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
-        };
-        let answer = state.answer.take();
-        drop(state);
-        if let Some(trace) = trace {
-            end_trace(trace, &end, &summary, answer.as_ref().and_then(AnswerText::get));
-        }
-        summary
-    }
-}
-
-fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
-    let ending = match end {
-        End::Answer(_) => Ending::Completed,
-        End::Failed(failure) => Ending::Failed(failure),
-        End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
-    };
-    let finish_reasons: Vec<_> =
-        summary.facts.finish_reasons.iter().map(|(_, reason)| reason.clone()).collect();
-    trace.end(&TaskReport {
-        response_id: summary.facts.response_id.as_deref(),
-        response_model: summary.facts.model.as_deref(),
-        finish_reasons: &finish_reasons,
-        usage: summary.usage,
-        answer,
-        ..TaskReport::new(ending)
-    });
-}
-
 fn wrap(chunks: Vec<Bytes>) -> Vec<Bytes> {
     chunks.iter().map(|chunk| wrap_escaped(CHUNK_HEAD, chunk, CHUNK_TAIL)).collect()
 }
@@ -631,15 +293,15 @@ fn status_body(status: u16, body: &[u8], retry_after: Option<Duration>) -> Bytes
     out.into()
 }
 
-fn too_late() -> Failure {
-    Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")
-}
-
 fn too_large(said: &str, len: usize) -> Failure {
     Failure::new(
         FailureCode::TooLarge,
         format!("a part of {len} bytes of the answer is too large for mcpd ({said})"),
     )
+}
+
+fn not_in_time() -> Failure {
+    Failure::new(FailureCode::DeliveryFailed, "mcpd did not take the answer in time")
 }
 
 fn refused(said: &str) -> Failure {

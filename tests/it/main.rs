@@ -3,9 +3,17 @@
 
 mod support;
 
+mod bad_input;
+mod bridge;
+mod capacity;
+mod delivery;
+mod docs;
 mod files;
 mod hostile;
 mod house;
 mod main_job;
+mod reconnect;
+mod results;
+mod session_life;
 mod simulation;
 mod telemetry;

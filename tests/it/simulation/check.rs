@@ -66,17 +66,27 @@ fn stop(story: &Story) -> Vec<String> {
     if !drained {
         found.push("the agent stopped without having drained".to_owned());
     }
-    let left = story.lives.last().map(|life| life.left.as_slice()).unwrap_or_default();
-    // What a former life left may still wait for an mcpd that cannot be reached.
-    let own = left
-        .iter()
-        .filter(|id| story.lives.last().is_some_and(|l| !former(story, id) && l.took.contains(id)));
-    found.extend(own.map(|id| format!("{id} has no end although the agent has drained")));
+    let unreachable = story.troubled(story.drain_at, gone, &[Trouble::Network, Trouble::Mcpd]);
+    // What a drained agent could not deliver, or a former life left, is told by a successor.
+    let own = story.lives.last().into_iter().flat_map(|life| &life.left).filter(|id| !story.is_former(id));
+    found.extend(
+        own.filter(|_| !unreachable).map(|id| format!("{id} has no end although the agent has drained")),
+    );
     found
 }
 
-fn former(story: &Story, id: &str) -> bool {
-    story.lives.iter().rev().skip(1).any(|life| life.took.iter().any(|t| t == id))
+impl Story {
+    /// Whether something was wrong between two moments that excuses what came of it.
+    fn troubled(&self, from: Ms, until: Ms, kinds: &[Trouble]) -> bool {
+        let overlaps =
+            |(since, to, kind): &(Ms, Ms, Trouble)| kinds.contains(kind) && *since <= until && from <= *to;
+        self.troubles.iter().any(overlaps)
+    }
+
+    /// Whether an earlier life of the agent had the task.
+    fn is_former(&self, id: &str) -> bool {
+        self.lives.iter().rev().skip(1).any(|life| life.took.iter().any(|t| t == id))
+    }
 }
 
 /// One call and all that has to do with it.
@@ -95,11 +105,8 @@ impl Seen<'_> {
         self.story.lives.iter().any(|life| life.took.contains(&self.call.task))
     }
 
-    /// Whether something was wrong between two moments that excuses what came of it.
     fn troubled(&self, from: Ms, until: Ms, kinds: &[Trouble]) -> bool {
-        let overlaps =
-            |(since, to, kind): &(Ms, Ms, Trouble)| kinds.contains(kind) && *since <= until && from <= *to;
-        self.story.troubles.iter().any(overlaps)
+        self.story.troubled(from, until, kinds)
     }
 
     fn disturbed(&self, until: Ms) -> bool {
@@ -171,7 +178,9 @@ impl Seen<'_> {
         if waited > allowed + SLACK {
             return Some(format!("it waited {waited} ms for its end; {allowed} ms are allowed"));
         }
-        (own_deadline && !self.disturbed(*at)).then(|| "mcpd's deadline came before the agent's".to_owned())
+        // A part that is posted again for a lost reply takes its time from the deadline.
+        let excused = self.disturbed(*at) || self.troubled(self.call.at, *at, &[Trouble::Armed]);
+        (own_deadline && !excused).then(|| "mcpd's deadline came before the agent's".to_owned())
     }
 
     /// What a run came to is what the caller got, unless something was in the way.
@@ -198,7 +207,8 @@ impl Seen<'_> {
 
     /// Overload is said at once and says when to come back.
     fn refusal(&self, at: Ms, end: &TaskEnd) -> Option<String> {
-        let late = at - self.call.at > 50 && !self.disturbed(at);
+        let excused = self.disturbed(at) || self.troubled(self.call.at, at, &[Trouble::Armed]);
+        let late = at - self.call.at > 50 && !excused;
         let TaskEnd::Reply { retry_after, .. } = end else { return None };
         match (late, retry_after) {
             (true, _) => Some(format!("the refusal took {} ms", at - self.call.at)),
@@ -218,7 +228,7 @@ impl Seen<'_> {
         let explained = if is("provider_lost", "went away before its end") {
             self.runs().any(|(_, run)| run.lost_at.is_some())
         } else if is("first_token_timeout", "first token") {
-            self.runs().any(|(_, run)| silent(run) || self.local(run.at, at))
+            self.runs().any(|(_, run)| silent(run)) || self.local(self.call.at, at)
         } else if is("idle_token_timeout", "next token") {
             self.runs().any(|(_, run)| silent(run) || self.local(run.at, at))
         } else if is("queue_timeout", "no slot of the provider became free") {
@@ -248,8 +258,11 @@ impl Seen<'_> {
         let left = self.call.left_at?;
         let (_, run) = self.runs().last()?;
         let ended = run.finished.map_or(Ms::MAX, |(at, _)| at).min(run.lost_at.unwrap_or(Ms::MAX));
-        let excused =
-            self.disturbed(left + 100) || self.local(run.at, left + 100) || left + 100 >= self.story.drain_at;
+        let cut = self.troubled(run.at, left + 100, &[Trouble::Armed]);
+        let excused = cut
+            || self.disturbed(left + 100)
+            || self.local(run.at, left + 100)
+            || left + 100 >= self.story.drain_at;
         if ended <= left + 100 || run.at > left || excused {
             return None;
         }

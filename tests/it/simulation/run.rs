@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     plan::{self, CallPlan, Fault, Plan},
     program::{Program, at as moment},
-    story::{Call, Life, Scribe, Story, Trouble},
+    story::{Call, Life, Ms, Scribe, Story, Trouble},
 };
 use crate::support::{
     World, chat,
@@ -187,8 +187,8 @@ impl<'a> Stage<'a> {
             }
             Order::CutAll | Order::CutAfter(..) | Order::CutReply => {
                 // A cut is over at once, but a chunk that may have been applied is the end of a stream where mcpd does not drop repeats.
-                let lasting = if self.plan.idempotent { 0 } else { u64::MAX / 2 };
-                self.scribe.trouble(now, now + lasting, Trouble::Network);
+                let what = if self.plan.idempotent { Trouble::Armed } else { Trouble::Network };
+                self.scribe.trouble(now, Ms::MAX, what);
             }
             Order::Refuse | Order::Stall | Order::Delay(_) | Order::Bytewise => {
                 self.network_since.get_or_insert(now);
@@ -206,9 +206,10 @@ impl<'a> Stage<'a> {
             }
             // Armed until the calls come that they hit.
             Of::Delay { .. } | Of::Answer { .. } | Of::Silent | Of::NoSessionId { .. } => {
-                (u64::MAX / 2, Trouble::Mcpd)
+                (Ms::MAX - now, Trouble::Mcpd)
             }
-            Of::LoseReply { .. } if !self.plan.idempotent => (u64::MAX / 2, Trouble::Mcpd),
+            Of::LoseReply { .. } if self.plan.idempotent => (Ms::MAX - now, Trouble::Armed),
+            Of::LoseReply { .. } => (Ms::MAX - now, Trouble::Mcpd),
             _ => (0, Trouble::Mcpd),
         };
         self.scribe.trouble(now, now + lasting, what);

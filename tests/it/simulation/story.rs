@@ -35,6 +35,8 @@ pub struct Story {
 pub enum Trouble {
     /// Bytes are lost, held back or refused.
     Network,
+    /// From now on a connection is cut when it moves the right bytes. Whatever is posted is posted again.
+    Armed,
     /// mcpd answers late, wrongly or not at all.
     Mcpd,
     /// mcpd forgot everything.

@@ -28,6 +28,11 @@ pub fn provider(name: &str, publish: bool) -> Provider {
     }
 }
 
+/// An opted-in provider with a model of its own.
+pub fn named(name: &str, model: &str) -> Provider {
+    Provider { model: model.to_owned(), ..provider(name, true) }
+}
+
 /// One task as the agent offered it.
 pub type Offered = pb::TaskOffer;
 
@@ -81,6 +86,12 @@ impl Client {
         let _ = to_agent.send(SessionRequest { payload: Some(payload) }).await;
     }
 
+    /// Sends a message whose payload this agent cannot know.
+    pub async fn send_nothing(&self) {
+        let to_agent = self.to_agent.as_ref().expect("the session is open");
+        to_agent.send(SessionRequest { payload: None }).await.expect("the session is open");
+    }
+
     /// The next message, or how the stream ended: `None` is a clean end.
     pub async fn message(&mut self) -> Result<Option<session_response::Payload>, Status> {
         let message = soon("a message of the agent", self.from_agent.message()).await?;
@@ -104,11 +115,14 @@ impl Client {
 
     /// The next message that the closure takes; others are skipped.
     pub async fn wait_for<T>(&mut self, mut take: impl FnMut(session_response::Payload) -> Option<T>) -> T {
-        loop {
-            if let Some(taken) = take(self.payload().await) {
-                return taken;
+        let taken = async {
+            loop {
+                if let Some(taken) = take(self.payload().await) {
+                    return taken;
+                }
             }
-        }
+        };
+        soon("such a message", taken).await
     }
 
     /// Pushes a whole set; returns the verdicts.
@@ -213,6 +227,38 @@ impl Client {
         let watch = self.rpc.watch_status(pb::WatchStatusRequest {}).await.expect("the agent has a status");
         let first = soon("the status", watch.into_inner().message()).await;
         first.expect("a status").expect("a status")
+    }
+}
+
+/// The agent's status as it changes.
+pub struct Watch {
+    statuses: Streaming<pb::WatchStatusResponse>,
+    _rpc: BridgeServiceClient<Channel>,
+}
+
+impl Watch {
+    /// Begins to watch.
+    pub async fn open(socket: &Path) -> Self {
+        let mut rpc = connect(socket).await;
+        let watch = soon("the status", rpc.watch_status(pb::WatchStatusRequest {})).await;
+        Self { statuses: watch.expect("the agent has a status").into_inner(), _rpc: rpc }
+    }
+
+    /// The first status from now on that fulfils the condition.
+    pub async fn until(
+        &mut self,
+        mut condition: impl FnMut(&pb::WatchStatusResponse) -> bool,
+    ) -> pb::WatchStatusResponse {
+        let fulfilled = async {
+            loop {
+                let status = self.statuses.message().await.expect("the status goes on");
+                let status = status.expect("the status goes on");
+                if condition(&status) {
+                    return status;
+                }
+            }
+        };
+        soon("such a status", fulfilled).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod client;
 pub mod hostile;
+mod logs;
 pub mod process;
 pub mod proxy;
 
@@ -16,17 +17,19 @@ use std::{
     time::Duration,
 };
 
-use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind};
+use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind, LlmView};
 use mcprelay::{
     agent::{Agent, AgentError, Stop, Stopped, Surroundings},
     config::Config,
+    pb::{self, AgentState},
     telemetry,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub use client::{Client, hello, provider};
+pub use client::{Client, Watch, hello, named, provider};
+pub use logs::Logs;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -46,6 +49,11 @@ pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("waited in vain for {what}"),
     }
+}
+
+/// Lets this much of the paused clock's time pass, with everything that is due in it.
+pub async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
 }
 
 /// Everything one test needs. Dropping it stops it all.
@@ -198,6 +206,29 @@ impl World {
         soon("an inactive row", self.mcpd.wait_until(|s| !s.is_active(llm))).await;
     }
 
+    /// Waits until the agent says that its link is in this state, and gives what it says.
+    pub async fn link(&self, state: AgentState) -> pb::AgentStatus {
+        let mut watch = Watch::open(&self.config.socket).await;
+        let status = watch.until(|s| s.agent.as_ref().is_some_and(|a| a.state() == state)).await;
+        status.agent.expect("the link has a status")
+    }
+
+    /// mcpd's row of an LLM.
+    pub fn row(&self, llm: &str) -> LlmView {
+        self.mcpd.llms().into_iter().find(|row| row.spec.name == llm).expect("mcpd lists it")
+    }
+
+    /// Waits until mcpd has got so many calls of a kind, and gives them all.
+    pub async fn calls_of(&self, kind: CallKind, count: usize) -> Vec<Entry> {
+        let mut seen = 0;
+        let enough = |e: &Entry| {
+            seen += usize::from(e.is_call(kind));
+            seen >= count
+        };
+        soon("that many calls", self.mcpd.wait_for(enough)).await;
+        self.calls(kind)
+    }
+
     /// The journal's calls of one kind.
     pub fn calls(&self, kind: CallKind) -> Vec<Entry> {
         self.mcpd.journal().into_iter().filter(|e| e.is_call(kind)).collect()
@@ -227,6 +258,11 @@ impl Drop for World {
             agent.abort();
         }
     }
+}
+
+/// The times between one entry and the next, in ms.
+pub fn gaps(entries: &[Entry]) -> Vec<u64> {
+    entries.windows(2).map(|pair| pair[1].at_ms - pair[0].at_ms).collect()
 }
 
 /// A chat body.

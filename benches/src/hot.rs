@@ -1,0 +1,125 @@
+//! The agent's own work on a task's way, without any I/O: what the micro-benchmarks time and the instruction counts count.
+
+use std::{collections::HashMap, hint::black_box};
+
+use bytes::Bytes;
+use clap::ValueEnum;
+use eventsource_stream::Parser;
+use mcprelay::{
+    openai::{Stamp, StreamBuffer},
+    pb::{SessionResponse, TaskOffer, session_response::Payload},
+    upstream::{
+        contract::{CHUNK_HEAD, CHUNK_TAIL},
+        task_event::read_task,
+    },
+};
+use prost::Message as _;
+
+use crate::tokens::Spec;
+
+/// Chunks that gather while one POST is under way, in [`Path::Merge`].
+const MERGED: u32 = 16;
+/// The most a stream's buffer holds, in bytes; never reached here.
+const LIMIT: usize = 4 << 20;
+
+/// One piece of the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Path {
+    /// A task event's bytes, from the control channel, become a task.
+    Task,
+    /// A task becomes the message that offers it to the local program.
+    Offer,
+    /// One chunk becomes one POST's body.
+    Chunk,
+    /// Sixteen chunks become one POST's body.
+    Merge,
+}
+
+impl Path {
+    /// Every path, with its name.
+    pub const ALL: [(&str, Self); 4] =
+        [("task", Self::Task), ("offer", Self::Offer), ("chunk", Self::Chunk), ("merge", Self::Merge)];
+}
+
+/// What the paths work on; made once.
+pub struct Bench {
+    event: Vec<u8>,
+    request: Bytes,
+    chunks: Vec<Bytes>,
+    parser: Parser,
+    buffer: StreamBuffer,
+    encoded: Vec<u8>,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Bench {
+    /// Everything that is needed for any path.
+    pub fn new() -> Self {
+        let spec = Spec { seed: 7, tokens: MERGED, delay_us: 0, stream: true };
+        let event = format!(
+            "event: task\ndata: {{\"kind\":\"infer\",\"taskId\":\"0198a5b2-77\",\"llmName\":\"bench\",\"streaming\":true,\"request\":{}}}\n\n",
+            spec.body()
+        );
+        let stamp = Stamp { id: "chatcmpl-7".to_owned(), model: "bench".to_owned(), created: 1_760_000_000 };
+        Self {
+            event: event.into_bytes(),
+            request: spec.body().into(),
+            chunks: (0..MERGED).map(|index| chunk(&spec, index)).collect(),
+            parser: Parser::new(LIMIT),
+            buffer: StreamBuffer::new(LIMIT, stamp),
+            encoded: Vec::new(),
+        }
+    }
+
+    /// Goes one path once.
+    pub fn once(&mut self, path: Path) {
+        match path {
+            Path::Task => self.task(),
+            Path::Offer => self.offer(),
+            Path::Chunk => self.chunks(1),
+            Path::Merge => self.chunks(self.chunks.len()),
+        }
+    }
+
+    fn task(&mut self) {
+        self.parser.push(black_box(&self.event));
+        let event = self.parser.next_event().expect("the event is small").expect("the event is whole");
+        black_box(read_task(&event.data).expect("the event is a task"));
+    }
+
+    fn offer(&mut self) {
+        let offer = TaskOffer {
+            task_id: "0198a5b2-77".to_owned(),
+            provider_name: "bench".to_owned(),
+            request_json: self.request.clone(),
+            streaming: true,
+            timeout_ms: 600_000,
+            w3c_trace_context: HashMap::new(),
+        };
+        self.encoded.clear();
+        let message = SessionResponse { payload: Some(Payload::TaskOffer(black_box(offer))) };
+        message.encode(&mut self.encoded).expect("a Vec takes everything");
+        black_box(&self.encoded);
+    }
+
+    fn chunks(&mut self, count: usize) {
+        for chunk in &self.chunks[self.chunks.len() - count..] {
+            self.buffer.push_raw(black_box(chunk.clone())).expect("the chunk is good");
+        }
+        while let Some(body) = self.buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL) {
+            black_box(body);
+        }
+    }
+}
+
+fn chunk(spec: &Spec, index: u32) -> Bytes {
+    let mut event = String::new();
+    spec.event_into(&mut event, index);
+    let data = event.trim().strip_prefix("data: ").expect("an event has data");
+    Bytes::copy_from_slice(data.as_bytes())
+}

@@ -1,0 +1,4 @@
+//! What the bench program shares with the micro-benchmarks.
+
+pub mod hot;
+pub mod tokens;

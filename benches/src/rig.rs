@@ -1,0 +1,285 @@
+//! One system with everything around it, each a process of its own, over real loopback sockets.
+
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use tempfile::TempDir;
+use tokio::{
+    process::Command,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    cells::Cell,
+    http1::Conn,
+    load::{LoadArgs, LoadReport},
+    mcpd::{STATS_PATH, Stats},
+    process::{Running, Usage, myself},
+};
+
+/// What a caller of the provider itself POSTs to.
+const DIRECT_PATH: &str = "/v1/chat/completions";
+/// What a caller of mcpd POSTs to.
+const INFER_PATH: &str = "/api/v1/llms/bench/infer";
+/// Tasks that may be under way at once: never what limits a load.
+const IN_FLIGHT: u32 = 20_000;
+/// How long a relay may take to be online.
+const ONLINE: Duration = Duration::from_secs(10);
+/// How often mcpd's list is looked at until then. It is the error of a start's time.
+const LOOK: Duration = Duration::from_micros(500);
+
+/// One way from a caller to the provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum System {
+    /// No relay.
+    Direct,
+    /// The data path of a reverse tunnel.
+    Tunnel,
+    /// The agent's I/O without its logic.
+    Floor,
+    /// `mcprelay run --provide`, under the name that the table gives it.
+    Agent(String, PathBuf),
+    /// The natural registrar in Node.js; with whether it posts every token.
+    Node(bool),
+}
+
+impl System {
+    /// Its name in the table.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Direct => "direct",
+            Self::Tunnel => "tunnel",
+            Self::Floor => "floor",
+            Self::Agent(name, _) => name,
+            Self::Node(false) => "node",
+            Self::Node(true) => "node-per-token",
+        }
+    }
+}
+
+/// Which mcpd the load goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum McpdKind {
+    /// The bench's own stand-in: the contract's happy path and nothing else.
+    Lean,
+    /// `fake-mcpd --journal 0`.
+    Fake,
+}
+
+/// A running system. Dropping it ends its processes.
+#[derive(Debug)]
+pub struct Rig {
+    /// The relay itself; `None` without one.
+    relay: Option<Running>,
+    mcpd: Option<(Running, String)>,
+    _mock: Running,
+    address: String,
+    path: &'static str,
+    counts: bool,
+    home: TempDir,
+    /// From the relay's start until it was online.
+    pub start: Duration,
+}
+
+impl Rig {
+    /// Starts everything and waits until the system takes requests.
+    pub async fn start(system: &System, mcpd: McpdKind) -> Result<Self, String> {
+        let home = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
+        let (mock, provider) = Running::listening(&mut myself(["mock"])?).await?;
+        let mut rig = Self {
+            relay: None,
+            mcpd: None,
+            _mock: mock,
+            address: provider.clone(),
+            path: DIRECT_PATH,
+            counts: mcpd == McpdKind::Lean,
+            home,
+            start: Duration::ZERO,
+        };
+        match system {
+            System::Direct => {}
+            System::Tunnel => {
+                let mut tunnel = myself(["tunnel", "--provider", &provider])?;
+                let (relay, address) = Running::listening(&mut tunnel).await?;
+                (rig.relay, rig.address) = (Some(relay), address);
+            }
+            _ => rig.start_relay(system, mcpd, &provider).await?,
+        }
+        Ok(rig)
+    }
+
+    async fn start_relay(&mut self, system: &System, kind: McpdKind, provider: &str) -> Result<(), String> {
+        let (mcpd, address) = Running::listening(&mut mcpd_command(kind)?).await?;
+        self.mcpd = Some((mcpd, address.clone()));
+        let mut command = self.relay_command(system, &address, provider)?;
+        let began = Instant::now();
+        self.relay = Some(Running::start(&mut command)?);
+        while !is_online(&address).await {
+            if began.elapsed() > ONLINE {
+                return Err(format!("{} is not online after 10 s: {}", system.name(), self.log()));
+            }
+            sleep(LOOK).await;
+        }
+        self.start = began.elapsed();
+        (self.address, self.path) = (address, INFER_PATH);
+        Ok(())
+    }
+
+    fn relay_command(&self, system: &System, mcpd: &str, provider: &str) -> Result<Command, String> {
+        let home = self.home.path();
+        let mut command = match system {
+            System::Agent(_, program) => {
+                write_home(home, mcpd, provider)
+                    .map_err(|error| format!("the home cannot be written: {error}"))?;
+                let mut command = Command::new(program);
+                command.args(["run", "--provide", "--home"]).arg(home);
+                command
+            }
+            System::Node(per_token) => {
+                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/registrar.mjs");
+                let mut command = Command::new("node");
+                command.arg(script).args([mcpd, provider, if *per_token { "token" } else { "whole" }]);
+                command
+            }
+            _ => {
+                let mut command = myself(["floor", "--mcpd", mcpd, "--provider", provider, "--socket"])?;
+                command.arg(home.join("floor.sock"));
+                command
+            }
+        };
+        let log = fs::File::create(home.join("log")).map_err(|error| format!("no log: {error}"))?;
+        command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(log);
+        Ok(command)
+    }
+
+    /// Lets the callers of `cell` loose, in a process of their own.
+    pub async fn load(&self, cell: &Cell) -> Result<LoadReport, String> {
+        self.load_with(cell.load(&self.address, self.path)).await
+    }
+
+    /// The same for a second or less, before anything is measured.
+    pub async fn warm_up(&self, cell: &Cell) -> Result<(), String> {
+        let load = LoadArgs { seconds: 0.5, ..cell.load(&self.address, self.path) };
+        self.load_with(load).await.map(drop)
+    }
+
+    /// The same with the callers' first requests spread over `ramp`.
+    pub async fn load_slowly(&self, cell: &Cell, ramp: Duration) -> Result<LoadReport, String> {
+        let ramp_ms = u64::try_from(ramp.as_millis()).unwrap_or(u64::MAX);
+        self.load_with(LoadArgs { ramp_ms, ..cell.load(&self.address, self.path) }).await
+    }
+
+    async fn load_with(&self, load: LoadArgs) -> Result<LoadReport, String> {
+        let output = myself(load.to_arguments())?.kill_on_drop(true).output().await;
+        let output = output.map_err(|error| format!("the callers cannot be started: {error}"))?;
+        let report: LoadReport = serde_json::from_slice(&output.stdout)
+            .map_err(|_| format!("the callers failed: {}", String::from_utf8_lossy(&output.stderr)))?;
+        if report.errors > 0 {
+            let why = report.messages.join("; ");
+            return Err(format!("{} answers were wrong: {why} {}", report.errors, self.log()));
+        }
+        Ok(report)
+    }
+
+    /// What the relay has used; nothing where there is none.
+    pub fn usage(&self) -> Result<Usage, String> {
+        self.relay.as_ref().map_or(Ok(Usage::default()), Running::usage)
+    }
+
+    /// What mcpd has counted; `None` where it does not count.
+    pub async fn stats(&self) -> Option<Stats> {
+        let (_, address) = self.mcpd.as_ref().filter(|_| self.counts)?;
+        serde_json::from_slice(&get(address, STATS_PATH).await.ok()?).ok()
+    }
+
+    /// The last lines of what the relay said on standard error.
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(3).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn mcpd_command(kind: McpdKind) -> Result<Command, String> {
+    match kind {
+        McpdKind::Lean => myself(["mcpd"]),
+        McpdKind::Fake => {
+            let mut command = Command::new(beside("fake-mcpd")?);
+            command.args(["--journal", "0"]);
+            Ok(command)
+        }
+    }
+}
+
+/// Builds the programs under test, when cargo started this one: a stale build beside it would be measured without a word.
+pub async fn build() -> Result<(), String> {
+    if cfg!(debug_assertions) {
+        return Err("a debug build says nothing about speed; add --release".to_owned());
+    }
+    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    // All in one command, so that they share their dependencies' features with this program and nothing is built twice.
+    let mut command = Command::new(cargo);
+    command.args([
+        "build",
+        "--release",
+        "--bins",
+        "-p",
+        "mcprelay-bench",
+        "-p",
+        "mcprelay",
+        "-p",
+        "fake-mcpd",
+    ]);
+    match command.status().await {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err("the programs under test could not be built".to_owned()),
+        Err(error) => Err(format!("cargo cannot be started: {error}")),
+    }
+}
+
+/// A program of the workspace that was built into the folder of this one.
+pub fn beside(name: &str) -> Result<PathBuf, String> {
+    let own =
+        std::env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"))?;
+    let path = own.with_file_name(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(format!("{} is not there; run cargo build --release --workspace first", path.display()))
+}
+
+/// The home of an agent whose one provider is the mock.
+fn write_home(home: &Path, mcpd: &str, provider: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(home.join("credentials"))?;
+    write!(file, r#"{{"mcpdUrl":"http://{mcpd}","token":"bench"}}"#)?;
+    let provider = serde_json::json!({
+        "name": "bench", "type": "openai", "model": "m", "url": format!("http://{provider}"),
+        "publish": true, "maxInFlight": IN_FLIGHT,
+    });
+    fs::write(home.join("config.json"), serde_json::json!({ "llm": { "providers": [provider] } }).to_string())
+}
+
+async fn is_online(mcpd: &str) -> bool {
+    let rows = get(mcpd, "/api/v1/llms").await.unwrap_or_default();
+    memchr::memmem::find(&rows, br#""status":"active""#).is_some()
+}
+
+async fn get(address: &str, path: &str) -> std::io::Result<bytes::Bytes> {
+    let mut conn = Conn::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer bench\r\n\r\n");
+    conn.write(request.as_bytes()).await?;
+    let response = conn.response().await?;
+    conn.body(response.length).await
+}

@@ -1,0 +1,184 @@
+//! What the core decided, carried out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use super::{super::files::StickySession, Hub, Relay};
+use crate::{
+    bridge::{CloseReason, Offer},
+    core::{Effect, LinkEffect},
+    domain::{FailureCode, SessionKey, Task, TaskKey},
+    openai::{RequestFacts, Stamp},
+    telemetry::{ChannelOpening, TaskTrace},
+    upstream::{self, events::Channel, outbox::Outbox, results::Delivery},
+};
+
+impl Hub {
+    pub(super) fn carry_out(&mut self, mut fx: Vec<Effect>) {
+        for effect in fx.drain(..) {
+            self.effect(effect);
+        }
+        self.fx = fx;
+        self.status_may_have_changed();
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Begin(key, task) => self.begin(key, task),
+            Effect::Offer(key, session, timeout) => self.offer(key, session, timeout),
+            Effect::Requeued(key) => {
+                if let Some(relay) = self.relays.get_mut(&key) {
+                    relay.session = None;
+                    relay.outbox.trace(|trace| trace.requeued(FailureCode::ProviderLost));
+                }
+            }
+            Effect::Cancel(key, session, reason) => {
+                if let (Some(session), Some(relay)) = (self.sessions.get(&session), self.relays.get(&key)) {
+                    session.handle.cancel(&relay.task.id, reason);
+                }
+            }
+            Effect::End(key, end, until) => {
+                if let Some(relay) = self.relays.get(&key) {
+                    relay.outbox.end(end, until);
+                }
+            }
+            Effect::Forget(key) => self.forget(key),
+            Effect::Verdicts(session, generation, verdicts) => {
+                if let Some(session) = self.sessions.get(&session) {
+                    session.handle.verdicts(generation, &verdicts);
+                }
+            }
+            Effect::Replaced(session) => {
+                if let Some(session) = self.sessions.get(&session) {
+                    session.handle.close(CloseReason::Replaced);
+                }
+            }
+            Effect::Link(effect) => self.link_effect(effect),
+            Effect::Drained => self.drained = true,
+        }
+    }
+
+    fn begin(&mut self, key: TaskKey, task: Task) {
+        self.tasks_file.begun(&task.id);
+        let facts = RequestFacts::read(&task.request).unwrap_or_default();
+        let stamp = stamp(&task);
+        let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
+        let outbox = Outbox::new(&task, stamp.clone(), trace);
+        let delivery = Delivery::new(
+            (key, &task),
+            facts.include_usage,
+            stamp,
+            Arc::clone(&outbox),
+            self.mcpd.clone(),
+            self.rng.u64(..),
+            self.channels.reports.0.clone(),
+        );
+        self.spawn(delivery.run());
+        let relay = Relay { task, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
+        self.relays.insert(key, relay);
+    }
+
+    fn offer(&mut self, key: TaskKey, session: SessionKey, timeout: Duration) {
+        // A killed agent must leave behind every id that a provider may have seen.
+        self.tasks_file.flush();
+        let (Some(relay), Some(connected)) = (self.relays.get_mut(&key), self.sessions.get(&session)) else {
+            error!("an offer names a task or a session that the agent does not have");
+            return;
+        };
+        let Some(provider) = self.core.provider_of(key) else {
+            error!("an offer names a task whose provider is gone");
+            return;
+        };
+        relay.session = Some(session);
+        let request = &relay.task.request;
+        let trace_context = relay.outbox.trace(|trace| {
+            trace.running(provider, request);
+            trace.offer_context()
+        });
+        connected.handle.offer(Offer {
+            key,
+            id: relay.task.id.clone(),
+            provider: provider.name.clone(),
+            request: relay.task.request.clone(),
+            streaming: relay.task.streaming,
+            timeout,
+            trace_context: trace_context.unwrap_or_default(),
+            sink: Arc::clone(&relay.outbox) as Arc<_>,
+        });
+    }
+
+    fn forget(&mut self, key: TaskKey) {
+        let Some(relay) = self.relays.remove(&key) else { return };
+        self.tasks_file.over(&relay.task.id);
+        if let Some(session) = relay.session.and_then(|s| self.sessions.get(&s)) {
+            session.handle.forget(&relay.task.id);
+        }
+    }
+
+    fn link_effect(&mut self, effect: LinkEffect) {
+        let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
+        match effect {
+            LinkEffect::Register { attempt, session, providers } => self.spawn(async move {
+                let reply = mcpd.register(session.as_deref(), &providers).await;
+                let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
+            }),
+            LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
+                let reply = mcpd.heartbeat(&session, after_wake).await;
+                let _ = events.send((upstream::Event::Heartbeat(reply), None)).await;
+            }),
+            LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
+            LinkEffect::CloseChannel => self.close_channel(),
+            LinkEffect::Persist(id) => self.keep_session(id),
+            LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
+        }
+    }
+
+    /// Writes the sticky id and the mcpd that it belongs to, unless the file says so already.
+    pub(super) fn keep_session(&mut self, id: String) {
+        let session = StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() };
+        if self.sticky.as_ref() != Some(&session) {
+            session.write(&self.session_file);
+            self.sticky = Some(session);
+        }
+    }
+
+    fn open_channel(&mut self, epoch: u64, session: String) {
+        self.close_channel();
+        if epoch > 1 {
+            self.surroundings.telemetry.metrics().reconnect();
+        }
+        self.channel_opening = Some((epoch, ChannelOpening::start(&self.surroundings.telemetry)));
+        let channel = Channel {
+            epoch,
+            session,
+            event_limit: self.event_limit,
+            idle_timeout: self.channel_idle_timeout,
+            events: self.channels.upstream.0.clone(),
+            places: Arc::clone(&self.places),
+        };
+        let cancelled = self.halt.child_token();
+        self.channel = Some(cancelled.clone());
+        self.spawn(channel.run(self.mcpd.clone(), cancelled));
+    }
+
+    pub(super) fn close_channel(&mut self) {
+        if let Some(channel) = self.channel.take() {
+            channel.cancel();
+        }
+    }
+
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(work));
+    }
+}
+
+/// What the chunks and bodies that the agent builds itself are marked with.
+fn stamp(task: &Task) -> Stamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Stamp { id: format!("chatcmpl-{}", task.id), model: task.llm.clone(), created: since.as_secs() }
+}

@@ -1,0 +1,383 @@
+//! The link to mcpd: backoff, wake, quick closes, epochs, and a thousand agents at once.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    core::link::{Link, UrlChange},
+    domain::{CallFailure, LinkState},
+};
+
+fn passing() -> CallFailure {
+    CallFailure::Passing("it broke".to_owned(), None)
+}
+
+fn unknown() -> CallFailure {
+    CallFailure::Unknown("no such session".to_owned())
+}
+
+/// A link with one provider to publish, and a clock.
+struct Bench {
+    link: Link,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(seed: u64) -> Self {
+        Self { link: Link::new(settings().link, None, seed), now: Instant::now() }
+    }
+
+    /// Registered, the channel open and proved.
+    fn online() -> Self {
+        let mut bench = Self::new(1);
+        bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
+        let fx = bench.want(&["a"]);
+        assert_eq!(registers(&fx), [1]);
+        assert_eq!(channels(&bench.registered(1)), [1]);
+        bench.act(LinkInput::ChannelOpened(1));
+        bench.act(LinkInput::ChannelProved(1));
+        assert_eq!(bench.state(), LinkState::Online);
+        bench
+    }
+
+    fn act(&mut self, input: LinkInput) -> Vec<LinkEffect> {
+        let mut fx = Vec::new();
+        self.link.handle(input, self.now, &mut fx);
+        effects(fx)
+    }
+
+    fn registered(&mut self, attempt: u64) -> Vec<LinkEffect> {
+        self.act(LinkInput::Registered(attempt, Ok("s".to_owned())))
+    }
+
+    fn want(&mut self, names: &[&str]) -> Vec<LinkEffect> {
+        let set: BTreeMap<_, _> = names.iter().map(|n| (name(n), provider(n, 1))).collect();
+        let mut fx = Vec::new();
+        self.link.want(set, self.now, &mut fx);
+        effects(fx)
+    }
+
+    /// Lets time pass up to the next thing that is done; says how long that took.
+    fn until_something(&mut self) -> (Duration, Vec<LinkEffect>) {
+        let began = self.now;
+        for _ in 0..100 {
+            let due = self.link.next_deadline().expect("something is to come");
+            self.now = self.now.max(due);
+            let mut fx = Vec::new();
+            self.link.tick(self.now, &mut fx);
+            if !fx.is_empty() {
+                return (self.now - began, effects(fx));
+            }
+        }
+        panic!("the link wakes up and does nothing");
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<LinkEffect> {
+        let until = self.now + time;
+        let mut all = Vec::new();
+        while let Some(due) = self.link.next_deadline().filter(|due| *due <= until) {
+            self.now = self.now.max(due);
+            self.link.tick(self.now, &mut all);
+        }
+        self.now = until;
+        effects(all)
+    }
+
+    fn state(&self) -> LinkState {
+        self.link.status(self.now).state
+    }
+}
+
+fn effects(fx: Vec<Effect>) -> Vec<LinkEffect> {
+    fx.into_iter()
+        .filter_map(|effect| if let Effect::Link(effect) = effect { Some(effect) } else { None })
+        .collect()
+}
+
+fn registers(fx: &[LinkEffect]) -> Vec<u64> {
+    let attempt = |effect: &LinkEffect| match effect {
+        LinkEffect::Register { attempt, .. } => Some(*attempt),
+        _ => None,
+    };
+    fx.iter().filter_map(attempt).collect()
+}
+
+fn channels(fx: &[LinkEffect]) -> Vec<u64> {
+    let epoch = |effect: &LinkEffect| match effect {
+        LinkEffect::OpenChannel { epoch, .. } => Some(*epoch),
+        _ => None,
+    };
+    fx.iter().filter_map(epoch).collect()
+}
+
+fn beats(fx: &[LinkEffect]) -> usize {
+    fx.iter().filter(|effect| matches!(effect, LinkEffect::Heartbeat { .. })).count()
+}
+
+#[test]
+fn the_wait_doubles_from_five_seconds_to_a_minute_with_up_to_half_of_it_on_top() {
+    let mut bench = Bench::online();
+    bench.act(LinkInput::Heartbeat(Ok(())));
+    bench.act(LinkInput::ChannelClosed(1, passing()));
+    for (n, least) in [5, 10, 20, 40, 60, 60, 60].into_iter().enumerate() {
+        let mut waited = Duration::ZERO;
+        let attempt = loop {
+            let (passed, fx) = bench.until_something();
+            waited += passed;
+            if beats(&fx) > 0 {
+                bench.act(LinkInput::Heartbeat(Ok(())));
+            }
+            if let [attempt] = registers(&fx)[..] {
+                break attempt;
+            }
+        };
+        let (least, most) = (least * SECOND, least * SECOND * 3 / 2);
+        assert!(
+            (least..=most).contains(&waited),
+            "wait {n} was {waited:?} and should be {least:?} to {most:?}"
+        );
+        bench.act(LinkInput::Registered(attempt, Err(passing())));
+    }
+}
+
+#[test]
+fn a_channel_that_proved_itself_starts_the_backoff_over_and_one_that_did_not_does_not() {
+    for proved in [true, false] {
+        let mut bench = Bench::online();
+        bench.act(LinkInput::ChannelClosed(1, passing()));
+        for attempt in 2..5 {
+            while registers(&bench.until_something().1).is_empty() {}
+            bench.act(LinkInput::Registered(attempt, Err(passing())));
+        }
+        while registers(&bench.until_something().1).is_empty() {}
+        assert_eq!(channels(&bench.registered(5)), [2]);
+        bench.act(LinkInput::ChannelOpened(2));
+        if proved {
+            bench.act(LinkInput::ChannelProved(2));
+        }
+        bench.pass(6 * SECOND);
+        bench.act(LinkInput::ChannelClosed(2, passing()));
+        let next = bench.link.status(bench.now).next_attempt.expect("it waits");
+        assert_eq!(next <= 8 * SECOND, proved, "{next:?}");
+    }
+}
+
+#[test]
+fn retry_after_lengthens_the_wait_and_never_shortens_it() {
+    for (asked, least) in [(1, 5), (30, 30), (100_000, 600)] {
+        let mut bench = Bench::online();
+        bench.act(LinkInput::ChannelClosed(1, CallFailure::Passing("busy".to_owned(), Some(asked * SECOND))));
+        let next = bench.link.status(bench.now).next_attempt.expect("it waits");
+        assert!((least * SECOND..=least * SECOND * 3 / 2).contains(&next), "{asked}: {next:?}");
+    }
+}
+
+#[test]
+fn a_session_that_mcpd_forgot_is_registered_at_once_and_within_the_backoff_after_that() {
+    let mut bench = Bench::online();
+    bench.pass(SECOND);
+    let fx = bench.act(LinkInput::Heartbeat(Err(unknown())));
+    assert_eq!((registers(&fx), fx.contains(&LinkEffect::CloseChannel)), (vec![2], true), "{fx:?}");
+    bench.registered(2);
+    bench.pass(SECOND);
+    let fx = bench.act(LinkInput::ChannelClosed(2, unknown()));
+    assert_eq!(registers(&fx), [0; 0], "the second time running it waits: {fx:?}");
+    assert_eq!(bench.state(), LinkState::Backoff);
+}
+
+#[test]
+fn three_channels_closed_at_once_mean_another_process_and_a_minute_of_rest() {
+    let mut bench = Bench::online();
+    for epoch in 1..=3 {
+        bench.pass(SECOND);
+        bench.act(LinkInput::ChannelClosed(epoch, passing()));
+        if epoch < 3 {
+            let attempt = loop {
+                if let [attempt] = registers(&bench.until_something().1)[..] {
+                    break attempt;
+                }
+            };
+            bench.registered(attempt);
+            bench.act(LinkInput::ChannelOpened(epoch + 1));
+            bench.act(LinkInput::ChannelProved(epoch + 1));
+        }
+    }
+    let status = bench.link.status(bench.now);
+    assert_eq!((status.state, status.next_attempt), (LinkState::Refused, Some(60 * SECOND)));
+    assert!(status.detail.contains("another process"), "{}", status.detail);
+}
+
+#[test]
+fn a_wrong_path_is_refused_by_name_and_tried_within_the_backoff() {
+    let mut bench = Bench::new(1);
+    bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
+    bench.want(&["a"]);
+    for attempt in 1..20 {
+        bench.act(LinkInput::Registered(attempt, Err(unknown())));
+        let status = bench.link.status(bench.now);
+        assert_eq!(status.state, LinkState::Refused);
+        assert!(status.detail.contains("check-mcpd"), "{}", status.detail);
+        let (waited, fx) = bench.until_something();
+        assert!(waited >= 5 * SECOND && registers(&fx) == [attempt + 1], "{waited:?} {fx:?}");
+    }
+}
+
+#[test]
+fn nothing_of_an_old_channel_or_call_touches_the_new_one() {
+    let mut bench = Bench::online();
+    bench.act(LinkInput::ChannelClosed(1, passing()));
+    while registers(&bench.until_something().1).is_empty() {}
+    assert_eq!(channels(&bench.registered(2)), [2]);
+    bench.act(LinkInput::ChannelOpened(2));
+    let late = [
+        LinkInput::ChannelClosed(1, passing()),
+        LinkInput::ChannelClosed(1, unknown()),
+        LinkInput::ChannelOpened(1),
+        LinkInput::ChannelProved(1),
+        LinkInput::Registered(1, Err(unknown())),
+        LinkInput::Registered(2, Ok("another session".to_owned())),
+    ];
+    for input in late {
+        let said = format!("{input:?}");
+        assert_eq!(bench.act(input), [], "{said}");
+        assert_eq!((bench.state(), bench.link.session()), (LinkState::Online, Some("s")), "{said}");
+    }
+}
+
+#[test]
+fn what_is_withdrawn_is_not_opened_again_while_mcpd_has_not_answered() {
+    let mut bench = Bench::online();
+    bench.pass(SECOND);
+    let fx = bench.want(&[]);
+    assert!(
+        fx.contains(&LinkEffect::CloseChannel) && registers(&fx) == [2] && channels(&fx).is_empty(),
+        "{fx:?}"
+    );
+    assert_eq!(bench.act(LinkInput::Heartbeat(Ok(()))), [], "nothing more is to be done");
+    assert_eq!(bench.registered(2), []);
+    assert_eq!(bench.link.next_deadline(), None);
+}
+
+#[test]
+fn register_calls_keep_a_quarter_second_apart_and_the_newest_set_wins() {
+    let mut bench = Bench::online();
+    assert_eq!(bench.want(&["a", "b"]), [], "the first call was this very moment");
+    assert_eq!(bench.want(&["a", "c"]), []);
+    let (waited, fx) = bench.until_something();
+    let [LinkEffect::Register { attempt: 2, providers, .. }] = &fx[..] else { panic!("{fx:?}") };
+    let names: Vec<_> = providers.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!((waited, names), (super::super::link::REGISTER_SPACING, vec!["a", "c"]));
+    assert_eq!(bench.registered(2), [], "the channel stays open across a change of the set");
+}
+
+#[test]
+fn a_wake_beats_at_once_and_then_tries_once_a_second_for_a_minute() {
+    let mut bench = Bench::online();
+    bench.pass(10 * SECOND);
+    let fx = bench.act(LinkInput::Woke);
+    assert!(matches!(fx[..], [LinkEffect::Heartbeat { after_wake: true, .. }]), "{fx:?}");
+    bench.act(LinkInput::Heartbeat(Err(passing())));
+    let woke = bench.now;
+    let mut attempts = Vec::new();
+    while bench.now < woke + 100 * SECOND {
+        let (_, fx) = bench.until_something();
+        if beats(&fx) > 0 {
+            bench.act(LinkInput::Heartbeat(Err(passing())));
+        }
+        if let [attempt] = registers(&fx)[..] {
+            attempts.push(bench.now - woke);
+            bench.act(LinkInput::Registered(attempt, Err(passing())));
+        }
+    }
+    let eager: Vec<_> = (1..=60).map(|n| n * SECOND).collect();
+    assert_eq!(attempts[..60], eager);
+    assert!(attempts[61] - attempts[60] >= 5 * SECOND, "then the usual backoff: {:?}", &attempts[60..]);
+}
+
+#[test]
+fn a_wake_with_a_good_link_changes_nothing() {
+    let mut bench = Bench::online();
+    bench.pass(10 * SECOND);
+    bench.act(LinkInput::Woke);
+    assert_eq!(bench.act(LinkInput::Heartbeat(Ok(()))), []);
+    let fx = bench.pass(29 * SECOND);
+    assert_eq!((bench.state(), fx), (LinkState::Online, Vec::new()));
+}
+
+#[test]
+fn heartbeats_go_on_while_the_channel_is_down() {
+    let mut bench = Bench::online();
+    bench.act(LinkInput::ChannelClosed(1, passing()));
+    let mut seen = 0;
+    for _ in 0..10 {
+        let fx = bench.pass(30 * SECOND);
+        seen += beats(&fx);
+        if beats(&fx) > 0 {
+            bench.act(LinkInput::Heartbeat(Err(passing())));
+        }
+        if let Some(attempt) = registers(&fx).last() {
+            bench.act(LinkInput::Registered(*attempt, Err(passing())));
+        }
+    }
+    assert_eq!(seen, 10);
+}
+
+/// A thousand agents whose mcpd goes away for `down`: the moments of all register calls that reach it when it is back.
+fn herd(down: Duration) -> Vec<Duration> {
+    let began = Instant::now();
+    let mut calls = Vec::new();
+    for agent in 0..1_000 {
+        let mut bench = Bench::new(agent);
+        bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
+        bench.want(&["a"]);
+        bench.registered(1);
+        bench.act(LinkInput::ChannelOpened(1));
+        bench.act(LinkInput::ChannelProved(1));
+        bench.now = began;
+        bench.act(LinkInput::ChannelClosed(1, passing()));
+        loop {
+            let (_, fx) = bench.until_something();
+            if beats(&fx) > 0 {
+                bench.act(LinkInput::Heartbeat(Err(passing())));
+            }
+            let Some(attempt) = registers(&fx).first().copied() else { continue };
+            if bench.now - began >= down {
+                calls.push(bench.now - began);
+                break;
+            }
+            bench.act(LinkInput::Registered(attempt, Err(passing())));
+        }
+    }
+    calls.sort();
+    calls
+}
+
+/// The most of them within any one second, and how many a second on average from the first to the last.
+fn peak_and_mean(calls: &[Duration]) -> (f64, f64) {
+    let within = |from: &Duration| calls.iter().filter(|at| (*from..*from + SECOND).contains(at)).count();
+    let peak = calls.iter().map(within).max().unwrap_or_default();
+    let window = calls[calls.len() - 1] - calls[0];
+    (peak as f64, calls.len() as f64 / window.as_secs_f64())
+}
+
+#[test]
+fn a_thousand_agents_whose_mcpd_restarts_come_back_at_most_three_times_as_fast_as_on_average() {
+    for down in [0, 1, 3, 5] {
+        let calls = herd(down * SECOND);
+        let (peak, mean) = peak_and_mean(&calls);
+        println!("mcpd down {down} s: back from {:.1?} on, mean {mean:.0}/s, peak {peak}/s", calls[0]);
+        assert!(peak <= 3.0 * mean, "down for {down} s: {peak} a second, {mean:.0} on average");
+    }
+}
+
+/// An mcpd that comes back in the middle of a wave sees the rest of it, and the others one wave later, so the average is no measure.
+#[test]
+fn no_outage_makes_a_thousand_agents_come_faster_than_a_restart_does() {
+    let (restart, _) = peak_and_mean(&herd(Duration::ZERO));
+    for down in [6, 8, 15, 30, 60, 120, 300] {
+        let calls = herd(down * SECOND);
+        let (peak, mean) = peak_and_mean(&calls);
+        println!("mcpd down {down:>3} s: back from {:.1?} on, mean {mean:.0}/s, peak {peak}/s", calls[0]);
+        assert!(peak <= restart, "down for {down} s: {peak} a second");
+    }
+}

@@ -1,0 +1,370 @@
+//! The output of one task on its way, between whoever produces it and the delivery that sends it.
+//!
+//! ```text
+//!   bridge ──output()──► Outbox ──next()──► Delivery ──POST──► mcpd
+//!   agent  ──end()─────►   │  chunks that arrive while a POST is under way merge here
+//! ```
+//!
+//! It is written by whoever reads the provider and read by one [`Delivery`](super::results::Delivery), a task of its own, so a slow
+//! mcpd holds up nobody else.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+use super::contract::{CHUNK_HEAD, CHUNK_TAIL};
+use crate::{
+    domain::{
+        Activity, CancelReason, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage,
+    },
+    openai::{Facts, Gather, Stamp, StreamBuffer},
+    telemetry::{AnswerText, Ending, TaskReport, TaskTrace},
+};
+
+/// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
+pub const OUTBOX_LIMIT: usize = 4 << 20;
+/// Most bytes of a plain answer that is gathered from chunks: what a caller of a plain inference can be expected to take.
+pub const GATHER_LIMIT: usize = 32 << 20;
+/// Once an error is to end the task, what is still being sent gets so long: the error must not wait for a POST that hangs.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
+
+enum Pending {
+    Stream(Box<StreamBuffer>),
+    Plain(Box<Gather>),
+    /// The gathered answer is on its way; this is what it showed.
+    Gathered(Facts),
+}
+
+impl Pending {
+    fn facts(&self) -> &Facts {
+        match self {
+            Self::Stream(buffer) => buffer.facts(),
+            Self::Plain(gather) => gather.facts(),
+            Self::Gathered(facts) => facts,
+        }
+    }
+}
+
+struct State {
+    pending: Pending,
+    end: Option<(End, Instant)>,
+    ended_at: Option<Instant>,
+    activity: Activity,
+    first_token_at: Option<Instant>,
+    usage: Usage,
+    late: u32,
+    posts: u32,
+    /// The task's spans and measurements; `None` once they have ended.
+    trace: Option<TaskTrace>,
+    /// The answer's text, where the trace records content.
+    answer: Option<AnswerText>,
+    /// The delivery has nothing to send and sleeps. While it sends, output merges without waking anybody.
+    waiting: bool,
+}
+
+/// The output of one task on its way. Shared by the bridge, the agent and the delivery; no call waits.
+pub struct Outbox {
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").finish_non_exhaustive()
+    }
+}
+
+/// What a task's delivery came to.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// "ok", "cancelled", or the failure's code: what mcpd was told.
+    pub outcome: &'static str,
+    /// Whether mcpd never took the end.
+    pub undelivered: bool,
+    /// What the output showed.
+    pub facts: Facts,
+    /// What the provider said it used.
+    pub usage: Usage,
+    /// When the first token came.
+    pub first_token_at: Option<Instant>,
+    /// Parts that mcpd took.
+    pub posts: u32,
+    /// Pieces that came after the end.
+    pub late: u32,
+    /// The trace's id, where there is a trace.
+    pub trace_id: Option<String>,
+}
+
+/// What a look into the outbox gives.
+pub(super) enum Next {
+    Part(Bytes),
+    End(End, Instant),
+}
+
+impl Outbox {
+    /// An empty outbox for a task; `stamp` is what the agent's own chunks and bodies are marked with.
+    pub fn new(task: &Task, stamp: Stamp, trace: TaskTrace) -> Arc<Self> {
+        let pending = if task.streaming {
+            Pending::Stream(Box::new(StreamBuffer::new(OUTBOX_LIMIT, stamp)))
+        } else {
+            Pending::Plain(Box::new(Gather::new(GATHER_LIMIT, stamp)))
+        };
+        let state = State {
+            pending,
+            end: None,
+            ended_at: None,
+            activity: Activity::default(),
+            first_token_at: None,
+            usage: Usage::default(),
+            late: 0,
+            posts: 0,
+            answer: trace.answer_text(),
+            trace: Some(trace),
+            waiting: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), wake: Notify::new() })
+    }
+
+    /// Decides the task's end; what was put in before still goes first. [`End::Nobody`] takes the place of an end that is still on
+    /// its way; any other second end is ignored.
+    pub fn end(&self, end: End, until: std::time::Instant) {
+        let mut state = self.lock();
+        if state.end.is_none() || end == End::Nobody {
+            state.end = Some((end, until.into()));
+            state.ended_at = Some(Instant::now());
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Notes what the provider said it used.
+    pub fn set_usage(&self, usage: Usage) {
+        let mut state = self.lock();
+        state.usage = Usage {
+            input_tokens: usage.input_tokens.or(state.usage.input_tokens),
+            output_tokens: usage.output_tokens.or(state.usage.output_tokens),
+        };
+    }
+
+    /// Does something with the task's trace, unless that has ended.
+    pub fn trace<T>(&self, with: impl FnOnce(&mut TaskTrace) -> T) -> Option<T> {
+        self.lock().trace.as_mut().map(with)
+    }
+
+    /// What the output has shown so far.
+    pub fn activity(&self) -> Activity {
+        self.lock().activity
+    }
+
+    /// Pieces of output so far, and when the first token came.
+    pub fn progress(&self) -> (u32, Option<Instant>) {
+        let state = self.lock();
+        (state.pending.facts().chunks, state.first_token_at)
+    }
+
+    /// A panic while the state was locked cannot leave it half changed in a way that matters more than the task's end.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next part to send, or the end once everything before it is sent.
+    pub(super) async fn next(&self) -> Next {
+        loop {
+            let woken = self.wake.notified();
+            if let Some(next) = self.try_next() {
+                return next;
+            }
+            woken.await;
+        }
+    }
+
+    fn try_next(&self) -> Option<Next> {
+        let mut state = self.lock();
+        if let Some((End::Nobody, until)) = state.end {
+            return Some(Next::End(End::Nobody, until));
+        }
+        let ended = state.end.is_some();
+        if let Pending::Stream(buffer) = &mut state.pending
+            && (ended || buffer.is_ready())
+            && let Some(part) = buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)
+        {
+            return Some(Next::Part(part));
+        }
+        state.waiting = !ended;
+        state.end.clone().map(|(end, until)| Next::End(end, until))
+    }
+
+    /// Resolves once what is being sent must not be waited for any longer. The end itself is only overtaken by the caller's leaving.
+    pub(super) async fn overtaken(&self, terminal: bool) {
+        loop {
+            let woken = self.wake.notified();
+            let until = match &*self.lock() {
+                State { end: Some((End::Nobody, _)), .. } => return,
+                State { end: Some((End::Failed(_), _)), ended_at: Some(at), .. } if !terminal => {
+                    Some(*at + FAILURE_PATIENCE)
+                }
+                State { end: Some((End::Answer(_), until)), .. } if !terminal => Some(*until),
+                _ => None,
+            };
+            match until {
+                Some(until) => {
+                    if timeout_at(until, woken).await.is_err() {
+                        return;
+                    }
+                }
+                None => woken.await,
+            }
+        }
+    }
+}
+
+impl TaskSink for Outbox {
+    fn output(&self, output: Output) -> Taken {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.end.is_some() {
+            state.late += 1;
+            return Taken::Closed;
+        }
+        let now = Instant::now();
+        state.activity.last_sign = Some(now.into_std());
+        if let Some(answer) = &mut state.answer {
+            answer.output(&output);
+        }
+        let pushed = match (&mut state.pending, output) {
+            (_, Output::Alive) => return Taken::Accepted,
+            (Pending::Stream(buffer), Output::Raw(chunk)) => buffer.push_raw(chunk),
+            (Pending::Stream(buffer), Output::Delta(delta)) => buffer.push_delta(&delta),
+            (Pending::Plain(gather), Output::Raw(chunk)) => gather.push_raw(chunk),
+            (Pending::Plain(gather), Output::Delta(delta)) => gather.push_delta(&delta),
+            (Pending::Gathered(_), _) => return Taken::Closed,
+        };
+        if let Err(error) = pushed {
+            return Taken::Broken(error.into());
+        }
+        state.activity.any_output = true;
+        if let Some(trace) = &mut state.trace {
+            trace.chunk();
+        }
+        if state.first_token_at.is_none() && state.pending.facts().first_token {
+            state.activity.first_token = true;
+            state.first_token_at = Some(now);
+        }
+        let sleeps = std::mem::take(&mut state.waiting);
+        drop(guard);
+        if sleeps {
+            self.wake.notify_one();
+        }
+        Taken::Accepted
+    }
+}
+
+impl Outbox {
+    /// mcpd took one more part.
+    pub(super) fn posted(&self) {
+        self.lock().posts += 1;
+    }
+
+    /// Waits for the end to be decided.
+    pub(super) async fn decided(&self) -> (End, Instant) {
+        loop {
+            let woken = self.wake.notified();
+            if let Some(end) = self.lock().end.clone() {
+                return end;
+            }
+            woken.await;
+        }
+    }
+
+    pub(super) fn is_nobody(&self) -> bool {
+        matches!(self.lock().end, Some((End::Nobody, _)))
+    }
+
+    pub(super) fn usage(&self) -> Option<Usage> {
+        Some(self.lock().usage).filter(|usage| *usage != Usage::default())
+    }
+
+    /// Keeps the text of an answer that came whole, where the trace records content.
+    pub(super) fn record(&self, outcome: &Outcome) {
+        if let Some(answer) = &mut self.lock().answer {
+            answer.outcome(outcome);
+        }
+    }
+
+    /// Notes what a whole answer says of itself.
+    pub(super) fn note(&self, facts: Facts) {
+        self.lock().pending = Pending::Gathered(facts);
+    }
+
+    pub(super) fn gathered(&self) -> Result<Bytes, Failure> {
+        let usage = self.usage();
+        let mut state = self.lock();
+        let facts = state.pending.facts().clone();
+        match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
+            Pending::Plain(gather) => gather.finish(usage),
+            Pending::Stream(_) | Pending::Gathered(_) => {
+                Err(Failure::new(FailureCode::Internal, "the answer was gathered twice"))
+            }
+        }
+    }
+
+    /// What a stream that was given as chunks still needs before its end.
+    pub(super) fn finished(&self, include_usage: bool) -> Result<Vec<Bytes>, Failure> {
+        let usage = self.usage();
+        let mut state = self.lock();
+        let Pending::Stream(buffer) = &mut state.pending else { return Ok(Vec::new()) };
+        buffer.finish(usage, include_usage)?;
+        Ok(std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect())
+    }
+
+    pub(super) fn summary(&self, end: End, undelivered: bool) -> Summary {
+        let mut state = self.lock();
+        let facts = state.pending.facts().clone();
+        let trace = state.trace.take();
+        let reported = facts.usage.unwrap_or_default();
+        let summary = Summary {
+            outcome: end.as_str(),
+            undelivered,
+            usage: Usage {
+                input_tokens: state.usage.input_tokens.or(reported.input_tokens),
+                output_tokens: state.usage.output_tokens.or(reported.output_tokens),
+            },
+            facts,
+            first_token_at: state.first_token_at,
+            posts: state.posts,
+            late: state.late,
+            trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
+        };
+        let answer = state.answer.take();
+        drop(state);
+        if let Some(trace) = trace {
+            end_trace(trace, &end, &summary, answer.as_ref().and_then(AnswerText::get));
+        }
+        summary
+    }
+}
+
+fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
+    let ending = match end {
+        End::Answer(_) => Ending::Completed,
+        End::Failed(failure) => Ending::Failed(failure),
+        End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
+    };
+    let finish_reasons: Vec<_> =
+        summary.facts.finish_reasons.iter().map(|(_, reason)| reason.clone()).collect();
+    trace.end(&TaskReport {
+        response_id: summary.facts.response_id.as_deref(),
+        response_model: summary.facts.model.as_deref(),
+        finish_reasons: &finish_reasons,
+        usage: summary.usage,
+        answer,
+        ..TaskReport::new(ending)
+    });
+}

