@@ -446,12 +446,14 @@ const EVENTS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n
 const JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"x\":\"";
 const HTML: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<html>";
 
-/// What a hostile server sends on and on, whether its caller streams, and what the caller is told.
+const OUT_OF_TIME: &str = "did not end within its time";
+
+/// What a hostile server sends on and on, whether its caller streams, and what ends it: a limit, or the task's time.
 const PROVIDERS: [(&str, &[u8], bool, &str); 5] = [
     (EVENTS, &[b'a'; 65_536], true, "an event of more than 4194304 bytes"),
-    (EVENTS, TOKEN, true, "did not end within its time"),
+    (EVENTS, TOKEN, true, OUT_OF_TIME),
     // Comments are signs of life, but not for ever.
-    (EVENTS, b": nothing to say\n", true, "did not end within its time"),
+    (EVENTS, b": nothing to say\n", true, OUT_OF_TIME),
     (HTML, &[b'a'; 65_536], true, "an answer of more than"),
     (JSON, &[b'a'; 65_536], false, "an answer of more than"),
 ];
@@ -467,7 +469,7 @@ async fn a_hostile_provider_costs_its_own_callers_only() {
             {"name": "honest", "type": "echo", "model": "m", "publish": true},
         ]}});
         write_private(&home.path().join("config.json"), &entries.to_string());
-        let limits = ["--provide", "--task-timeout", "3s"];
+        let limits = ["--provide", "--task-timeout", if told == OUT_OF_TIME { "3s" } else { "10m" }];
         let agent = Process::start(mcprelay(home.path(), &[&["run"], &limits[..]].concat()));
         let listed = |s: &fake_mcpd::Snapshot| s.is_active("hostile") && s.is_active("honest");
         soon("both rows", mcpd.wait_until(listed)).await;
