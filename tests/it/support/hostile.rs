@@ -52,6 +52,10 @@ async fn answer(
         }
     }
     heads.lock().expect("nobody panics here").push(String::from_utf8_lossy(&request).into_owned());
+    if request.starts_with(b"GET /v1/models ") {
+        // As a provider it seems well, so that it is asked for more.
+        return stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+    }
     stream.write_all(head.as_bytes()).await?;
     loop {
         tokio::time::sleep(pause).await;
