@@ -157,6 +157,8 @@ pub(super) struct Link {
     heartbeat_at: Option<Instant>,
     heartbeat_in_flight: bool,
     eager_until: Option<Instant>,
+    /// The channel is from before a sleep: nobody tells whether it still lives.
+    slept_through: bool,
     draining: bool,
     /// Whether tasks are under way: their cancels come by the channel, and the heartbeat keeps their session alive.
     busy: bool,
@@ -193,6 +195,7 @@ impl Link {
             heartbeat_at: None,
             heartbeat_in_flight: false,
             eager_until: None,
+            slept_through: false,
             draining: false,
             busy: false,
             missed: 0,
@@ -401,6 +404,7 @@ impl Link {
     }
 
     fn close_channel(&mut self, fx: &mut Vec<Effect>) {
+        self.slept_through = false;
         if self.channel != Channel::Closed {
             self.channel = Channel::Closed;
             fx.push(Effect::Link(LinkEffect::CloseChannel));
@@ -508,6 +512,7 @@ impl Link {
         let quick = matches!(self.channel, Channel::Open { since, .. } if now < since + QUICK_CLOSE);
         let lived = matches!(self.channel, Channel::Open { .. });
         self.channel = Channel::Closed;
+        self.slept_through = false;
         self.accepted = None;
         if lived {
             self.quick_closes = if quick { self.quick_closes + 1 } else { 0 };
@@ -535,6 +540,8 @@ impl Link {
     fn heartbeat_replied(&mut self, reply: Result<(), CallFailure>, now: Instant, fx: &mut Vec<Effect>) {
         self.heartbeat_in_flight = false;
         match reply {
+            // The network answers, so the channel is opened anew instead of waited for until it has been silent for too long.
+            Ok(()) if self.slept_through => self.close_channel(fx),
             Ok(()) => {}
             Err(CallFailure::Unknown(detail)) => {
                 self.missed += 1;
@@ -554,6 +561,7 @@ impl Link {
 
     fn woke(&mut self, now: Instant) {
         self.eager_until = Some(now + WAKE_EAGER);
+        self.slept_through = self.channel != Channel::Closed;
         self.wait = None;
         // A call from before the sleep is as good as lost; its late answer changes nothing.
         self.in_flight = None;

@@ -181,7 +181,8 @@ impl Tasks {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.local = Local::Offered { session, since: now };
         // A plain call shows nothing before its end, so only a stream has a deadline for its first token.
-        let look = entry.task.streaming.then(|| look_again(now + settings.first_token_timeout, settings, now));
+        let look =
+            entry.task.streaming.then(|| look_again(now + settings.first_token_timeout, settings, now));
         self.rearm(key, look);
     }
 

@@ -7,5 +7,6 @@ mod faults;
 mod files;
 mod house;
 mod main_job;
+mod processes;
 mod simulation;
 mod telemetry;

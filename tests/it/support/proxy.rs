@@ -117,7 +117,9 @@ impl Proxy {
             Order::Bytewise => change(|rules| rules.bytewise = true),
             Order::Clear => {
                 *self.shared.armed() = Armed::default();
-                change(|rules| *rules = Rules { cuts: rules.cuts, deafened: rules.deafened, ..Rules::default() });
+                change(|rules| {
+                    *rules = Rules { cuts: rules.cuts, deafened: rules.deafened, ..Rules::default() }
+                });
             }
         }
     }
