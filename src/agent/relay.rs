@@ -94,7 +94,6 @@ impl History {
         }
         self.chunks += u64::from(summary.facts.chunks);
         self.posts += u64::from(summary.posts);
-        self.late_chunks += u64::from(summary.late);
         self.recent.push_front(ended);
         self.recent.truncate(RECENT);
     }

@@ -159,6 +159,8 @@ pub(super) struct Link {
     /// Why mcpd refused the last heartbeat, if it did: the channel can stay open long after a token has run out.
     heartbeat_refused: Option<String>,
     eager_until: Option<Instant>,
+    /// The channel is from before a sleep: nobody tells whether it still lives.
+    slept_through: bool,
     draining: bool,
     /// Whether tasks are under way: their cancels come by the channel, and the heartbeat keeps their session alive.
     busy: bool,
@@ -196,6 +198,7 @@ impl Link {
             heartbeat_in_flight: false,
             heartbeat_refused: None,
             eager_until: None,
+            slept_through: false,
             draining: false,
             busy: false,
             missed: 0,
@@ -411,6 +414,7 @@ impl Link {
     }
 
     fn close_channel(&mut self, fx: &mut Vec<Effect>) {
+        self.slept_through = false;
         if self.channel != Channel::Closed {
             self.channel = Channel::Closed;
             fx.push(Effect::Link(LinkEffect::CloseChannel));
@@ -519,6 +523,7 @@ impl Link {
         let quick = matches!(self.channel, Channel::Open { since, .. } if now < since + QUICK_CLOSE);
         let lived = matches!(self.channel, Channel::Open { .. });
         self.channel = Channel::Closed;
+        self.slept_through = false;
         self.accepted = None;
         if lived {
             self.quick_closes = if quick { self.quick_closes + 1 } else { 0 };
@@ -547,7 +552,13 @@ impl Link {
         self.heartbeat_in_flight = false;
         self.heartbeat_refused = None;
         match reply {
-            Ok(()) => self.reauthorized = false,
+            Ok(()) => {
+                self.reauthorized = false;
+                if self.slept_through {
+                    // The network answers, so the channel is opened anew instead of waited for until it has been silent for too long.
+                    self.close_channel(fx);
+                }
+            }
             Err(CallFailure::Unauthorized { changed: true, .. }) if !self.reauthorized => {
                 self.missed += 1;
                 self.reauthorized = true;
@@ -575,6 +586,7 @@ impl Link {
 
     fn woke(&mut self, now: Instant) {
         self.eager_until = Some(now + WAKE_EAGER);
+        self.slept_through = self.channel != Channel::Closed;
         self.wait = None;
         // A call from before the sleep is as good as lost; its late answer changes nothing.
         self.in_flight = None;

@@ -96,8 +96,6 @@ pub struct Summary {
     pub first_token_at: Option<Instant>,
     /// Parts that mcpd took.
     pub posts: u32,
-    /// Pieces that came after the end.
-    pub late: u32,
     /// The trace's id, where there is a trace.
     pub trace_id: Option<String>,
 }
@@ -167,6 +165,11 @@ impl Outbox {
     pub fn progress(&self) -> (u32, Option<Instant>) {
         let state = self.lock();
         (state.pending.facts().chunks, state.first_token_at)
+    }
+
+    /// Pieces that came after the end.
+    pub fn late(&self) -> u32 {
+        self.lock().late
     }
 
     /// A panic while the state was locked cannot leave it half changed in a way that matters more than the task's end.
@@ -339,7 +342,6 @@ impl Outbox {
             facts,
             first_token_at: state.first_token_at,
             posts: state.posts,
-            late: state.late,
             trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
         };
         let answer = state.answer.take();

@@ -115,6 +115,8 @@ impl Hub {
     fn forget(&mut self, key: TaskKey) {
         let Some(relay) = self.relays.remove(&key) else { return };
         self.tasks_file.over(&relay.task.id);
+        // Only now can no more of them come: its provider has ended it, or is no longer listened to.
+        self.history.late_chunks += u64::from(relay.outbox.late());
         if let Some(session) = relay.session.and_then(|s| self.sessions.get(&s)) {
             session.handle.forget(&relay.task.id);
         }

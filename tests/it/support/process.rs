@@ -88,8 +88,17 @@ impl Process {
 
     /// The most memory it ever held, in bytes.
     pub fn peak(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory it holds now, in bytes.
+    pub fn resident(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, what: &str) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).expect("Linux says so");
         let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kib << 10
     }
