@@ -162,24 +162,12 @@ fn draw(collected: &Collected, svg: Option<&Path>) -> Result<(), Stop> {
         return Err(Stop::Failed("the inference left no trace".to_owned()));
     };
     print!("{}", picture.text());
-    if let Some(first) = first_token(&spans) {
-        println!("\nTime to the first token: {:.2} ms", first * 1000.0);
-    }
     if let Some(path) = svg {
-        let written = write_atomically(path, picture.svg("One inference, as mcprelay traces it").as_bytes());
+        let written =
+            write_atomically(path, picture.svg("One streamed inference, as mcprelay traces it").as_bytes());
         written.map_err(|e| Stop::Failed(format!("cannot write {}: {e}", path.display())))?;
     }
     Ok(())
-}
-
-/// What the inference's span says, in seconds.
-fn first_token(spans: &[opentelemetry_sdk::trace::SpanData]) -> Option<f64> {
-    let mut attributes = spans.iter().flat_map(|span| &span.attributes);
-    let found = attributes.find(|a| a.key.as_str() == names::key::RESPONSE_TIME_TO_FIRST_CHUNK)?;
-    match found.value {
-        opentelemetry::Value::F64(seconds) => Some(seconds),
-        _ => None,
-    }
 }
 
 fn millis(time: Duration) -> String {

@@ -1,5 +1,9 @@
 //! A trace as a picture: a waterfall of its spans, as text for a terminal or as SVG.
 
+mod svg;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     fmt::Write as _,
@@ -9,29 +13,34 @@ use std::{
 use opentelemetry::trace::{SpanId, SpanKind};
 use opentelemetry_sdk::trace::SpanData;
 
+use crate::telemetry::names;
+
 /// Columns of the text's names, indents included.
 const NAME_COLUMNS: usize = 34;
-/// Columns of the text's bars: with names and numbers a line has 80.
+/// Columns of the text's bars.
 const BAR_COLUMNS: usize = 34;
-/// Sizes of the SVG, in pixels.
-const SVG: Sizes = Sizes { width: 960, row: 26, left: 330, right: 90, top: 56 };
+/// Columns of the text's lengths: with names, bars and the spaces between a line has 80.
+const LENGTH_COLUMNS: usize = 10;
+/// From so many seconds on a length is told in seconds: nobody reads longer numbers, and there is no room for them.
+const MOST_MILLIS: f64 = 9.99;
+/// Where the first token is, in a bar and where there is none.
+const TOKEN_ON_BAR: char = '◆';
+const TOKEN_BESIDE: char = '┊';
 
-struct Sizes {
-    width: u32,
-    row: u32,
-    left: u32,
-    right: u32,
-    top: u32,
+/// A place in time, from the trace's begin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Bar {
+    start: Duration,
+    length: Duration,
 }
 
-/// One line of the picture: a span with its place in time, from the trace's begin.
+/// One line of the picture: a span, or several alike that follow each other, as the POSTs of a stream do.
 #[derive(Debug, PartialEq)]
 struct Row {
     name: String,
     kind: SpanKind,
     depth: usize,
-    start: Duration,
-    length: Duration,
+    bars: Vec<Bar>,
 }
 
 /// A trace, laid out: every span behind its parent, children by their begin.
@@ -39,21 +48,26 @@ struct Row {
 pub(super) struct Waterfall {
     rows: Vec<Row>,
     total: Duration,
+    /// When the first token went to mcpd; none for an answer in one piece.
+    first_token: Option<Duration>,
 }
 
 impl Waterfall {
     /// Lays out the trace of the span named `root`, if it is there.
     pub(super) fn of(spans: &[SpanData], root: &str) -> Option<Self> {
         let root = spans.iter().find(|span| span.name == root)?;
+        let of_trace = |span: &&SpanData| span.span_context.trace_id() == root.span_context.trace_id();
+        let spans: Vec<_> = spans.iter().filter(of_trace).collect();
         let mut children: HashMap<SpanId, Vec<&SpanData>> = HashMap::new();
-        for span in spans.iter().filter(|s| s.span_context.trace_id() == root.span_context.trace_id()) {
+        for span in &spans {
             children.entry(span.parent_span_id).or_default().push(span);
         }
         children.values_mut().for_each(|spans| spans.sort_by_key(|span| span.start_time));
         let mut rows = Vec::new();
         lay_out(root, 0, root.start_time, &children, &mut rows);
-        let total = rows.iter().map(|row| row.start + row.length).max().unwrap_or_default();
-        Some(Self { rows, total })
+        let total = rows.iter().flat_map(|row| &row.bars).map(|bar| bar.start + bar.length).max();
+        let first_token = first_token(&spans).map(|at| since(root.start_time, at));
+        Some(Self { rows, total: total.unwrap_or_default(), first_token })
     }
 
     /// 80 columns of text.
@@ -61,60 +75,62 @@ impl Waterfall {
         let mut out = String::new();
         for row in &self.rows {
             let name: String =
-                format!("{}{}", "  ".repeat(row.depth), row.name).chars().take(NAME_COLUMNS).collect();
-            let (from, to) = self.place(row, BAR_COLUMNS);
-            let bar = format!("{}{}", " ".repeat(from), "█".repeat(to - from));
+                format!("{}{}", "  ".repeat(row.depth), row.label()).chars().take(NAME_COLUMNS).collect();
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "{name:<NAME_COLUMNS$} {bar:<BAR_COLUMNS$} {:>9}", millis(row.length));
+            let _ = writeln!(
+                out,
+                "{name:<NAME_COLUMNS$} {} {:>LENGTH_COLUMNS$}",
+                self.text_bars(row),
+                spelt(row.length())
+            );
+        }
+        if let Some(at) = self.first_token {
+            let label = format!("{TOKEN_ON_BAR} first token after {}", spelt(at));
+            let indent = NAME_COLUMNS + 1 + self.column(at, BAR_COLUMNS).min(BAR_COLUMNS - 1);
+            let _ = writeln!(out, "{}{label}", " ".repeat(indent.min(80 - label.chars().count())));
         }
         out
     }
 
-    /// The first and the last column of a row's bar, which is never empty.
-    fn place(&self, row: &Row, columns: usize) -> (usize, usize) {
-        let total = self.total.as_secs_f64().max(f64::EPSILON);
-        let column = |at: Duration| (at.as_secs_f64() / total * columns as f64).round() as usize;
-        let from = column(row.start).min(columns - 1);
-        (from, column(row.start + row.length).clamp(from + 1, columns))
-    }
-
-    /// The same as an image.
-    pub(super) fn svg(&self, title: &str) -> String {
-        let height = SVG.top + SVG.row * u32::try_from(self.rows.len()).unwrap_or(0) + 16;
-        let width = SVG.width;
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"ui-monospace, monospace\" \
-             font-size=\"13\">\n<rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
-             <text x=\"16\" y=\"28\" font-size=\"15\" fill=\"#1f2328\">{}</text>\n",
-            escaped(title)
-        );
-        for (at, row) in (0..).zip(&self.rows) {
-            out.push_str(&self.svg_row(row, SVG.top + SVG.row * at));
+    fn text_bars(&self, row: &Row) -> String {
+        let mut cells = vec![' '; BAR_COLUMNS];
+        for bar in &row.bars {
+            let (from, to) = self.place(*bar, BAR_COLUMNS);
+            cells[from..to].fill('█');
         }
-        out + "</svg>\n"
+        if let Some(at) = self.first_token {
+            let cell = &mut cells[self.column(at, BAR_COLUMNS).min(BAR_COLUMNS - 1)];
+            *cell = if *cell == ' ' { TOKEN_BESIDE } else { TOKEN_ON_BAR };
+        }
+        cells.into_iter().collect()
     }
 
-    fn svg_row(&self, row: &Row, y: u32) -> String {
-        let room = f64::from(SVG.width - SVG.left - SVG.right);
-        let total = self.total.as_secs_f64().max(f64::EPSILON);
-        let x = f64::from(SVG.left) + row.start.as_secs_f64() / total * room;
-        let width = (row.length.as_secs_f64() / total * room).max(1.5);
-        let colour = match row.kind {
-            SpanKind::Consumer => "#8250df",
-            SpanKind::Client => "#0969da",
-            _ => "#9a6700",
-        };
-        let (name_x, text_y) = (16 + 14 * row.depth, y + 17);
-        format!(
-            "<text x=\"{name_x}\" y=\"{text_y}\" fill=\"#1f2328\">{}</text>\n\
-             <rect x=\"{x:.1}\" y=\"{}\" width=\"{width:.1}\" height=\"{}\" rx=\"2\" fill=\"{colour}\"/>\n\
-             <text x=\"{}\" y=\"{text_y}\" text-anchor=\"end\" fill=\"#59636e\">{}</text>\n",
-            escaped(&row.name),
-            y + 5,
-            SVG.row - 10,
-            SVG.width - 16,
-            millis(row.length),
-        )
+    /// The first and the last column of a bar, which is never empty.
+    fn place(&self, bar: Bar, columns: usize) -> (usize, usize) {
+        let from = self.column(bar.start, columns).min(columns - 1);
+        (from, self.column(bar.start + bar.length, columns).clamp(from + 1, columns))
+    }
+
+    fn column(&self, at: Duration, columns: usize) -> usize {
+        (self.part(at) * columns as f64).round() as usize
+    }
+
+    /// A place in time as a part of the whole, from 0 to 1.
+    fn part(&self, at: Duration) -> f64 {
+        at.as_secs_f64() / self.total.as_secs_f64().max(f64::EPSILON)
+    }
+}
+
+impl Row {
+    fn label(&self) -> String {
+        match self.bars.len() {
+            1 => self.name.clone(),
+            n => format!("{} ×{n}", self.name),
+        }
+    }
+
+    fn length(&self) -> Duration {
+        self.bars.iter().map(|bar| bar.length).sum()
     }
 }
 
@@ -125,16 +141,24 @@ fn lay_out(
     children: &HashMap<SpanId, Vec<&SpanData>>,
     rows: &mut Vec<Row>,
 ) {
-    rows.push(Row {
-        name: shown_name(span),
-        kind: span.span_kind.clone(),
-        depth,
-        start: span.start_time.duration_since(begin).unwrap_or_default(),
-        length: span.end_time.duration_since(span.start_time).unwrap_or_default(),
-    });
+    let bar = Bar { start: since(begin, span.start_time), length: since(span.start_time, span.end_time) };
+    let row = Row { name: shown_name(span), kind: span.span_kind.clone(), depth, bars: vec![bar] };
+    match rows.last_mut() {
+        Some(last) if (&last.name, last.depth) == (&row.name, depth) => last.bars.push(bar),
+        _ => rows.push(row),
+    }
     for child in children.get(&span.span_context.span_id()).into_iter().flatten() {
         lay_out(child, depth + 1, begin, children, rows);
     }
+}
+
+/// When the first token of a stream went to mcpd, as the first POST. The provider's first chunk often says no more than who
+/// speaks, and waits for the token.
+fn first_token(spans: &[&SpanData]) -> Option<SystemTime> {
+    let is_stream =
+        spans.iter().flat_map(|span| span.events.iter()).any(|e| e.name == names::span::FIRST_CHUNK);
+    let posts = spans.iter().filter(|span| is_stream && span.name == names::span::POST);
+    posts.map(|span| span.start_time).min()
 }
 
 /// A service's full name leaves no room for anything else: its last part is enough here.
@@ -145,10 +169,13 @@ fn shown_name(span: &SpanData) -> String {
     }
 }
 
-fn millis(length: Duration) -> String {
-    format!("{:.2} ms", length.as_secs_f64() * 1000.0)
+fn since(begin: SystemTime, at: SystemTime) -> Duration {
+    at.duration_since(begin).unwrap_or_default()
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+fn spelt(length: Duration) -> String {
+    match length.as_secs_f64() {
+        seconds if seconds < MOST_MILLIS => format!("{:.2} ms", seconds * 1000.0),
+        seconds => format!("{seconds:.2} s"),
+    }
 }

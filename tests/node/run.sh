@@ -29,7 +29,9 @@ npm pack --ignore-scripts --loglevel=error --pack-destination "$work" >/dev/null
 
 cd "$work"
 echo '{ "private": true, "type": "module" }' >package.json
-npm install --ignore-scripts --no-audit --no-fund --loglevel=error ./*.tgz
+# OpenTelemetry is for the tests of traces; the client itself does not need it.
+npm install --ignore-scripts --no-audit --no-fund --loglevel=error ./*.tgz \
+    @opentelemetry/api@1.9.0 @opentelemetry/sdk-trace-base@2.12.0 @opentelemetry/sdk-trace-node@2.12.0
 cp "$repo"/tests/node/*.mjs "$repo"/tests/node/consumer.* .
 "$repo/clients/node/node_modules/.bin/tsc" --noEmit --strict --module node16 --target es2022 \
     --typeRoots "$repo/clients/node/node_modules/@types" --types node consumer.mts consumer.cts
