@@ -12,6 +12,7 @@ mod files;
 mod hostile;
 mod house;
 mod main_job;
+mod new_user;
 mod reconnect;
 mod results;
 mod session_life;
