@@ -26,7 +26,7 @@ use super::{
 use crate::{
     bridge::{self, CloseReason, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkInput, ProviderView, link::UrlChange},
+    core::{Core, Effect, Input, LinkInput, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
     domain::{Activity, LinkStatus, ProviderName, SessionKey, TaskId, TaskKey},
     pb,
@@ -52,8 +52,8 @@ const LOOK_AROUND: Duration = Duration::from_secs(1);
 const SLEEP_JUMP: Duration = Duration::from_secs(5);
 /// Least time between two publications of the status: a person cannot read faster.
 pub(super) const STATUS_SPACING: Duration = Duration::from_millis(250);
-/// How often the end of a former life's task is offered to mcpd before it is given up.
-const RESTART_ATTEMPTS: u32 = 5;
+/// How long the ends of a former life's tasks are offered to an mcpd that does not take them: as long as tasks last by default.
+const RESTART_PATIENCE: Duration = Duration::from_secs(600);
 /// Wait between those attempts.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
 /// What mcpd's caller is told about a task that a killed agent left behind.
@@ -318,9 +318,6 @@ impl Hub {
     fn registered(&mut self, attempt: u64, reply: Result<String, crate::domain::CallFailure>) {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
-        if accepted && let Some(id) = self.core.provider_session().map(str::to_owned) {
-            self.keep_session(id);
-        }
         if accepted && !self.left_behind.is_empty() {
             let left = std::mem::take(&mut self.left_behind);
             info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
@@ -368,24 +365,25 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::SetPaused(name, paused, reply) => {
-                let changed = self.set_paused(name, paused);
                 // Whoever asked may be gone; what it asked for is done.
-                let _ = reply.send(changed);
-                self.link_may_have_changed();
+                let _ = reply.send(self.set_paused(name, paused));
             }
             bridge::Event::StatusWanted => self.publish_status(),
         }
     }
 
-    /// Pauses or resumes; what was asked for by name, or every one that changed.
-    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Vec<String> {
+    /// Pauses or resumes; gives the names that this changed, or `None` for one that nobody has pushed.
+    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Option<Vec<String>> {
         let before = self.core.providers();
-        self.feed(Input::SetPaused(name.clone(), paused));
-        let named = |p: &ProviderView| name.as_ref() == Some(&p.provider.name);
-        let pairs = before.into_iter().zip(self.core.providers());
-        let changed = pairs.filter(|(b, a)| named(a) || b.paused != a.paused);
-        let names: BTreeSet<_> = changed.map(|(_, a)| a.provider.name.as_str().to_owned()).collect();
-        names.into_iter().collect()
+        if name.as_ref().is_some_and(|name| before.iter().all(|p| p.provider.name != *name)) {
+            return None;
+        }
+        self.feed(Input::SetPaused(name, paused));
+        self.link_may_have_changed();
+        let after = self.core.providers();
+        let changed = before.iter().zip(&after).filter(|(before, after)| before.paused != after.paused);
+        let names: BTreeSet<_> = changed.map(|(_, after)| after.provider.name.as_str().to_owned()).collect();
+        Some(names.into_iter().collect())
     }
 
     fn reported(&mut self, key: TaskKey, report: Report) {
@@ -517,16 +515,16 @@ fn access(sources: &Sources) -> Result<Access, String> {
 
 /// Ends the tasks of a former life, each with one error that mcpd drops if it comes twice.
 async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
+    let until = Instant::now() + RESTART_PATIENCE;
     for id in left {
-        for _ in 0..RESTART_ATTEMPTS {
+        loop {
             match mcpd.post_part(&id, &restart_key(&id), RESTARTED.into()).await.1 {
-                PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..) => {
+                PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..)
+                    if Instant::now() < until =>
+                {
                     tokio::time::sleep(RESTART_RETRY).await;
                 }
-                PartReply::Accepted
-                | PartReply::NobodyWaits(_)
-                | PartReply::TooLarge(_)
-                | PartReply::Refused(_) => break,
+                _ => break,
             }
         }
         let _ = over.send(id).await;

@@ -32,8 +32,8 @@ pub enum Event {
     Draining(SessionKey),
     /// Its stream ended. Always the last event of a session.
     Closed(SessionKey),
-    /// Somebody pauses or resumes; the answer is what changed.
-    SetPaused(Option<ProviderName>, bool, oneshot::Sender<Vec<String>>),
+    /// Somebody pauses or resumes; the answer is what changed, or `None` if nobody has pushed such a name.
+    SetPaused(Option<ProviderName>, bool, oneshot::Sender<Option<Vec<String>>>),
     /// Somebody watches the status and wants it now.
     StatusWanted,
 }

@@ -19,7 +19,7 @@ use super::{
     session::{OUTBOUND, Reader},
 };
 use crate::{
-    domain::{ProviderName, SessionKey},
+    domain::{Printable, ProviderName, SessionKey},
     pb::{self, bridge_service_server::BridgeService},
 };
 
@@ -102,14 +102,13 @@ impl BridgeService for Service {
             ),
         };
         let (reply, changed) = oneshot::channel();
-        self.emit(Event::SetPaused(name.clone(), request.paused, reply)).await?;
+        self.emit(Event::SetPaused(name, request.paused, reply)).await?;
         let changed = changed.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
-        match name {
-            Some(name) if changed.is_empty() => {
-                Err(Status::not_found(format!("no provider named '{name}' was pushed")))
-            }
-            _ => Ok(Response::new(pb::SetPausedResponse { changed })),
-        }
+        let changed = changed.ok_or_else(|| {
+            let name = Printable(&request.provider_name);
+            Status::not_found(format!("no provider named '{name}' was pushed"))
+        })?;
+        Ok(Response::new(pb::SetPausedResponse { changed }))
     }
 }
 

@@ -123,8 +123,8 @@ impl Hub {
     fn link_effect(&mut self, effect: LinkEffect) {
         let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
         match effect {
-            LinkEffect::Register { attempt, session, providers } => self.spawn(async move {
-                let reply = mcpd.register(session.as_deref(), &providers).await;
+            LinkEffect::Register { attempt, session, providers, after_wake } => self.spawn(async move {
+                let reply = mcpd.register(session.as_deref(), &providers, after_wake).await;
                 let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
             }),
             LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
@@ -138,13 +138,11 @@ impl Hub {
         }
     }
 
-    /// Writes the sticky id and the mcpd that it belongs to, unless the file says so already.
-    pub(super) fn keep_session(&mut self, id: String) {
+    /// Writes the sticky id and the mcpd that it belongs to.
+    fn keep_session(&mut self, id: String) {
         let session = StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() };
-        if self.sticky.as_ref() != Some(&session) {
-            session.write(&self.session_file);
-            self.sticky = Some(session);
-        }
+        session.write(&self.session_file);
+        self.sticky = Some(session);
     }
 
     fn open_channel(&mut self, epoch: u64, session: String) {

@@ -55,6 +55,15 @@ impl Client {
         }
     }
 
+    /// The same with a message limit in bytes.
+    pub async fn connect_limited(socket: &Path, client_id: &str, max_message_bytes: u32) -> Self {
+        let client = Self::silent(socket).await;
+        let client_id = client_id.to_owned();
+        let hello = Hello { client_id, client_version: "test/1".to_owned(), max_message_bytes };
+        client.send(session_request::Payload::Hello(hello)).await;
+        client
+    }
+
     /// The same, where the agent may be gone or go away meanwhile.
     pub async fn try_connect(socket: &Path, client_id: &str) -> Option<Self> {
         let mut rpc = try_connect(socket).await.ok()?;
@@ -271,20 +280,27 @@ pub fn hello(client_id: &str) -> session_request::Payload {
     })
 }
 
-/// A client of the bridge on a socket that may not be there for a moment yet.
+/// A client of the bridge.
 async fn connect(socket: &Path) -> BridgeServiceClient<Channel> {
     soon("the socket", try_connect(socket)).await.expect("the agent listens")
 }
 
 async fn try_connect(socket: &Path) -> Result<BridgeServiceClient<Channel>, tonic::transport::Error> {
+    Ok(BridgeServiceClient::new(try_channel(socket).await?)
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(usize::MAX))
+}
+
+/// A connection to the socket.
+pub async fn channel(socket: &Path) -> Channel {
+    soon("the socket", try_channel(socket)).await.expect("the agent listens")
+}
+
+async fn try_channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {
     let socket = socket.to_owned();
     let connector = service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connector).await?;
-    Ok(BridgeServiceClient::new(channel)
-        .max_decoding_message_size(64 << 20)
-        .max_encoding_message_size(usize::MAX))
+    Endpoint::from_static("http://localhost").connect_with_connector(connector).await
 }

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub use client::{Client, Watch, hello, named, provider};
+pub use client::{Client, Watch, channel, hello, named, provider};
 pub use logs::Logs;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
@@ -143,6 +143,11 @@ impl World {
     /// Begins an orderly stop.
     pub fn drain(&self) {
         self.agent.as_ref().expect("the agent runs").0.drain.cancel();
+    }
+
+    /// Ends it at once.
+    pub fn abort(&self) {
+        self.agent.as_ref().expect("the agent runs").0.abort.cancel();
     }
 
     /// Waits for the agent's end.
