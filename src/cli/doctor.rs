@@ -115,7 +115,8 @@ async fn link_of_agent(socket: &Path) -> Finding {
     match agent.state() {
         AgentState::Online | AgentState::Connecting => Finding::ok("agent", message),
         AgentState::Idle => {
-            let (why, advice) = status::why_idle(&status);
+            let why = status::why_idle(&status);
+            let (why, advice) = why.rsplit_once("; ").unwrap_or((&why, "see `mcprelay status`"));
             Finding::warning("agent", format!("version {}, idle: {why}", status.agent_version), advice)
         }
         AgentState::NoCredentials => {

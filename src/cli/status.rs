@@ -183,30 +183,31 @@ fn state(status: &WatchStatusResponse) -> AgentState {
     status.agent.as_ref().map_or(AgentState::Unspecified, |agent| agent.state())
 }
 
-/// Why an idle agent has nothing to publish, and what to do.
-pub fn why_idle(status: &WatchStatusResponse) -> (String, &'static str) {
+/// Why an idle agent has nothing to publish; after the last semicolon, what to do.
+pub fn why_idle(status: &WatchStatusResponse) -> String {
     let providers = &status.providers;
     if status.sessions.is_empty() {
-        let message = "no mcplocal is connected, so nothing is opted in";
-        return (message.into(), "start one, or `mcprelay provide`");
+        return "no mcplocal is connected, so nothing is opted in; start one, or `mcprelay provide`".into();
     }
     if providers.is_empty() {
-        let message = "no provider has been pushed, so nothing is opted in";
-        return (message.into(), "give mcplocal a provider");
+        return "no provider has been pushed, so nothing is opted in; give mcplocal a provider".into();
     }
     if !providers.iter().any(opted_in) {
-        let message = format!("no provider is opted in ({} pushed)", providers.len());
-        return (message, "set \"publish\": true on one in config.json");
+        return format!(
+            "no provider is opted in ({} pushed); set \"publish\": true on one in config.json",
+            providers.len()
+        );
     }
     match providers.iter().find(|provider| may_come(provider)).and_then(|found| found.provider.as_ref()) {
-        None => ("every opted-in provider is paused".into(), "let them work again with `mcprelay resume`"),
-        Some(away) if away.state_detail.is_empty() => {
-            (format!("'{}' cannot work now", away.name), "look at what serves its model")
+        None => "every opted-in provider is paused; let them work again with `mcprelay resume`".into(),
+        Some(away) => {
+            let why = if away.state_detail.is_empty() { "no reason given" } else { &away.state_detail };
+            format!(
+                "'{}' cannot work now ({}); look at what serves its model",
+                Printable(&away.name),
+                Printable(why)
+            )
         }
-        Some(away) => (
-            format!("'{}' cannot work now ({})", away.name, away.state_detail),
-            "look at what serves its model",
-        ),
     }
 }
 
@@ -214,10 +215,7 @@ pub fn why_idle(status: &WatchStatusResponse) -> (String, &'static str) {
 fn reason(status: &WatchStatusResponse) -> String {
     let detail = status.agent.as_ref().map_or("", |agent| &agent.detail);
     match state(status) {
-        AgentState::Idle => {
-            let (message, advice) = why_idle(status);
-            format!("{}; {advice}", Printable(&message))
-        }
+        AgentState::Idle => why_idle(status),
         state if detail.is_empty() => format!("the agent is {}", words::agent_state(state.into())),
         state => format!("the agent is {} ({})", words::agent_state(state.into()), Printable(detail)),
     }

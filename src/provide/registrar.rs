@@ -125,7 +125,7 @@ impl Forever {
             let wait = match &end {
                 End::Stopped => return,
                 End::Failed(status) if status.code() == tonic::Code::Aborted => REPLACED_WAIT,
-                End::Failed(_) | End::Closed => jittered(backoff),
+                End::Failed(_) | End::Closed | End::Left => jittered(backoff),
             };
             self.explain(&end, wait);
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -149,7 +149,8 @@ impl Forever {
     fn explain(&mut self, end: &End, wait: Duration) {
         let socket = self.config.socket.display();
         let trouble = match end {
-            End::Stopped => return,
+            // Its goodbye is in the log already.
+            End::Stopped | End::Left => return,
             End::Closed => format!("the agent closed the session on {socket}; reconnecting"),
             End::Failed(status) => match status.code() {
                 tonic::Code::Aborted => format!(

@@ -46,6 +46,8 @@ pub(super) enum End {
     Stopped,
     /// The agent ended the stream without a word.
     Closed,
+    /// The agent ended the stream after its goodbye.
+    Left,
     /// There is no agent, or it ended the stream with this status.
     Failed(Status),
 }
@@ -94,6 +96,7 @@ pub(super) async fn run(
         goodbye_due: None,
         generation: 0,
         max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
+        agent_leaves: false,
         drain_until: None,
         goodbye_at: None,
         verdicts: Verdicts::default(),
@@ -115,6 +118,8 @@ struct Session {
     goodbye_due: Option<pb::Drain>,
     generation: u32,
     max_message_bytes: usize,
+    /// The agent has said goodbye.
+    agent_leaves: bool,
     /// Set once we leave: when the tasks that still run are ended.
     drain_until: Option<Instant>,
     /// When our goodbye went out.
@@ -141,11 +146,13 @@ impl Session {
             let leave_at = self.leave_at();
             tokio::select! {
                 // The agent speaks, or its stream ends.
-                message = self.inbound.message() => match message? {
-                    Some(pb::SessionResponse { payload: Some(payload) }) => self.take(payload, &mut welcomed),
-                    Some(_) => {} // A payload of a later version.
-                    None if leave_at.is_some() => return Ok(End::Stopped),
-                    None => return Ok(End::Closed),
+                message = self.inbound.message() => match message {
+                    Ok(Some(pb::SessionResponse { payload: Some(payload) })) => self.take(payload, &mut welcomed),
+                    Ok(Some(_)) => {} // A payload of a later version.
+                    Ok(None) if leave_at.is_some() => return Ok(End::Stopped),
+                    Ok(None) | Err(_) if self.agent_leaves => return Ok(End::Left),
+                    Ok(None) => return Ok(End::Closed),
+                    Err(status) => return Err(status),
                 },
                 // A task has sent its end.
                 Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
@@ -186,6 +193,7 @@ impl Session {
                 "the agent's link to mcpd"
             ),
             In::Drain(drain) => {
+                self.agent_leaves = true;
                 tracing::info!(reason = %Printable(&drain.reason), "the agent is going away");
             }
         }

@@ -14,6 +14,7 @@ mod fuzzed;
 mod hostile;
 mod house;
 mod main_job;
+mod new_user;
 mod processes;
 mod reconnect;
 mod results;
