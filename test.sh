@@ -50,6 +50,26 @@ proto_lint() {
     fi
 }
 
+# What came in from outside: licences, sources, versions. Its install takes some minutes, once.
+supply_chain() {
+    local version=0.20.2
+    if [ "$("$tools/bin/cargo-deny" --version 2>/dev/null)" != "cargo-deny $version" ]; then
+        CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --debug --root "$tools" "cargo-deny@$version"
+        rm -rf "$tools/build"
+    fi
+    # Warnings are exceptions and licences that nothing needs any more.
+    "$tools/bin/cargo-deny" --workspace --offline check -D warnings bans licenses sources
+}
+
+packaging() {
+    packaging/check.sh
+    if command -v dpkg-deb >/dev/null; then
+        packaging/deb.sh --profile debug
+    else
+        echo "no dpkg-deb: the Debian package is not built"
+    fi
+}
+
 mkdir -p "$tools"
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
@@ -58,6 +78,8 @@ step "build" cargo build --quiet --workspace
 step "tests" rust_tests
 if [ "${1:-all}" != rust ]; then
     step "proto" proto_lint
+    step "supply chain" supply_chain
+    step "packaging" packaging
     step "Node client" sh tests/node/run.sh
     step "real peers" sh tests/peers/run.sh
 fi

@@ -55,7 +55,7 @@
 //! ```
 //!
 //! 1. [`upstream::events`] reads a `task` from the control channel and makes a [`domain::Task`] of it; the request stays the bytes it came as.
-//! 2. The hub writes its id to the tasks file, makes its [`upstream::results::Outbox`] and asks the [`core`], which admits, queues or refuses it.
+//! 2. The hub writes its id to the tasks file, makes its [`upstream::outbox::Outbox`] and asks the [`core`], which admits, queues or refuses it.
 //! 3. Once a slot is free the core answers with an offer, and [`bridge`] sends it to the session that serves the provider.
 //! 4. What the provider answers goes from the session's actor straight into the outbox: the first token wakes the delivery at once, later ones merge
 //!    while a POST is under way.

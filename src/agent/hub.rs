@@ -52,8 +52,8 @@ const LOOK_AROUND: Duration = Duration::from_secs(1);
 const SLEEP_JUMP: Duration = Duration::from_secs(5);
 /// Least time between two publications of the status: a person cannot read faster.
 pub(super) const STATUS_SPACING: Duration = Duration::from_millis(250);
-/// How often the end of a former life's task is offered to mcpd before it is given up.
-const RESTART_ATTEMPTS: u32 = 5;
+/// How long the ends of a former life's tasks are offered to an mcpd that does not take them: as long as tasks last by default.
+const RESTART_PATIENCE: Duration = Duration::from_secs(600);
 /// Wait between those attempts.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
 /// What mcpd's caller is told about a task that a killed agent left behind.
@@ -515,16 +515,16 @@ fn access(sources: &Sources) -> Result<Access, String> {
 
 /// Ends the tasks of a former life, each with one error that mcpd drops if it comes twice.
 async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
+    let until = Instant::now() + RESTART_PATIENCE;
     for id in left {
-        for _ in 0..RESTART_ATTEMPTS {
+        loop {
             match mcpd.post_part(&id, &restart_key(&id), RESTARTED.into()).await.1 {
-                PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..) => {
+                PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..)
+                    if Instant::now() < until =>
+                {
                     tokio::time::sleep(RESTART_RETRY).await;
                 }
-                PartReply::Accepted
-                | PartReply::NobodyWaits(_)
-                | PartReply::TooLarge(_)
-                | PartReply::Refused(_) => break,
+                _ => break,
             }
         }
         let _ = over.send(id).await;

@@ -4,19 +4,22 @@ use std::{
     future::Future,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    pin::pin,
     time::{Duration, Instant},
 };
 
 use clap::{Args, Parser as _};
-use fake_mcpd::FakeMcpd;
+use fake_mcpd::{FakeMcpd, Snapshot};
 use serde_json::json;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cli, Command, Stop, get, infer, waterfall::Waterfall};
+use super::{Cli, Command, Stop, get, infer, status, waterfall::Waterfall};
 use crate::{
     agent::{self, Agent, Surroundings, files::write_atomically},
     config::{Config, Lookup},
     domain::ProviderName,
+    pb::ProviderState,
     provide::{
         config_file::Entry,
         host::{Host, HostConfig},
@@ -28,7 +31,9 @@ use crate::{
 const LLM: &str = "demo";
 /// The pause between two words of the embedded provider: slow enough to be seen as a stream, fast enough for a short demo.
 const TOKEN_DELAY: Duration = Duration::from_millis(25);
-/// How long the LLM may take to be listed; a real server may have to load its model first.
+/// How long a real server may take to answer at all: its first probe has ended by then.
+const ANSWERED: Duration = Duration::from_secs(6);
+/// How long the LLM may take to be listed after that; a real server may have to load its model first.
 const LISTED: Duration = Duration::from_secs(60);
 /// How long the parts may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -67,13 +72,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     let host = Host::new(HostConfig::new(home.path(), &config.socket)).with_providers(vec![entry(&args)?]);
     let host = tokio::spawn(host.run(shutdown.clone()));
 
-    let listed = tokio::time::timeout(
-        LISTED,
-        mcpd.wait_until(|state| state.is_active(LLM) && state.sessions.iter().any(|s| s.connected)),
-    );
-    listed
-        .await
-        .map_err(|_| failed(format!("the provider did not get ready within {} s", LISTED.as_secs())))?;
+    listed(&mcpd, &config.socket).await.map_err(failed)?;
     println!(
         "fake mcpd at {}, agent on a socket in a temporary home, one provider: ready in {}\n",
         mcpd.url(),
@@ -83,14 +82,35 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     println!();
     show(home.path(), &["infer", LLM, &args.prompt]).await?;
 
-    stop.drain.cancel();
+    // The provider first, or it would look for the agent that it lost.
     shutdown.cancel();
-    ended("the agent", agent).await;
     ended("the provider", host).await;
+    stop.drain.cancel();
+    ended("the agent", agent).await;
     println!("\nThe inference as the agent traced it:\n");
     draw(&spans, args.trace_svg.as_deref())?;
     println!("\nDone in {}.", millis(begun.elapsed()));
     Ok(())
+}
+
+/// Waits for mcpd to list the LLM. A server that does not answer is not waited for; one that loads its model is.
+async fn listed(mcpd: &FakeMcpd, socket: &Path) -> Result<(), String> {
+    let online = |state: &Snapshot| state.is_active(LLM) && state.sessions.iter().any(|s| s.connected);
+    let mut listed = pin!(mcpd.wait_until(online));
+    if timeout(ANSWERED, &mut listed).await.is_ok() {
+        return Ok(());
+    }
+    if let Some(why) = away(socket).await {
+        return Err(why);
+    }
+    let late = |_| format!("the provider did not get ready within {} s", LISTED.as_secs());
+    timeout(LISTED, listed).await.map(drop).map_err(late)
+}
+
+/// Why the provider is not there, if it is not.
+async fn away(socket: &Path) -> Option<String> {
+    let pushed = status::once(socket).await.ok()?.providers.into_iter().find_map(|status| status.provider)?;
+    (pushed.state() == ProviderState::Unavailable).then_some(pushed.state_detail)
 }
 
 fn write_credentials(home: &Path, mcpd: &FakeMcpd) -> io::Result<()> {
@@ -131,7 +151,7 @@ fn quoted(word: &str) -> String {
 }
 
 async fn ended<T>(what: &str, part: impl Future<Output = T>) {
-    if tokio::time::timeout(END, part).await.is_err() {
+    if timeout(END, part).await.is_err() {
         eprintln!("{what} did not end in time");
     }
 }

@@ -108,14 +108,15 @@ async fn link_of_agent(socket: &Path) -> Finding {
         Err(Stop::Failed(message)) => return Finding::failed("agent", &message),
         Err(_) => return Finding::failure("agent", "it does not tell its status", "see its log"),
     };
-    let agent = status.agent.unwrap_or_default();
+    let agent = status.agent.clone().unwrap_or_default();
     let detail =
         if agent.detail.is_empty() { String::new() } else { format!(" ({})", Printable(&agent.detail)) };
     let message = format!("version {}, {}{detail}", status.agent_version, words::agent_state(agent.state));
     match agent.state() {
         AgentState::Online | AgentState::Connecting => Finding::ok("agent", message),
         AgentState::Idle => {
-            Finding::warning("agent", message, "opt a provider in: \"publish\": true in config.json")
+            let (why, advice) = status::why_idle(&status);
+            Finding::warning("agent", format!("version {}, idle: {why}", status.agent_version), advice)
         }
         AgentState::NoCredentials => {
             Finding::failure("agent", message, "log in with mcpctl; the agent notices by itself")

@@ -13,7 +13,7 @@ use super::{Stop, output, socket, status_json::StatusJson, view, watch, words};
 use crate::{
     config::{self, HomeArgs, Lookup},
     domain::Printable,
-    pb::{AgentState, WatchStatusRequest, WatchStatusResponse},
+    pb::{AgentState, ProviderStatus, WatchStatusRequest, WatchStatusResponse},
 };
 
 /// How long the first status may take: the agent sends it at once.
@@ -155,7 +155,7 @@ enum Progress {
     Waiting,
     /// Nothing is opted in, as nothing has been pushed.
     NobodyYet,
-    /// What has been pushed is not opted in, or the agent is on its way out.
+    /// What has been pushed is not opted in or is paused, or the agent is on its way out.
     Useless,
 }
 
@@ -164,29 +164,60 @@ fn progress(status: &WatchStatusResponse) -> Progress {
         AgentState::Online => Progress::Online,
         AgentState::Draining => Progress::Useless,
         AgentState::Idle if status.providers.is_empty() => Progress::NobodyYet,
+        // A model server that is away comes back by itself.
+        AgentState::Idle if status.providers.iter().any(may_come) => Progress::Waiting,
         AgentState::Idle => Progress::Useless,
         _ => Progress::Waiting,
     }
+}
+
+fn opted_in(status: &ProviderStatus) -> bool {
+    status.provider.as_ref().is_some_and(|pushed| pushed.publish)
+}
+
+fn may_come(status: &ProviderStatus) -> bool {
+    opted_in(status) && !status.paused
 }
 
 fn state(status: &WatchStatusResponse) -> AgentState {
     status.agent.as_ref().map_or(AgentState::Unspecified, |agent| agent.state())
 }
 
+/// Why an idle agent has nothing to publish, and what to do.
+pub fn why_idle(status: &WatchStatusResponse) -> (String, &'static str) {
+    let providers = &status.providers;
+    if status.sessions.is_empty() {
+        let message = "no mcplocal is connected, so nothing is opted in";
+        return (message.into(), "start one, or `mcprelay provide`");
+    }
+    if providers.is_empty() {
+        let message = "no provider has been pushed, so nothing is opted in";
+        return (message.into(), "give mcplocal a provider");
+    }
+    if !providers.iter().any(opted_in) {
+        let message = format!("no provider is opted in ({} pushed)", providers.len());
+        return (message, "set \"publish\": true on one in config.json");
+    }
+    match providers.iter().find(|provider| may_come(provider)).and_then(|found| found.provider.as_ref()) {
+        None => ("every opted-in provider is paused".into(), "let them work again with `mcprelay resume`"),
+        Some(away) if away.state_detail.is_empty() => {
+            (format!("'{}' cannot work now", away.name), "look at what serves its model")
+        }
+        Some(away) => (
+            format!("'{}' cannot work now ({})", away.name, away.state_detail),
+            "look at what serves its model",
+        ),
+    }
+}
+
 /// Why the agent is not online, as a part of a sentence.
 fn reason(status: &WatchStatusResponse) -> String {
     let detail = status.agent.as_ref().map_or("", |agent| &agent.detail);
     match state(status) {
-        AgentState::Idle if status.sessions.is_empty() => {
-            "no mcplocal is connected, so nothing is opted in; start one, or `mcprelay provide`".into()
+        AgentState::Idle => {
+            let (message, advice) = why_idle(status);
+            format!("{}; {advice}", Printable(&message))
         }
-        AgentState::Idle if status.providers.is_empty() => {
-            "no provider has been pushed, so nothing is opted in; give mcplocal a provider".into()
-        }
-        AgentState::Idle => format!(
-            "no provider is opted in ({} pushed); set \"publish\": true on one in config.json",
-            status.providers.len()
-        ),
         state if detail.is_empty() => format!("the agent is {}", words::agent_state(state.into())),
         state => format!("the agent is {} ({})", words::agent_state(state.into()), Printable(detail)),
     }
@@ -197,7 +228,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::{stub::Agent, view::tests::example},
-        pb::AgentStatus,
+        pb::{AgentStatus, ProviderState},
     };
 
     fn at(state: AgentState) -> WatchStatusResponse {
@@ -205,10 +236,29 @@ mod tests {
         WatchStatusResponse { agent: Some(agent), ..example() }
     }
 
+    /// An idle agent; `change` is made to its two providers.
+    fn idle(change: impl Fn(&mut ProviderStatus)) -> WatchStatusResponse {
+        let mut status = at(AgentState::Idle);
+        status.providers.iter_mut().for_each(change);
+        status
+    }
+
+    fn withheld(status: &mut ProviderStatus) {
+        status.provider.get_or_insert_default().publish = false;
+    }
+
+    fn away(status: &mut ProviderStatus) {
+        let pushed = status.provider.get_or_insert_default();
+        pushed.set_state(ProviderState::Unavailable);
+        pushed.state_detail = "it does not answer".into();
+    }
+
     #[test]
-    fn waiting_is_useless_only_where_what_was_pushed_is_not_opted_in_or_the_agent_stops() {
+    fn waiting_is_useless_only_where_what_was_pushed_is_not_opted_in_or_paused_or_the_agent_stops() {
         assert_eq!(progress(&at(AgentState::Online)), Progress::Online);
-        assert_eq!(progress(&at(AgentState::Idle)), Progress::Useless);
+        assert_eq!(progress(&idle(withheld)), Progress::Useless);
+        assert_eq!(progress(&idle(|provider| provider.paused = true)), Progress::Useless);
+        assert_eq!(progress(&idle(away)), Progress::Waiting);
         assert_eq!(progress(&at(AgentState::Draining)), Progress::Useless);
         assert_eq!(progress(&at(AgentState::NoCredentials)), Progress::Waiting);
         let empty = WatchStatusResponse { providers: Vec::new(), ..at(AgentState::Idle) };
@@ -217,7 +267,12 @@ mod tests {
 
     #[test]
     fn the_reason_says_what_to_do() {
-        assert!(reason(&at(AgentState::Idle)).starts_with("no provider is opted in (2 pushed); set"));
+        assert!(reason(&idle(withheld)).starts_with("no provider is opted in (2 pushed); set"));
+        assert!(reason(&idle(|provider| provider.paused = true)).ends_with("`mcprelay resume`"));
+        assert_eq!(
+            reason(&idle(away)),
+            "'qwen3' cannot work now (it does not answer); look at what serves its model"
+        );
         assert_eq!(reason(&at(AgentState::Refused)), "the agent is refused (why)");
         let alone = WatchStatusResponse { sessions: Vec::new(), ..at(AgentState::Idle) };
         assert!(reason(&alone).starts_with("no mcplocal is connected"));
@@ -234,7 +289,7 @@ mod tests {
         let long = Duration::from_secs(5);
         let online = Agent::serve(at(AgentState::Online));
         assert_eq!(wait_online(&online.socket(), long).await, Ok(at(AgentState::Online)));
-        let idle = Agent::serve(at(AgentState::Idle));
+        let idle = Agent::serve(idle(withheld));
         let ended = wait_online(&idle.socket(), long).await.err();
         assert!(
             matches!(&ended, Some(Stop::Failed(why)) if why.contains("no provider is opted in")),

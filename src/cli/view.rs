@@ -16,6 +16,8 @@ pub struct Section {
     pub header: &'static [&'static str],
     /// The table's cells.
     pub rows: Vec<Vec<String>>,
+    /// Sentences that belong to the rows and are too long for a cell.
+    pub notes: Vec<String>,
 }
 
 /// Tokens a second of one provider, as far as they are known; pieces of output are taken for tokens.
@@ -36,12 +38,13 @@ pub fn text(status: &WatchStatusResponse, now: SystemTime, width: Option<u16>) -
     text
 }
 
-/// One section; a section without rows is one line that says so.
+/// One section; a section without rows is one line that says so. Only tables are cut.
 pub fn section_text(section: &Section, width: Option<u16>) -> String {
-    match section.rows.is_empty() {
-        true => format!("{}: none\n", section.title),
-        false => output::table(section.header, &section.rows, width),
+    if section.rows.is_empty() {
+        return format!("{}: none\n", section.title);
     }
+    let table = output::table(section.header, &section.rows, width);
+    section.notes.iter().fold(table, |text, note| text + &format!("  {}\n", Printable(note)))
 }
 
 /// The lines above the tables: who, for how long, and the link to mcpd.
@@ -105,21 +108,25 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
             title: "Providers",
             header: if rate.is_some() { PROVIDERS_RATE } else { PROVIDERS },
             rows: status.providers.iter().map(|provider| provider_row(provider, rate)).collect(),
+            notes: status.providers.iter().filter_map(provider_note).collect(),
         },
         Section {
             title: "Tasks under way",
             header: TASKS,
             rows: status.tasks.iter().map(task_row).collect(),
+            notes: Vec::new(),
         },
         Section {
             title: "Sessions",
             header: SESSIONS,
             rows: status.sessions.iter().map(|session| session_row(session, now)).collect(),
+            notes: Vec::new(),
         },
         Section {
             title: "Tasks that ended",
             header: RECENT,
             rows: status.recent.iter().map(|task| ended_row(task, now)).collect(),
+            notes: Vec::new(),
         },
     ]
 }
@@ -127,10 +134,7 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
 fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> {
     let pushed = status.provider.clone().unwrap_or_default();
     let state = if status.paused { "paused" } else { words::provider_state(pushed.state) };
-    let mut verdict = words::verdict(status.verdict).replace('_', " ");
-    if !status.detail.is_empty() {
-        verdict += &format!(": {}", status.detail);
-    }
+    let verdict = words::verdict(status.verdict).replace('_', " ");
     let per_second =
         rate.map(|rate| rate(&pushed.name).map_or_else(|| "-".into(), |rate| format!("{rate:.1}")));
     let mut row = vec![pushed.name, pushed.model, state.to_owned(), verdict];
@@ -138,6 +142,17 @@ fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> 
     row.push(format!("{}/{}", status.queued, status.max_queued));
     row.extend(per_second);
     row
+}
+
+/// What somebody has to say about a provider: why it does not work, or may not.
+fn provider_note(status: &ProviderStatus) -> Option<String> {
+    let pushed = status.provider.as_ref()?;
+    // What is not opted in or paused has its reason in the table.
+    let own = pushed.publish.then_some(&pushed.state_detail);
+    let ours = (!status.paused).then_some(&status.detail);
+    let reasons: Vec<_> =
+        own.into_iter().chain(ours).filter(|why| !why.is_empty()).map(String::as_str).collect();
+    (!reasons.is_empty()).then(|| format!("{}: {}", pushed.name, reasons.join("; ")))
 }
 
 fn task_row(task: &TaskStatus) -> Vec<String> {
@@ -183,7 +198,7 @@ fn or_dash(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pb::{AgentState, Provider, TaskState, Usage, Verdict};
+    use crate::pb::{AgentState, Provider, ProviderState, TaskState, Usage, Verdict};
 
     /// A moment with one of everything.
     pub(crate) fn example() -> WatchStatusResponse {
@@ -284,6 +299,19 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         assert!(text.starts_with(expected), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("5s ago   qwen3   queue_timeout   3.1s   85ms    -        alice\n"), "{text}");
+    }
+
+    #[test]
+    fn why_a_provider_does_not_work_stands_below_the_table_and_is_never_cut() {
+        let mut status = example();
+        let reason = "http://127.0.0.1:11434/v1 does not answer: Connection refused (os error 111)";
+        let pushed = status.providers[0].provider.get_or_insert_default();
+        pushed.set_state(ProviderState::Unavailable);
+        pushed.state_detail = reason.into();
+        status.providers[1].detail = "paused by its owner".into();
+        let text = text(&status, now(), Some(80));
+        assert!(text.contains(&format!("0/64\n  qwen3: {reason}\n\n")), "{text}");
+        assert!(!text.contains("by its owner"), "the table says that already: {text}");
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub enum LinkEffect {
         session: Option<String>,
         /// The whole set.
         providers: Vec<Provider>,
+        /// Whether the machine has just woken, so that a slow answer is no answer.
+        after_wake: bool,
     },
     /// Write the sticky id to its file.
     Persist(String),
@@ -369,9 +371,9 @@ impl Link {
         self.attempts += 1;
         self.last_register = Some(now);
         let (attempt, session) = (self.attempts, self.session.clone());
-        let providers = set.values().cloned().collect();
+        let (providers, after_wake) = (set.values().cloned().collect(), self.is_eager(now));
         self.in_flight = Some((attempt, set));
-        fx.push(Effect::Link(LinkEffect::Register { attempt, session, providers }));
+        fx.push(Effect::Link(LinkEffect::Register { attempt, session, providers, after_wake }));
     }
 
     fn open_if_ready(&mut self, fx: &mut Vec<Effect>) {
@@ -574,9 +576,10 @@ impl Link {
     fn woke(&mut self, now: Instant) {
         self.eager_until = Some(now + WAKE_EAGER);
         self.wait = None;
+        // A call from before the sleep is as good as lost; its late answer changes nothing.
+        self.in_flight = None;
         if self.heartbeat_at.is_some() {
             self.heartbeat_at = Some(now);
-            // A call from before the sleep is as good as lost; its late answer changes nothing.
             self.heartbeat_in_flight = false;
         }
     }

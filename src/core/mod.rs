@@ -290,15 +290,24 @@ impl Core {
     /// Offers queued tasks of one provider while it has free slots.
     fn pump(&mut self, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
         while let Some((key, session, limit)) = self.providers.next_offer(name) {
-            let left = self.tasks.time_left(key, now);
-            if self.tasks.request_len(key) + OFFER_OVERHEAD > limit {
+            if let Some(failure) = self.too_late_or_large(key, limit, now) {
                 self.providers.release(name, session);
                 self.tasks.release(key);
-                self.end(key, End::Failed(too_large(limit)), now, fx);
+                self.end(key, End::Failed(failure), now, fx);
             } else {
+                let left = self.tasks.time_left(key, now);
                 self.tasks.offered(key, session, &self.settings, now);
                 fx.push(Effect::Offer(key, session, left));
             }
+        }
+    }
+
+    /// Why a task whose turn has come is not offered after all: its time is over, though no tick has said so yet, or it does not
+    /// fit into a message of `limit` bytes.
+    fn too_late_or_large(&mut self, key: TaskKey, limit: usize, now: Instant) -> Option<Failure> {
+        match self.tasks.what_is_due(key, now, &self.settings, &|_| Activity::default()) {
+            tasks::Due::Timeout(failure) => Some(failure),
+            _ => (self.tasks.request_len(key) + OFFER_OVERHEAD > limit).then(|| too_large(limit)),
         }
     }
 

@@ -181,8 +181,9 @@ impl Tasks {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.local = Local::Offered { session, since: now };
         // A plain call shows nothing before its end, so only a stream has a deadline for its first token.
-        let first_token = entry.task.streaming.then(|| now + settings.first_token_timeout);
-        self.rearm(key, first_token);
+        let look =
+            entry.task.streaming.then(|| look_again(now + settings.first_token_timeout, settings, now));
+        self.rearm(key, look);
     }
 
     pub(super) fn requeued(&mut self, key: TaskKey, until: Instant) {
@@ -275,7 +276,7 @@ impl Tasks {
                 if quiet_since + limit <= now {
                     return Due::Timeout(token_timeout(code, limit));
                 }
-                self.rearm(key, Some(quiet_since + limit));
+                self.rearm(key, Some(look_again(quiet_since + limit, settings, now)));
                 Due::Nothing
             }
             _ => Due::Nothing,
@@ -304,6 +305,12 @@ impl Tasks {
             self.wakes.insert((at, key));
         }
     }
+}
+
+/// When a stream is looked at again. Tokens wake nobody, so the first one may have come right after this look, and the next one
+/// is due an idle timeout later.
+fn look_again(deadline: Instant, settings: &Settings, now: Instant) -> Instant {
+    deadline.min(now + settings.idle_token_timeout)
 }
 
 fn seconds(duration: Duration) -> String {

@@ -324,4 +324,6 @@ mod ends;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod said;
+#[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a register or heartbeat call, from its begin to the last byte of the reply.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// For a heartbeat after a wake from sleep, when a kept connection may be dead: one attempt a second has to fit.
+/// For the same after a wake from sleep, when connections and the network may be dead: one attempt a second has to fit.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(900);
 /// For one result POST, from its begin to the last byte of the reply.
 const POST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -196,13 +196,15 @@ impl Mcpd {
         &self,
         session: Option<&str>,
         providers: &[Provider],
+        after_wake: bool,
     ) -> Result<String, CallFailure> {
         let c = self.connected_or_fail()?;
+        let timeout = call_timeout(after_wake);
         let body = RegisterRequest {
             provider_session_id: session,
             providers: providers.iter().map(PublishedProvider::from).collect(),
         };
-        let request = c.calls.post(endpoint(&c.url, REGISTER_PATH)).timeout(CALL_TIMEOUT).json(&body);
+        let request = c.calls.post(endpoint(&c.url, REGISTER_PATH)).timeout(timeout).json(&body);
         let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => {}
@@ -236,7 +238,7 @@ impl Mcpd {
             self.drop_connections();
         }
         let c = self.connected_or_fail()?;
-        let timeout = if after_wake { WAKE_TIMEOUT } else { CALL_TIMEOUT };
+        let timeout = call_timeout(after_wake);
         let body = HeartbeatRequest { provider_session_id: session };
         let request = c.calls.post(endpoint(&c.url, HEARTBEAT_PATH)).timeout(timeout).json(&body);
         let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
@@ -409,6 +411,10 @@ impl Mcpd {
         }
         Ok(builder)
     }
+}
+
+fn call_timeout(after_wake: bool) -> Duration {
+    if after_wake { WAKE_TIMEOUT } else { CALL_TIMEOUT }
 }
 
 fn copy(c: &Connected) -> Connected {

@@ -123,8 +123,8 @@ impl Hub {
     fn link_effect(&mut self, effect: LinkEffect) {
         let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
         match effect {
-            LinkEffect::Register { attempt, session, providers } => self.spawn(async move {
-                let reply = mcpd.register(session.as_deref(), &providers).await;
+            LinkEffect::Register { attempt, session, providers, after_wake } => self.spawn(async move {
+                let reply = mcpd.register(session.as_deref(), &providers, after_wake).await;
                 let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
             }),
             LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {

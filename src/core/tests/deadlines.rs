@@ -43,6 +43,17 @@ fn a_stream_that_falls_silent_ends_with_its_idle_timeout_counted_from_the_last_s
 }
 
 #[test]
+fn a_stream_that_stalls_right_after_its_first_token_does_not_wait_for_the_longer_first_token_timeout() {
+    for first_token_after in [0, 1, 29, 31, 59] {
+        let mut rig = Rig::serving(1);
+        rig.act(Input::Task(task("a", "llm", true)));
+        assert_eq!(codes(&rig.pass(first_token_after * SECOND)), []);
+        rig.output(TaskKey(0), true);
+        assert_eq!(codes(&rig.pass(40 * SECOND)), [(30 * SECOND, FailureCode::IdleTokenTimeout)]);
+    }
+}
+
+#[test]
 fn a_whole_task_ends_a_quarter_second_before_the_nearer_deadline() {
     for (asked, expected) in [(None, 600 * SECOND), (Some(5 * SECOND), 5 * SECOND)] {
         let mut rig = Rig::serving(1);

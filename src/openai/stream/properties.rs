@@ -1,14 +1,13 @@
 //! Merging against a plain model, which parses everything and joins lists of chunks.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 
-use super::*;
-
-type Members = BTreeMap<String, Box<RawValue>>;
+use super::{
+    said::{Members, parse, said},
+    *,
+};
 
 const TEXTS: [&str; 4] = ["content", "reasoning_content", "reasoning", "refusal"];
 
@@ -21,10 +20,6 @@ struct Parsed {
     role: Option<String>,
     says_nothing: bool,
     call: Option<u32>,
-}
-
-fn parse<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Option<T> {
-    serde_json::from_str(text).ok()
 }
 
 fn is_null(value: &RawValue) -> bool {
@@ -118,56 +113,6 @@ impl Model {
         });
         (same_call && same_role && same_frame).then_some(part)
     }
-}
-
-/// What chunks say together, for one choice: each text, array and value by its path.
-type Said = BTreeMap<(u32, String), String>;
-
-fn said<S: AsRef<str>>(chunks: &[S]) -> Said {
-    let mut said = Said::new();
-    for chunk in chunks {
-        let top: Members = parse(chunk.as_ref()).expect("an object");
-        let choices: Vec<Members> = top.get("choices").and_then(|c| parse(c.get())).unwrap_or_default();
-        for choice in choices {
-            let index: u32 = choice.get("index").and_then(|i| parse(i.get())).unwrap_or(0);
-            for (key, value) in &choice {
-                add(&mut said, index, key, value.get());
-            }
-        }
-    }
-    said
-}
-
-fn add(said: &mut Said, index: u32, path: &str, value: &str) {
-    if let Some(members) = parse::<Members>(value) {
-        let call = members.get("index").map_or("", |index| index.get());
-        for (key, value) in members.iter().filter(|(key, _)| *key != "index") {
-            add(said, index, &format!("{path}{call}.{key}"), value.get());
-        }
-    } else if let (true, Some(elements)) = (path.ends_with("calls"), parse::<Vec<Box<RawValue>>>(value)) {
-        elements.iter().for_each(|element| add(said, index, path, element.get()));
-    } else if value != "null" {
-        let text = said.entry((index, path.to_owned())).or_default();
-        let joins = value.starts_with(['"', '[']);
-        let inner = if joins { &value[1..value.len() - 1] } else { value };
-        let comma = value.starts_with('[') && !text.is_empty() && !inner.is_empty();
-        // A role is said, not spelt out: every client takes the last.
-        if !joins || path.ends_with(".role") {
-            text.clear();
-        }
-        text.push_str(if comma { "," } else { "" });
-        text.push_str(inner);
-    }
-}
-
-#[test]
-fn the_model_reads_what_chunks_say() {
-    let chunk = |text: &str| {
-        format!(r#"{{"choices":[{{"index":2,"delta":{{"content":"{text}","x":{{"y":[1]}}}}}}]}}"#)
-    };
-    let said = said(&[chunk("a"), chunk("b")]);
-    assert_eq!(said[&(2, "delta.content".to_owned())], "ab");
-    assert_eq!(said[&(2, "delta.x.y".to_owned())], "1,1");
 }
 
 /// Stands for a text that is put in later; no chunk has it.

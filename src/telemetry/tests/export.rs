@@ -47,7 +47,8 @@ fn hanging() -> (TcpListener, String) {
 /// A collector that takes everything and tells the first lines of its requests.
 fn willing() -> (String, mpsc::Receiver<String>) {
     let (listener, url) = hanging();
-    let (tell, told) = mpsc::channel();
+    // More requests than a test makes.
+    let (tell, told) = mpsc::sync_channel(64);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let _ = tell.send(answer(stream));

@@ -190,7 +190,7 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
         3 => vec![(at, network(Order::CutAfter(Way::ToMcpd, rng.usize(1..900))))],
         4 => vec![(at, network(Order::CutAfter(Way::ToAgent, rng.usize(1..400))))],
         5..9 => (0..times).map(|_| (at, network(Order::CutReply))).collect(),
-        9 => for_a_while(Order::Stall),
+        9 => for_a_while(if rng.bool() { Order::Stall } else { Order::Deafen }),
         10 => vec![
             (at, network(Order::Stall)),
             (at + lasting, network(Order::CutAll)),

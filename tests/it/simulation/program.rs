@@ -38,7 +38,7 @@ enum Away {
     /// It comes back after this.
     For(Duration),
     /// It is back already; the former connection still talks.
-    Replaced(Session),
+    Replaced(Box<Session>),
 }
 
 /// One connection, and what runs on it.
@@ -71,7 +71,7 @@ impl Program {
             let session = Session { client, runs: BTreeMap::new(), ended: CancellationToken::new() };
             match self.serve(session).await {
                 Away::For(duration) => sleep(duration).await,
-                Away::Replaced(former) => drop(tokio::spawn(ghost(former))),
+                Away::Replaced(former) => drop(tokio::spawn(ghost(*former))),
             }
         }
     }
@@ -112,7 +112,7 @@ impl Program {
                         Mood::Replace => {
                             self.excuse(GHOST.as_millis() as u64);
                             self.lost(&session);
-                            return Away::Replaced(session);
+                            return Away::Replaced(Box::new(session));
                         }
                     }
                 }

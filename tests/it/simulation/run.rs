@@ -190,7 +190,7 @@ impl<'a> Stage<'a> {
                 let what = if self.plan.idempotent { Trouble::Armed } else { Trouble::Network };
                 self.scribe.trouble(now, Ms::MAX, what);
             }
-            Order::Refuse | Order::Stall | Order::Delay(_) | Order::Bytewise => {
+            Order::Refuse | Order::Stall | Order::Deafen | Order::Delay(_) | Order::Bytewise => {
                 self.network_since.get_or_insert(now);
             }
         }

@@ -145,6 +145,11 @@ impl World {
         self.agent.as_ref().expect("the agent runs").0.drain.cancel();
     }
 
+    /// Ends it at once.
+    pub fn abort(&self) {
+        self.agent.as_ref().expect("the agent runs").0.abort.cancel();
+    }
+
     /// Waits for the agent's end.
     pub async fn stopped(&mut self) -> Stopped {
         let (_stop, agent) = self.agent.take().expect("the agent runs");

@@ -41,6 +41,8 @@ pub enum Order {
     CutReply,
     /// Swallow everything, new connections too, without a word.
     Stall,
+    /// Every connection is dead from now on and does not know it, and so is every new one until [`Order::Clear`].
+    Deafen,
     /// Hold every piece back so long.
     Delay(Duration),
     /// Pass on single bytes.
@@ -54,6 +56,9 @@ pub enum Order {
 struct Rules {
     refuse: bool,
     stalled: bool,
+    deaf: bool,
+    /// Counts the orders to make everything deaf.
+    deafened: u64,
     delay: Duration,
     bytewise: bool,
     /// Counts the orders to reset everything.
@@ -107,11 +112,14 @@ impl Proxy {
             Order::CutAfter(way, bytes) => self.shared.armed().after.push_back((way, bytes)),
             Order::CutReply => self.shared.armed().replies += 1,
             Order::Stall => change(|rules| rules.stalled = true),
+            Order::Deafen => change(|rules| (rules.deaf, rules.deafened) = (true, rules.deafened + 1)),
             Order::Delay(by) => self.shared.rules.send_modify(|rules| rules.delay = by),
             Order::Bytewise => change(|rules| rules.bytewise = true),
             Order::Clear => {
                 *self.shared.armed() = Armed::default();
-                change(|rules| *rules = Rules { cuts: rules.cuts, ..Rules::default() });
+                change(|rules| {
+                    *rules = Rules { cuts: rules.cuts, deafened: rules.deafened, ..Rules::default() }
+                });
             }
         }
     }
@@ -198,11 +206,14 @@ struct Pump<'a> {
     way: Way,
     /// Bytes until the cut that was meant for this connection.
     left: Option<usize>,
+    deafened: u64,
 }
 
 impl<'a> Pump<'a> {
     fn new(shared: &'a Shared, way: Way) -> Self {
-        Self { shared, rules: shared.rules.subscribe(), way, left: None }
+        let rules = shared.rules.subscribe();
+        let deafened = rules.borrow().deafened;
+        Self { shared, rules, way, left: None, deafened }
     }
 
     /// Passes bytes on until the side they come from ends (`Ok`), or the connection is to be cut.
@@ -236,6 +247,9 @@ impl<'a> Pump<'a> {
         to: &mut (impl tokio::io::AsyncWrite + Unpin),
     ) -> io::Result<()> {
         let rules = *self.rules.wait_for(|rules| !rules.stalled).await.map_err(|_| cut())?;
+        if rules.deaf || rules.deafened != self.deafened {
+            return std::future::pending().await;
+        }
         if !rules.delay.is_zero() {
             sleep(rules.delay).await;
         }
