@@ -173,7 +173,7 @@ async fn a_register_reply_without_a_session_id_is_an_error_in_the_status_and_tri
     assert!(link.detail.contains("without a usable providerSessionId"), "{}", link.detail);
     assert!(!world.path("provider-session").exists(), "nothing is kept");
     // mcpd has a row of a session that nobody knows; it goes when that session's heartbeats stay out.
-    soon("the row", world.active("llama")).await;
+    world.active("llama").await;
     works(&world, &mut client, "llama").await;
 }
 
