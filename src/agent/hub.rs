@@ -101,6 +101,8 @@ pub(super) struct Hub {
     credentials_problem: Option<String>,
     session_file: PathBuf,
     tasks_file: TaskFile,
+    /// Offers that go out once the ids of their tasks are on disk: all of a turn after one write.
+    offers: Vec<(SessionKey, Offer)>,
     left_behind: Vec<TaskId>,
     event_limit: usize,
     channel_idle_timeout: Duration,
@@ -168,6 +170,7 @@ impl Hub {
             credentials_problem: None,
             session_file,
             tasks_file,
+            offers: Vec::new(),
             left_behind,
             event_limit: config.event_limit,
             channel_idle_timeout: config.channel_idle_timeout,
@@ -229,7 +232,21 @@ impl Hub {
                 break;
             }
         }
+        self.send_offers();
         self.tasks_file.flush();
+    }
+
+    /// Lets the held offers go. A killed agent must leave behind every id that a provider may have seen.
+    fn send_offers(&mut self) {
+        if self.offers.is_empty() {
+            return;
+        }
+        self.tasks_file.flush();
+        for (session, offer) in self.offers.drain(..) {
+            if let Some(connected) = self.sessions.get(&session) {
+                connected.handle.offer(offer);
+            }
+        }
     }
 
     async fn stopped(mut self, how: Stopped) -> Stopped {
@@ -320,6 +337,8 @@ impl Hub {
     fn from_bridge(&mut self, event: bridge::Event) {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
+                // A session that is cut off below must not get an offer afterwards.
+                self.send_offers();
                 handle.welcome(
                     session,
                     self.max_message_bytes,
@@ -392,6 +411,7 @@ impl Hub {
     }
 
     fn drain(&mut self) {
+        self.send_offers();
         info!("stopping: no new tasks are taken; running ones have {} s", self.drain_timeout.as_secs());
         self.serving.send_replace(false);
         for session in self.sessions.values() {
@@ -450,6 +470,9 @@ impl Hub {
     }
 
     fn effect(&mut self, effect: Effect) {
+        if self.follows_an_offer(&effect) {
+            self.send_offers();
+        }
         match effect {
             Effect::Begin(key, task) => self.begin(key, task),
             Effect::Offer(key, session, timeout) => self.offer(key, session, timeout),
@@ -485,6 +508,17 @@ impl Hub {
         }
     }
 
+    /// Whether a session must have had its held offer before this is done: nobody can cancel or forget what he was not offered.
+    fn follows_an_offer(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Cancel(key, ..) | Effect::Forget(key) | Effect::Requeued(key) => {
+                self.offers.iter().any(|(_, offer)| offer.key == *key)
+            }
+            Effect::Replaced(_) => !self.offers.is_empty(),
+            _ => false,
+        }
+    }
+
     fn begin(&mut self, key: TaskKey, task: Task) {
         self.tasks_file.begun(&task.id);
         let facts = RequestFacts::read(&task.request).unwrap_or_default();
@@ -506,9 +540,7 @@ impl Hub {
     }
 
     fn offer(&mut self, key: TaskKey, session: SessionKey, timeout: Duration) {
-        // A killed agent must leave behind every id that a provider may have seen.
-        self.tasks_file.flush();
-        let (Some(relay), Some(connected)) = (self.relays.get_mut(&key), self.sessions.get(&session)) else {
+        let Some(relay) = self.relays.get_mut(&key).filter(|_| self.sessions.contains_key(&session)) else {
             error!("an offer names a task or a session that the agent does not have");
             return;
         };
@@ -522,7 +554,7 @@ impl Hub {
             trace.running(provider, request);
             trace.offer_context()
         });
-        connected.handle.offer(Offer {
+        let offer = Offer {
             key,
             id: relay.task.id.clone(),
             provider: provider.name.clone(),
@@ -531,7 +563,8 @@ impl Hub {
             timeout,
             trace_context: trace_context.unwrap_or_default(),
             sink: Arc::clone(&relay.outbox) as Arc<_>,
-        });
+        };
+        self.offers.push((session, offer));
     }
 
     fn forget(&mut self, key: TaskKey) {
