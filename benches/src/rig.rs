@@ -83,6 +83,9 @@ pub struct Rig {
     path: &'static str,
     counts: bool,
     home: TempDir,
+    /// Outside of the home, whose changes the agent follows.
+    log: PathBuf,
+    _logs: TempDir,
     /// From the relay's start until it was online.
     pub start: Duration,
 }
@@ -90,7 +93,8 @@ pub struct Rig {
 impl Rig {
     /// Starts everything and waits until the system takes requests.
     pub async fn start(system: &System, mcpd: McpdKind) -> Result<Self, String> {
-        let home = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
+        let folder = || tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"));
+        let (home, logs) = (folder()?, folder()?);
         let (mock, provider) = Running::listening(&mut myself(["mock"])?).await?;
         let mut rig = Self {
             relay: None,
@@ -100,6 +104,8 @@ impl Rig {
             path: DIRECT_PATH,
             counts: mcpd == McpdKind::Lean,
             home,
+            log: logs.path().join("log"),
+            _logs: logs,
             start: Duration::ZERO,
         };
         match system {
@@ -153,7 +159,7 @@ impl Rig {
                 command
             }
         };
-        let log = fs::File::create(home.join("log")).map_err(|error| format!("no log: {error}"))?;
+        let log = fs::File::create(&self.log).map_err(|error| format!("no log: {error}"))?;
         command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(log);
         Ok(command)
     }
@@ -200,7 +206,7 @@ impl Rig {
 
     /// The last lines of what the relay said on standard error.
     fn log(&self) -> String {
-        let log = fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
         let last: Vec<_> = log.lines().rev().take(3).collect();
         last.into_iter().rev().collect::<Vec<_>>().join("\n")
     }

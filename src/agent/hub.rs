@@ -24,7 +24,7 @@ use super::{
     relay::{History, Relay},
 };
 use crate::{
-    bridge::{self, CloseReason, SessionHandle, service::StatusFeed},
+    bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
     core::{Core, Effect, Input, LinkInput, link::UrlChange},
     credentials::{self, Fingerprint, Sources},
@@ -107,6 +107,8 @@ pub(super) struct Hub {
     /// What the session file holds.
     sticky: Option<StickySession>,
     tasks_file: TaskFile,
+    /// Offers that go out once the ids of their tasks are on disk: all of a turn after one write.
+    offers: Vec<(SessionKey, Offer)>,
     left_behind: Vec<TaskId>,
     event_limit: usize,
     channel_idle_timeout: Duration,
@@ -174,6 +176,7 @@ impl Hub {
             session_file,
             sticky,
             tasks_file,
+            offers: Vec::new(),
             left_behind,
             event_limit: config.event_limit,
             channel_idle_timeout: config.channel_idle_timeout,
@@ -235,7 +238,21 @@ impl Hub {
                 break;
             }
         }
+        self.send_offers();
         self.tasks_file.flush();
+    }
+
+    /// Lets the held offers go. A killed agent must leave behind every id that a provider may have seen.
+    fn send_offers(&mut self) {
+        if self.offers.is_empty() {
+            return;
+        }
+        self.tasks_file.flush();
+        for (session, offer) in self.offers.drain(..) {
+            if let Some(connected) = self.sessions.get(&session) {
+                connected.handle.offer(offer);
+            }
+        }
     }
 
     async fn stopped(mut self, how: Stopped) -> Stopped {
@@ -329,6 +346,8 @@ impl Hub {
     fn bridge_event(&mut self, event: bridge::Event) {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
+                // A session that is cut off below must not get an offer afterwards.
+                self.send_offers();
                 handle.welcome(
                     session,
                     self.max_message_bytes,
@@ -407,6 +426,7 @@ impl Hub {
     }
 
     fn drain(&mut self) {
+        self.send_offers();
         info!("stopping: no new tasks are taken; running ones have {} s", self.drain_timeout.as_secs());
         self.serving.send_replace(false);
         for session in self.sessions.values() {

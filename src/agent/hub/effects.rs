@@ -28,6 +28,9 @@ impl Hub {
     }
 
     fn effect(&mut self, effect: Effect) {
+        if self.follows_an_offer(&effect) {
+            self.send_offers();
+        }
         match effect {
             Effect::Begin(key, task) => self.begin(key, task),
             Effect::Offer(key, session, timeout) => self.offer(key, session, timeout),
@@ -63,6 +66,17 @@ impl Hub {
         }
     }
 
+    /// Whether a session must have had its held offer before this is done: nobody can cancel or forget what he was not offered.
+    fn follows_an_offer(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Cancel(key, ..) | Effect::Forget(key) | Effect::Requeued(key) => {
+                self.offers.iter().any(|(_, offer)| offer.key == *key)
+            }
+            Effect::Replaced(_) => !self.offers.is_empty(),
+            _ => false,
+        }
+    }
+
     fn begin(&mut self, key: TaskKey, task: Task) {
         self.tasks_file.begun(&task.id);
         let facts = RequestFacts::read(&task.request).unwrap_or_default();
@@ -84,9 +98,7 @@ impl Hub {
     }
 
     fn offer(&mut self, key: TaskKey, session: SessionKey, timeout: Duration) {
-        // A killed agent must leave behind every id that a provider may have seen.
-        self.tasks_file.flush();
-        let (Some(relay), Some(connected)) = (self.relays.get_mut(&key), self.sessions.get(&session)) else {
+        let Some(relay) = self.relays.get_mut(&key).filter(|_| self.sessions.contains_key(&session)) else {
             error!("an offer names a task or a session that the agent does not have");
             return;
         };
@@ -100,7 +112,7 @@ impl Hub {
             trace.running(provider, request);
             trace.offer_context()
         });
-        connected.handle.offer(Offer {
+        let offer = Offer {
             key,
             id: relay.task.id.clone(),
             provider: provider.name.clone(),
@@ -109,7 +121,8 @@ impl Hub {
             timeout,
             trace_context: trace_context.unwrap_or_default(),
             sink: Arc::clone(&relay.outbox) as Arc<_>,
-        });
+        };
+        self.offers.push((session, offer));
     }
 
     fn forget(&mut self, key: TaskKey) {
