@@ -40,7 +40,7 @@ async fn the_demo_shows_the_whole_path_and_complains_of_nothing() {
     let said = text(&output);
     assert!(output.status.success(), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{said}");
-    for part in ["virtual", "active", "You said: Say hello", "process task", "Time to the first token"] {
+    for part in ["virtual", "active", "You said: Say hello", "process task", "first token after"] {
         assert!(said.contains(part), "{part} is missing: {said}");
     }
 }
