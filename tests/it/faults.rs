@@ -214,7 +214,10 @@ async fn a_provider_hears_within_100_ms_that_the_caller_left_and_its_late_chunks
 #[tokio::test(start_paused = true)]
 async fn a_slot_is_held_until_the_cancel_is_confirmed_or_its_bound_has_passed() {
     for confirms in [true, false] {
-        let world = World::with(FakeMcpd::builder(), |config| (config.max_in_flight, config.queue_timeout) = (1, 3 * CANCEL_BOUND)).await;
+        let world = World::with(FakeMcpd::builder(), |config| {
+            (config.max_in_flight, config.queue_timeout) = (1, 3 * CANCEL_BOUND)
+        })
+        .await;
         let mut client = world.serving("llama").await;
         let (call, offer) = begun(&world, &mut client).await;
         let _next = world.mcpd.infer_stream("llama", &chat("next")).expect("accepted");
