@@ -12,14 +12,18 @@ from processes import TOKEN, chat, wait_for
 TOO_LONG = "word " * 900
 
 
+# A model that may end its answer when it likes makes no test: llama.cpp goes on to max_tokens, and always with the same tokens.
+STEADY = {"ignore_eos": True, "temperature": 0}
+
+
 def ask(stack, prompt, **more):
     messages = [{"role": "user", "content": prompt}]
-    return stack.sdk.chat.completions.create(model="smol", messages=messages, **more)
+    return stack.sdk.chat.completions.create(model="smol", messages=messages, extra_body=STEADY, **more)
 
 
 def curl(stack, body, *arguments, path="/api/v1/llms/smol/infer"):
     command = ["curl", "-sS", "-N", "-H", f"Authorization: Bearer {TOKEN}", *arguments]
-    command += ["-d", json.dumps(body), stack.mcpd.url + path]
+    command += ["-d", json.dumps({**STEADY, **body}), stack.mcpd.url + path]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

@@ -82,7 +82,8 @@ def test_a_task_of_a_killed_agent_ends_with_an_error_at_its_return(mcpd, home):
     agent = Agent(home)
     agent.wait_online()
     caller, found = in_background(lambda: mcpd.infer("parrot", chat("word " * 100)))
-    wait_for("the task", lambda: agent.status()["tasks"])
+    # Killed in the middle: its successor registers at once, and mcpd takes one registration per 250 ms.
+    wait_for("the task", lambda: any(task["ageMs"] > 300 for task in agent.status()["tasks"]))
     agent.child.kill()
     agent.child.wait()
     with Agent(home) as agent:
