@@ -57,6 +57,8 @@ supply_chain() {
         CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --debug --root "$tools" "cargo-deny@$version"
         rm -rf "$tools/build"
     fi
+    # It looks at the crates of every platform, of which a build has fetched only this one's.
+    cargo fetch --quiet --locked
     # Warnings are exceptions and licences that nothing needs any more.
     "$tools/bin/cargo-deny" --workspace --offline check -D warnings bans licenses sources
 }
