@@ -184,6 +184,7 @@ impl Drop for ChannelBody {
             if core.state.channel_epoch(session) == Some(epoch) {
                 core.check_heartbeats(session);
                 core.state.take_channel(session);
+                core.verdict.left(session);
                 core.log(|| Entry::new(Kind::ChannelClosed).session(session).note("closed by the agent"));
             }
         });

@@ -50,7 +50,7 @@ pub enum Rule {
     HeartbeatBeforeRegister,
     /// A register call came while another one was under way.
     RegisterUnderWay,
-    /// Two register calls followed each other within 250 ms.
+    /// Two register calls of one life of the agent followed each other within 250 ms.
     RegisterTooOften,
 }
 
@@ -272,6 +272,14 @@ impl Verdict {
         let session = self.sessions.entry(id.to_owned()).or_default();
         session.last_register = Some(now);
         session.last_beat = Some(now);
+    }
+
+    /// The agent closed its session's channel. What registers next may be another life of it, started after a crash, and no
+    /// life can know when its predecessor registered.
+    pub(crate) fn left(&mut self, id: &str) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.last_register = None;
+        }
     }
 
     /// A heartbeat arrived; `channel` is when the session's open channel was opened.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, Fault, Refused, Rule};
 use serde_json::{Value, json};
 
-use crate::agent::{Agent, Task, chunk, done, prompt};
+use crate::agent::{Agent, Task, chunk, done, prompt, soon};
 
 /// The rules broken so far.
 fn broken(mcpd: &FakeMcpd) -> Vec<Rule> {
@@ -218,6 +218,21 @@ async fn a_register_right_after_another_is_found_and_one_250_ms_later_is_not() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     agent.register(&["llama"]).await;
     assert_eq!(broken(&mcpd), [Rule::RegisterTooOften]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_was_killed_and_registers_at_its_return_is_not_blamed() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (killed, channel) = Agent::online(&mcpd, "llama").await;
+    drop(channel);
+    let mut successor = Agent::new(&mcpd);
+    successor.session = killed.session.clone();
+    drop(killed);
+    soon(mcpd.wait_until(|state| state.sessions.iter().all(|session| !session.connected))).await;
+    assert_eq!(successor.register(&["llama"]).await, 200);
+    assert_eq!(broken(&mcpd), []);
+    assert_eq!(successor.register(&["llama", "other"]).await, 200);
+    assert_eq!(broken(&mcpd), [Rule::RegisterTooOften], "the successor is held to the rule again");
 }
 
 #[tokio::test(start_paused = true)]
