@@ -6,7 +6,7 @@
 
 #[path = "../../src/core/mod.rs"]
 pub mod core;
-#[path = "../../src/domain.rs"]
+#[path = "../../src/domain/mod.rs"]
 pub mod domain;
 #[path = "../../src/openai/mod.rs"]
 pub mod openai;

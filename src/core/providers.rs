@@ -5,63 +5,23 @@
 //! provider host, and earlier ones before later ones. A slot belongs to a session's provider, because it is that session's machine
 //! that is busy, and so it outlives a withdrawal.
 
+mod queues;
+mod rank;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use super::{Effect, SESSION_GRACE};
+use super::SESSION_GRACE;
 use crate::domain::{
-    Failure, FailureCode, Provider, ProviderName, ProviderState, Pushed, SessionHello, SessionKey, TaskKey,
-    Verdict, Verdicts,
+    Failure, FailureCode, Provider, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Verdicts,
 };
+
+pub use queues::Refusal;
 
 /// Most providers one session may push; more are refused one by one.
 pub const MAX_PROVIDERS: usize = 1000;
-/// What a caller is told to wait when a provider is full: about the time in which one short answer ends.
-const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
-
-/// Why a task is not admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No provider of this name is published.
-    NotPublished,
-    /// Its owner has paused it.
-    Paused,
-    /// All slots and places in the queue are taken: so many run, so many wait.
-    Full(u32, u32),
-    /// The requests under way hold too many bytes.
-    Memory,
-}
-
-impl Refusal {
-    /// What the caller gets.
-    pub fn failure(&self, name: &ProviderName) -> Failure {
-        use FailureCode::{Overloaded, Unavailable};
-        match self {
-            Self::NotPublished => Failure::retryable(
-                Unavailable,
-                format!("no provider named '{name}' is published by this agent"),
-                SESSION_GRACE,
-            ),
-            Self::Paused => Failure::retryable(
-                Unavailable,
-                format!("'{name}' is paused by its owner; `mcprelay resume` lets it take work again"),
-                Duration::from_secs(60),
-            ),
-            Self::Full(running, queued) => Failure::retryable(
-                Overloaded,
-                format!("'{name}' is full: {running} running, {queued} waiting; try again later"),
-                OVERLOAD_RETRY,
-            ),
-            Self::Memory => Failure::retryable(
-                Overloaded,
-                "the agent holds as many bytes of requests as it may; try again later",
-                OVERLOAD_RETRY,
-            ),
-        }
-    }
-}
 
 /// How a session left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,208 +190,4 @@ impl Providers {
         }
         changed
     }
-
-    // ---- rank ------------------------------------------------------------------------------------------------------
-
-    /// The opted-in providers of one name, best first, drained sessions left out.
-    fn ranked(&self, name: &ProviderName) -> Vec<(SessionKey, &Session, &Provider)> {
-        let mut seats: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(_, s)| s.life != Life::Draining)
-            .filter_map(|(key, s)| s.providers.get(name).filter(|p| p.publish).map(|p| (*key, s, p)))
-            .collect();
-        seats.sort_by_key(|(key, s, _)| (s.hello.builtin, *key));
-        seats
-    }
-
-    /// Those of [`Self::ranked`] that are the same LLM as the holder.
-    fn candidates(&self, name: &ProviderName) -> Vec<(SessionKey, &Session, &Provider)> {
-        let mut seats = self.ranked(name);
-        if let Some((_, _, holder)) = seats.first().copied() {
-            seats.retain(|(_, _, p)| same_llm(p, holder));
-        }
-        seats
-    }
-
-    /// The session whose provider gets the name's work now.
-    fn serving(&self, name: &ProviderName) -> Option<(SessionKey, &Session, &Provider)> {
-        self.candidates(name)
-            .into_iter()
-            .find(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
-    }
-
-    /// The provider that mcpd is to list under the name: the one that serves, or one whose session is in its grace.
-    fn listed(&self, name: &ProviderName) -> Option<&Provider> {
-        if self.is_paused(name) {
-            return None;
-        }
-        let lost = || self.candidates(name).into_iter().find(|(_, s, _)| matches!(s.life, Life::Lost(_)));
-        self.serving(name).or_else(lost).map(|(_, _, p)| p)
-    }
-
-    fn names(&self) -> BTreeSet<&ProviderName> {
-        self.sessions.values().flat_map(|s| s.providers.keys()).collect()
-    }
-
-    /// The set to publish, by name.
-    pub(super) fn published(&self) -> BTreeMap<ProviderName, Provider> {
-        self.names()
-            .into_iter()
-            .filter_map(|name| self.listed(name).map(|p| (name.clone(), p.clone())))
-            .collect()
-    }
-
-    // ---- verdicts --------------------------------------------------------------------------------------------------
-
-    pub(super) fn verdict(&self, session: SessionKey, provider: &Provider) -> Verdict {
-        if !provider.publish {
-            return Verdict::NotOptedIn;
-        }
-        let ranked = self.ranked(&provider.name);
-        let Some((_, _, holder)) = ranked.first() else { return Verdict::Published };
-        if !same_llm(provider, holder) {
-            let message = format!(
-                "the name is taken by another program's {} with model '{}'; choose another name",
-                holder.kind, holder.model
-            );
-            return Verdict::Refused(Failure::new(FailureCode::Duplicate, message));
-        }
-        if self.conflicts.contains(&provider.name) {
-            let message = "mcpd has an LLM of this name from somebody else; choose another name";
-            return Verdict::Refused(Failure::retryable(
-                FailureCode::Duplicate,
-                message,
-                Duration::from_secs(60),
-            ));
-        }
-        let first = self.serving(&provider.name).map_or(ranked[0].0, |(key, _, _)| key);
-        if first == session { Verdict::Published } else { Verdict::StandingBy }
-    }
-
-    /// Tells every session whose verdicts are not those it was told last.
-    pub(super) fn changed_verdicts(&mut self, fx: &mut Vec<Effect>) {
-        let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live && s.generation > 0);
-        let all: Vec<_> = connected.map(|(key, s)| (*key, s.generation, self.verdicts(*key, s))).collect();
-        for (key, generation, verdicts) in all {
-            let Some(session) = self.sessions.get_mut(&key) else { continue };
-            let now = Some((generation, verdicts.clone()));
-            if session.told != now {
-                session.told = now;
-                fx.push(Effect::Verdicts(key, generation, verdicts));
-            }
-        }
-    }
-
-    fn verdicts(&self, key: SessionKey, session: &Session) -> Verdicts {
-        let one = |pushed: &Pushed| match pushed {
-            Ok(provider) => (provider.name.as_str().to_owned(), self.verdict(key, provider)),
-            Err((name, failure)) => (name.clone(), Verdict::Refused(failure.clone())),
-        };
-        session.pushed.iter().map(one).collect()
-    }
-
-    // ---- slots and queues ------------------------------------------------------------------------------------------
-
-    pub(super) fn limit(&self, provider: &Provider) -> u32 {
-        provider.max_in_flight.unwrap_or(self.default_in_flight)
-    }
-
-    pub(super) fn max_queued(&self) -> u32 {
-        self.max_queued
-    }
-
-    pub(super) fn running(&self, name: &ProviderName, session: SessionKey) -> u32 {
-        self.running.get(&(name.clone(), session)).copied().unwrap_or(0)
-    }
-
-    pub(super) fn queued(&self, name: &ProviderName) -> u32 {
-        self.queues.get(name).map_or(0, |q| u32::try_from(q.len()).unwrap_or(u32::MAX))
-    }
-
-    /// The free slot that the next task of this name would take.
-    fn free_slot(&self, name: &ProviderName) -> Option<(SessionKey, usize)> {
-        if self.is_paused(name) {
-            return None;
-        }
-        let (session, entry, provider) = self.serving(name)?;
-        let ready = provider.state == ProviderState::Ready;
-        let free = ready && self.running(name, session) < self.limit(provider);
-        free.then_some((session, entry.hello.max_message_bytes))
-    }
-
-    /// Whether one more task of this name may come in.
-    pub(super) fn admit(&self, name: &ProviderName) -> Result<(), Refusal> {
-        if self.is_paused(name) && !self.candidates(name).is_empty() {
-            return Err(Refusal::Paused);
-        }
-        if self.listed(name).is_none() || self.conflicts.contains(name) {
-            return Err(Refusal::NotPublished);
-        }
-        let queued = self.queued(name);
-        let at_once = queued == 0 && self.free_slot(name).is_some();
-        if at_once || queued < self.max_queued {
-            return Ok(());
-        }
-        let running = self.serving(name).map_or(0, |(session, _, _)| self.running(name, session));
-        Err(Refusal::Full(running, queued))
-    }
-
-    pub(super) fn enqueue(&mut self, name: &ProviderName, key: TaskKey) {
-        self.queues.entry(name.clone()).or_default().push_back(key);
-    }
-
-    /// Puts a task that had been offered before at the head of its queue.
-    pub(super) fn enqueue_first(&mut self, name: &ProviderName, key: TaskKey) {
-        self.queues.entry(name.clone()).or_default().push_front(key);
-    }
-
-    pub(super) fn unqueue(&mut self, name: &ProviderName, key: TaskKey) {
-        if let Some(queue) = self.queues.get_mut(name) {
-            queue.retain(|k| *k != key);
-            if queue.is_empty() {
-                self.queues.remove(name);
-            }
-        }
-    }
-
-    /// Takes the next task out of the queue and a slot for it; with the session's message limit in bytes.
-    pub(super) fn next_offer(&mut self, name: &ProviderName) -> Option<(TaskKey, SessionKey, usize)> {
-        self.queues.get(name)?;
-        let (session, message_limit) = self.free_slot(name)?;
-        let queue = self.queues.get_mut(name)?;
-        let key = queue.pop_front()?;
-        if queue.is_empty() {
-            self.queues.remove(name);
-        }
-        *self.running.entry((name.clone(), session)).or_default() += 1;
-        Some((key, session, message_limit))
-    }
-
-    /// Gives a slot back.
-    pub(super) fn release(&mut self, name: &ProviderName, session: SessionKey) {
-        let seat = (name.clone(), session);
-        if let Some(running) = self.running.get_mut(&seat) {
-            *running -= 1;
-            if *running == 0 {
-                self.running.remove(&seat);
-            }
-        }
-    }
-
-    /// The names whose queue is not empty.
-    pub(super) fn waiting_names(&self) -> Vec<ProviderName> {
-        self.queues.keys().cloned().collect()
-    }
-
-    /// Empties the queues of names that nobody publishes any more.
-    pub(super) fn strand_queues(&mut self) -> Vec<TaskKey> {
-        let stranded: Vec<_> =
-            self.queues.keys().filter(|name| self.listed(name).is_none()).cloned().collect();
-        stranded.iter().filter_map(|name| self.queues.remove(name)).flatten().collect()
-    }
-}
-
-fn same_llm(a: &Provider, b: &Provider) -> bool {
-    a.kind == b.kind && a.model == b.model
 }

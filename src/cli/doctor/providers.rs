@@ -9,6 +9,7 @@ use crate::{
     cli::{http::root_cause, report::Finding},
     config::Lookup,
     domain::Printable,
+    provide::detect::Ports,
 };
 
 /// How long a provider may take to answer at all: those on this machine take milliseconds.
@@ -39,14 +40,16 @@ fn entry(entry: &Value) -> Option<Entry> {
 }
 
 /// Where a provider of this kind is when its entry does not say.
-fn usual_url(kind: &str) -> Option<&'static str> {
-    Some(match kind {
-        "ollama" => "http://127.0.0.1:11434",
-        "llamacpp" => "http://127.0.0.1:8080",
-        "vllm" => "http://127.0.0.1:8000",
-        "lmstudio" => "http://127.0.0.1:1234",
+fn usual_url(kind: &str) -> Option<String> {
+    let ports = Ports::default();
+    let port = match kind {
+        "ollama" => ports.ollama,
+        "llamacpp" => ports.llamacpp,
+        "vllm" => ports.vllm,
+        "lmstudio" => ports.lmstudio,
         _ => return None,
-    })
+    };
+    Some(format!("http://127.0.0.1:{port}"))
 }
 
 /// Looks for an answer, of whatever kind: a key or a model that is wrong shows at the first inference.
@@ -58,8 +61,8 @@ pub(super) async fn examine(entry: &Entry, env: Lookup<'_>) -> Finding {
         let message = format!("its key's variable {} is not set here", Printable(variable));
         return Finding::warning(&subject, message, "set it for mcprelay's service too");
     }
-    match entry.url.as_deref().or_else(|| usual_url(&entry.kind)) {
-        Some(url) => answers(&subject, url).await,
+    match entry.url.clone().or_else(|| usual_url(&entry.kind)) {
+        Some(url) => answers(&subject, &url).await,
         None => Finding::skipped(&subject, format!("type {} is not on this machine", Printable(&entry.kind))),
     }
 }
@@ -119,6 +122,14 @@ mod tests {
             "{silent:?}"
         );
         assert_eq!(examine(&one("ftp://h"), &|_| None).await.result, Level::Failure);
+    }
+
+    #[test]
+    fn an_entry_without_a_url_is_looked_for_at_its_kinds_usual_port_and_a_cloud_nowhere() {
+        let ports =
+            ["ollama", "llamacpp", "vllm", "lmstudio"].map(|kind| usual_url(kind).unwrap_or_default());
+        assert_eq!(ports, [11434, 8080, 8000, 1234].map(|port| format!("http://127.0.0.1:{port}")));
+        assert_eq!(usual_url("openai"), None);
     }
 
     #[tokio::test]

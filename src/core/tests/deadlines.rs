@@ -1,7 +1,10 @@
 //! Four deadlines, four errors; cancellation and its bound; drain; who gets a lost session's tasks.
 
 use super::*;
-use crate::domain::{CancelReason, Outcome};
+use crate::{
+    core::shutdown::shutting_down,
+    domain::{CancelReason, Outcome},
+};
 
 const SESSION: SessionKey = SessionKey(1);
 

@@ -11,7 +11,9 @@ use std::{
 };
 
 use super::*;
-use crate::domain::{Activity, Provider, ProviderState, SessionHello};
+use crate::domain::{
+    Activity, End, FailureCode, Provider, ProviderName, ProviderState, SessionHello, SessionKey, Task, TaskId,
+};
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);

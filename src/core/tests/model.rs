@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::domain::Outcome;
+use crate::{core::shutdown::shutting_down, domain::Outcome};
 
 const NAMES: [&str; 2] = ["one", "two"];
 const LIMIT: u32 = 2;

@@ -1,0 +1,89 @@
+//! Tasks coming in: admission, and offers while there are free slots.
+
+use std::time::Instant;
+
+use super::{
+    Core, Effect, MAX_HELD_BYTES,
+    providers::Refusal,
+    shutdown::{Drain, shutting_down},
+    tasks,
+};
+use crate::domain::{Activity, End, Failure, FailureCode, ProviderName, Task, TaskKey};
+
+/// What an offer needs beyond the request's own bytes: ids, trace context, framing.
+const OFFER_OVERHEAD: usize = 4 << 10;
+
+impl Core {
+    pub(super) fn task(
+        &mut self,
+        task: Task,
+        admitted: Result<ProviderName, Failure>,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
+        if self.tasks.is_known(&task.id, now) {
+            self.tasks.duplicates += 1;
+            return;
+        }
+        let (key, entry) = self.tasks.begin(task, &self.settings, now);
+        fx.push(Effect::Begin(key, entry.task.clone()));
+        match admitted {
+            Ok(name) => {
+                entry.provider = Some(name.clone());
+                self.providers.enqueue(&name, key);
+                self.pump(&name, now, fx);
+            }
+            Err(failure) => {
+                self.tasks.release(key);
+                self.end(key, End::Failed(failure), now, fx);
+            }
+        }
+    }
+
+    pub(super) fn admit(&self, task: &Task) -> Result<ProviderName, Failure> {
+        if self.drain != Drain::No {
+            return Err(shutting_down());
+        }
+        let name = ProviderName::new(&task.llm).map_err(|why| {
+            Failure::new(FailureCode::Unavailable, format!("the LLM name of the task {why}"))
+        })?;
+        if self.tasks.held_bytes() + task.request.len() > MAX_HELD_BYTES {
+            return Err(Refusal::Memory.failure(&name));
+        }
+        self.providers.admit(&name).map_err(|refusal| refusal.failure(&name))?;
+        Ok(name)
+    }
+
+    /// Offers queued tasks of one provider while it has free slots.
+    pub(super) fn pump(&mut self, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
+        while let Some((key, session, limit)) = self.providers.next_offer(name) {
+            if let Some(failure) = self.too_late_or_large(key, limit, now) {
+                self.providers.release(name, session);
+                self.tasks.release(key);
+                self.end(key, End::Failed(failure), now, fx);
+            } else {
+                let left = self.tasks.time_left(key, now);
+                self.tasks.offered(key, session, &self.settings, now);
+                fx.push(Effect::Offer(key, session, left));
+            }
+        }
+    }
+
+    /// Why a task whose turn has come is not offered after all: its time is over, though no tick has said so yet, or it does not
+    /// fit into a message of `limit` bytes.
+    fn too_late_or_large(&mut self, key: TaskKey, limit: usize, now: Instant) -> Option<Failure> {
+        match self.tasks.what_is_due(key, now, &self.settings, &|_| Activity::default()) {
+            tasks::Due::Timeout(failure) => Some(failure),
+            _ => (self.tasks.request_len(key) + OFFER_OVERHEAD > limit).then(|| too_large(limit)),
+        }
+    }
+}
+
+fn too_large(limit: usize) -> Failure {
+    Failure::new(
+        FailureCode::TooLarge,
+        format!(
+            "the request does not fit into a message of {limit} bytes, the most that the local program accepts"
+        ),
+    )
+}

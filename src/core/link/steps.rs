@@ -1,0 +1,103 @@
+//! The next thing that is missing between what is wanted and what mcpd accepted.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use super::{Channel, Link, LinkEffect, REGISTER_SPACING};
+use crate::{
+    core::Effect,
+    domain::{Provider, ProviderName},
+};
+
+impl Link {
+    /// The wanted set without the names that mcpd gives to somebody else, unless they are being tried again.
+    pub(super) fn publishable(&self) -> BTreeMap<ProviderName, Provider> {
+        let mut set = self.wanted.clone();
+        if !self.with_conflicts {
+            set.retain(|name, _| !self.conflicts.contains(name));
+        }
+        set
+    }
+
+    /// Whether nothing is to be published and nothing runs.
+    pub(super) fn is_resting(&self) -> bool {
+        self.publishable().is_empty() && !self.draining && !self.busy
+    }
+
+    pub(super) fn must_register(&self) -> bool {
+        let set = self.publishable();
+        if set.is_empty() {
+            // Deregistering: only what was registered, and only once.
+            return self.listed && self.accepted.as_ref().is_none_or(|accepted| !accepted.is_empty());
+        }
+        self.accepted.as_ref() != Some(&set)
+    }
+
+    pub(super) fn step(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        if self.credentials.is_err() {
+            return;
+        }
+        if self.is_resting() {
+            self.rest(fx);
+        }
+        if self.wait.is_none() && self.in_flight.is_none() && self.must_register() {
+            self.register(now, fx);
+        }
+        self.open_if_ready(fx);
+        self.heartbeat_if_due(now, fx);
+    }
+
+    fn register(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        if self.last_register.is_some_and(|at| at + REGISTER_SPACING > now) {
+            return;
+        }
+        let set = self.publishable();
+        self.attempts += 1;
+        self.last_register = Some(now);
+        let (attempt, session) = (self.attempts, self.session.clone());
+        let (providers, after_wake) = (set.values().cloned().collect(), self.is_eager(now));
+        self.in_flight = Some((attempt, set));
+        fx.push(Effect::Link(LinkEffect::Register { attempt, session, providers, after_wake }));
+    }
+
+    fn open_if_ready(&mut self, fx: &mut Vec<Effect>) {
+        let registered = self.accepted.as_ref().is_some_and(|set| !set.is_empty());
+        // What is about to be deregistered has no channel: opened here it would be closed, and opened, and closed again.
+        let unwanted = self.draining || self.is_resting();
+        if !registered || self.channel != Channel::Closed || self.wait.is_some() || unwanted {
+            return;
+        }
+        let Some(session) = self.session.clone() else { return };
+        self.epoch += 1;
+        self.reconnects += u64::from(self.epoch > 1);
+        self.channel = Channel::Opening;
+        fx.push(Effect::Link(LinkEffect::OpenChannel { epoch: self.epoch, session }));
+    }
+
+    fn heartbeat_if_due(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        if self.heartbeat_in_flight || self.heartbeat_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let Some(session) = self.session.clone() else { return };
+        self.heartbeat_in_flight = true;
+        self.heartbeat_at = Some(now + self.settings.heartbeat_interval);
+        let after_wake = self.is_eager(now);
+        fx.push(Effect::Link(LinkEffect::Heartbeat { session, after_wake }));
+    }
+
+    /// Nothing is opted in: no channel, no heartbeat, no waiting.
+    fn rest(&mut self, fx: &mut Vec<Effect>) {
+        self.close_channel(fx);
+        self.heartbeat_at = None;
+        if !self.must_register() {
+            self.wait = None;
+        }
+    }
+
+    pub(super) fn close_channel(&mut self, fx: &mut Vec<Effect>) {
+        self.slept_through = false;
+        if self.channel != Channel::Closed {
+            self.channel = Channel::Closed;
+            fx.push(Effect::Link(LinkEffect::CloseChannel));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Slots and queues: which task of a name may come in, which goes out next, and where to.
+
+use std::time::Duration;
+
+use super::Providers;
+use crate::{
+    core::SESSION_GRACE,
+    domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, SessionKey, TaskKey},
+};
+
+/// What a caller is told to wait when a provider is full: about the time in which one short answer ends.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// Why a task is not admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No provider of this name is published.
+    NotPublished,
+    /// Its owner has paused it.
+    Paused,
+    /// All slots and places in the queue are taken: so many run, so many wait.
+    Full(u32, u32),
+    /// The requests under way hold too many bytes.
+    Memory,
+}
+
+impl Refusal {
+    /// What the caller gets.
+    pub fn failure(&self, name: &ProviderName) -> Failure {
+        use FailureCode::{Overloaded, Unavailable};
+        match self {
+            Self::NotPublished => Failure::retryable(
+                Unavailable,
+                format!("no provider named '{name}' is published by this agent"),
+                SESSION_GRACE,
+            ),
+            Self::Paused => Failure::retryable(
+                Unavailable,
+                format!("'{name}' is paused by its owner; `mcprelay resume` lets it take work again"),
+                Duration::from_secs(60),
+            ),
+            Self::Full(running, queued) => Failure::retryable(
+                Overloaded,
+                format!("'{name}' is full: {running} running, {queued} waiting; try again later"),
+                OVERLOAD_RETRY,
+            ),
+            Self::Memory => Failure::retryable(
+                Overloaded,
+                "the agent holds as many bytes of requests as it may; try again later",
+                OVERLOAD_RETRY,
+            ),
+        }
+    }
+}
+
+impl Providers {
+    pub(in crate::core) fn limit(&self, provider: &Provider) -> u32 {
+        provider.max_in_flight.unwrap_or(self.default_in_flight)
+    }
+
+    pub(in crate::core) fn max_queued(&self) -> u32 {
+        self.max_queued
+    }
+
+    pub(in crate::core) fn running(&self, name: &ProviderName, session: SessionKey) -> u32 {
+        self.running.get(&(name.clone(), session)).copied().unwrap_or(0)
+    }
+
+    pub(in crate::core) fn queued(&self, name: &ProviderName) -> u32 {
+        self.queues.get(name).map_or(0, |q| u32::try_from(q.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The free slot that the next task of this name would take.
+    fn free_slot(&self, name: &ProviderName) -> Option<(SessionKey, usize)> {
+        if self.is_paused(name) {
+            return None;
+        }
+        let (session, entry, provider) = self.serving(name)?;
+        let ready = provider.state == ProviderState::Ready;
+        let free = ready && self.running(name, session) < self.limit(provider);
+        free.then_some((session, entry.hello.max_message_bytes))
+    }
+
+    /// Whether one more task of this name may come in.
+    pub(in crate::core) fn admit(&self, name: &ProviderName) -> Result<(), Refusal> {
+        if self.is_paused(name) && !self.candidates(name).is_empty() {
+            return Err(Refusal::Paused);
+        }
+        if self.listed(name).is_none() || self.conflicts.contains(name) {
+            return Err(Refusal::NotPublished);
+        }
+        let queued = self.queued(name);
+        let at_once = queued == 0 && self.free_slot(name).is_some();
+        if at_once || queued < self.max_queued {
+            return Ok(());
+        }
+        let running = self.serving(name).map_or(0, |(session, _, _)| self.running(name, session));
+        Err(Refusal::Full(running, queued))
+    }
+
+    pub(in crate::core) fn enqueue(&mut self, name: &ProviderName, key: TaskKey) {
+        self.queues.entry(name.clone()).or_default().push_back(key);
+    }
+
+    /// Puts a task that had been offered before at the head of its queue.
+    pub(in crate::core) fn enqueue_first(&mut self, name: &ProviderName, key: TaskKey) {
+        self.queues.entry(name.clone()).or_default().push_front(key);
+    }
+
+    pub(in crate::core) fn unqueue(&mut self, name: &ProviderName, key: TaskKey) {
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.retain(|k| *k != key);
+            if queue.is_empty() {
+                self.queues.remove(name);
+            }
+        }
+    }
+
+    /// Takes the next task out of the queue and a slot for it; with the session's message limit in bytes.
+    pub(in crate::core) fn next_offer(
+        &mut self,
+        name: &ProviderName,
+    ) -> Option<(TaskKey, SessionKey, usize)> {
+        self.queues.get(name)?;
+        let (session, message_limit) = self.free_slot(name)?;
+        let queue = self.queues.get_mut(name)?;
+        let key = queue.pop_front()?;
+        if queue.is_empty() {
+            self.queues.remove(name);
+        }
+        *self.running.entry((name.clone(), session)).or_default() += 1;
+        Some((key, session, message_limit))
+    }
+
+    /// Gives a slot back.
+    pub(in crate::core) fn release(&mut self, name: &ProviderName, session: SessionKey) {
+        let seat = (name.clone(), session);
+        if let Some(running) = self.running.get_mut(&seat) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(&seat);
+            }
+        }
+    }
+
+    /// The names whose queue is not empty.
+    pub(in crate::core) fn waiting_names(&self) -> Vec<ProviderName> {
+        self.queues.keys().cloned().collect()
+    }
+
+    /// Empties the queues of names that nobody publishes any more.
+    pub(in crate::core) fn strand_queues(&mut self) -> Vec<TaskKey> {
+        let stranded: Vec<_> =
+            self.queues.keys().filter(|name| self.listed(name).is_none()).cloned().collect();
+        stranded.iter().filter_map(|name| self.queues.remove(name)).flatten().collect()
+    }
+}

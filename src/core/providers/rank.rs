@@ -1,0 +1,116 @@
+//! Who serves a name, who stands by, and what every session is told about its snapshot.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{Life, Providers, Session};
+use crate::{
+    core::Effect,
+    domain::{
+        Failure, FailureCode, Provider, ProviderName, ProviderState, Pushed, SessionKey, Verdict, Verdicts,
+    },
+};
+
+impl Providers {
+    /// The opted-in providers of one name, best first, drained sessions left out.
+    pub(super) fn ranked(&self, name: &ProviderName) -> Vec<(SessionKey, &Session, &Provider)> {
+        let mut seats: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.life != Life::Draining)
+            .filter_map(|(key, s)| s.providers.get(name).filter(|p| p.publish).map(|p| (*key, s, p)))
+            .collect();
+        seats.sort_by_key(|(key, s, _)| (s.hello.builtin, *key));
+        seats
+    }
+
+    /// Those of [`Self::ranked`] that are the same LLM as the holder.
+    pub(super) fn candidates(&self, name: &ProviderName) -> Vec<(SessionKey, &Session, &Provider)> {
+        let mut seats = self.ranked(name);
+        if let Some((_, _, holder)) = seats.first().copied() {
+            seats.retain(|(_, _, p)| same_llm(p, holder));
+        }
+        seats
+    }
+
+    /// The session whose provider gets the name's work now.
+    pub(super) fn serving(&self, name: &ProviderName) -> Option<(SessionKey, &Session, &Provider)> {
+        self.candidates(name)
+            .into_iter()
+            .find(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
+    }
+
+    /// The provider that mcpd is to list under the name: the one that serves, or one whose session is in its grace.
+    pub(super) fn listed(&self, name: &ProviderName) -> Option<&Provider> {
+        if self.is_paused(name) {
+            return None;
+        }
+        let lost = || self.candidates(name).into_iter().find(|(_, s, _)| matches!(s.life, Life::Lost(_)));
+        self.serving(name).or_else(lost).map(|(_, _, p)| p)
+    }
+
+    fn names(&self) -> BTreeSet<&ProviderName> {
+        self.sessions.values().flat_map(|s| s.providers.keys()).collect()
+    }
+
+    /// The set to publish, by name.
+    pub(in crate::core) fn published(&self) -> BTreeMap<ProviderName, Provider> {
+        self.names()
+            .into_iter()
+            .filter_map(|name| self.listed(name).map(|p| (name.clone(), p.clone())))
+            .collect()
+    }
+
+    pub(in crate::core) fn verdict(&self, session: SessionKey, provider: &Provider) -> Verdict {
+        if !provider.publish {
+            return Verdict::NotOptedIn;
+        }
+        let ranked = self.ranked(&provider.name);
+        let Some((_, _, holder)) = ranked.first() else { return Verdict::Published };
+        if !same_llm(provider, holder) {
+            let message = format!(
+                "the name is taken by another program's {} with model '{}'; choose another name",
+                holder.kind, holder.model
+            );
+            return Verdict::Refused(Failure::new(FailureCode::Duplicate, message));
+        }
+        if self.conflicts.contains(&provider.name) {
+            let message = "mcpd has an LLM of this name from somebody else; choose another name";
+            return Verdict::Refused(Failure::retryable(
+                FailureCode::Duplicate,
+                message,
+                Duration::from_secs(60),
+            ));
+        }
+        let first = self.serving(&provider.name).map_or(ranked[0].0, |(key, _, _)| key);
+        if first == session { Verdict::Published } else { Verdict::StandingBy }
+    }
+
+    /// Tells every session whose verdicts are not those it was told last.
+    pub(in crate::core) fn changed_verdicts(&mut self, fx: &mut Vec<Effect>) {
+        let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live && s.generation > 0);
+        let all: Vec<_> = connected.map(|(key, s)| (*key, s.generation, self.verdicts(*key, s))).collect();
+        for (key, generation, verdicts) in all {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let now = Some((generation, verdicts.clone()));
+            if session.told != now {
+                session.told = now;
+                fx.push(Effect::Verdicts(key, generation, verdicts));
+            }
+        }
+    }
+
+    fn verdicts(&self, key: SessionKey, session: &Session) -> Verdicts {
+        let one = |pushed: &Pushed| match pushed {
+            Ok(provider) => (provider.name.as_str().to_owned(), self.verdict(key, provider)),
+            Err((name, failure)) => (name.clone(), Verdict::Refused(failure.clone())),
+        };
+        session.pushed.iter().map(one).collect()
+    }
+}
+
+fn same_llm(a: &Provider, b: &Provider) -> bool {
+    a.kind == b.kind && a.model == b.model
+}

@@ -1,0 +1,110 @@
+//! The local side: sessions that come, push, finish tasks and go.
+
+use std::time::Instant;
+
+use super::{ActivityOf, Core, Effect, SESSION_GRACE, providers::Departure, shutdown::Drain};
+use crate::domain::{End, Failure, FailureCode, Outcome, ProviderName, SessionHello, SessionKey, TaskKey};
+
+impl Core {
+    pub(super) fn session_opened(
+        &mut self,
+        session: SessionKey,
+        hello: SessionHello,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        fx: &mut Vec<Effect>,
+    ) {
+        if let Some(former) = self.providers.opened(session, hello) {
+            fx.push(Effect::Replaced(former));
+            self.session_closed(former, now, activity, fx);
+        }
+    }
+
+    pub(super) fn finished(
+        &mut self,
+        session: SessionKey,
+        key: TaskKey,
+        outcome: Outcome,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
+        if !self.tasks.is_with(key, session) {
+            return;
+        }
+        if self.tasks.is_open(key) {
+            let end = match outcome {
+                Outcome::Failed(failure) => End::Failed(failure),
+                Outcome::Cancelled => End::Failed(Failure::new(
+                    FailureCode::Internal,
+                    "the provider stopped the inference without being asked to",
+                )),
+                answer => End::Answer(answer),
+            };
+            self.end(key, end, now, fx);
+        }
+        self.free_slot(key, now, fx);
+    }
+
+    /// The stream of a session ended. Without a goodbye its providers get a grace, and tasks that sent nothing wait for it.
+    pub(super) fn session_closed(
+        &mut self,
+        session: SessionKey,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(departure) = self.providers.closed(session, now) else { return };
+        for key in self.tasks.of_session(session) {
+            let name = self.tasks.provider(key);
+            if let Some(name) = &name {
+                self.providers.release(name, session);
+            }
+            if !self.tasks.is_open(key) {
+                self.tasks.release(key);
+                self.forget_if_over(key, now, fx);
+            } else if departure == Departure::Lost && !activity(key).any_output && self.drain == Drain::No {
+                self.requeue(key, name.as_ref(), now, fx);
+            } else {
+                self.tasks.release(key);
+                self.end(key, End::Failed(provider_lost()), now, fx);
+            }
+        }
+        self.providers_changed(now, fx);
+    }
+
+    fn requeue(&mut self, key: TaskKey, name: Option<&ProviderName>, now: Instant, fx: &mut Vec<Effect>) {
+        let Some(name) = name else { return };
+        let wait = SESSION_GRACE.min(self.settings.queue_timeout);
+        self.tasks.requeued(key, now + wait);
+        self.providers.enqueue_first(name, key);
+        fx.push(Effect::Requeued(key));
+    }
+
+    /// After any change of sessions, snapshots or pauses: verdicts, the published set, and queues that can move or must be emptied.
+    pub(super) fn providers_changed(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        self.providers.changed_verdicts(fx);
+        for key in self.providers.strand_queues() {
+            self.tasks.release(key);
+            self.end(key, End::Failed(withdrawn()), now, fx);
+        }
+        for name in self.providers.waiting_names() {
+            self.pump(&name, now, fx);
+        }
+        self.link.want(self.providers.published(), now, fx);
+    }
+}
+
+fn withdrawn() -> Failure {
+    Failure::retryable(
+        FailureCode::Unavailable,
+        "the provider was withdrawn by its owner while the task waited for it",
+        SESSION_GRACE,
+    )
+}
+
+fn provider_lost() -> Failure {
+    Failure::new(
+        FailureCode::ProviderLost,
+        "the local program that ran the inference went away before its end (connection to mcplocal lost)",
+    )
+}

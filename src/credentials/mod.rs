@@ -1,0 +1,153 @@
+//! Where mcpd is and what opens it: `<home>/credentials`, with the flag and the environment before it and config.json after it.
+//!
+//! Read again whenever a [`Fingerprint`] changes, so nothing here is a failure to start: every problem is a value that says
+//! what is wrong, where, and what to do, and that never holds what stood in the file.
+
+mod file;
+#[cfg(test)]
+mod tests;
+mod url;
+
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+pub use file::Fingerprint;
+pub use url::{BadUrl, McpdUrl};
+
+use file::JsonFile;
+
+/// The file with the token, in the home.
+pub const CREDENTIALS_FILE: &str = "credentials";
+/// The provider host's file, in the home. The agent takes one key of it, `mcpdUrl`, as the last place to learn where mcpd
+/// is; its providers are the provider host's business alone.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// Where to look, in the order of the fields; `home` is the last resort for both.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// From the flag or the environment.
+    pub mcpd_url: Option<McpdUrl>,
+    /// From the environment; there is no flag because process lists show flags.
+    pub token: Option<SecretString>,
+    /// The folder with the files.
+    pub home: PathBuf,
+    /// Whether the token may travel readable over a network.
+    pub allow_insecure_http: bool,
+}
+
+/// Where mcpd is and what opens it.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Where mcpd is.
+    pub url: McpdUrl,
+    /// The bearer token: printable ASCII, so that it always fits a header.
+    pub token: SecretString,
+    /// Others than the owner may touch the file that the token came from.
+    pub wide_mode: Option<WideMode>,
+}
+
+/// A file with a secret that others than its owner may touch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path} has mode {mode:04o}, so others may read the token: run chmod 600 on it", path = .path.display())]
+pub struct WideMode {
+    /// The file.
+    pub path: PathBuf,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// Why there are no usable credentials. Never holds a part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsProblem {
+    /// There is no file.
+    #[error("there are no credentials at {path}: log in with mcpctl, or set MCPRELAY_MCPD_URL and MCPRELAY_TOKEN", path = .0.display())]
+    Missing(PathBuf),
+    /// It cannot be read.
+    #[error("{path} cannot be read ({why}): make it a file that you may read", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's word for it.
+        why: String,
+    },
+    /// It is not JSON.
+    #[error("{path} is not JSON at line {line}, column {column}: mend it there or log in with mcpctl again", path = .path.display())]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// From 1; 0 at the very start of a line.
+        column: usize,
+    },
+    /// It has no token.
+    #[error("{path} has no \"token\": log in with mcpctl, or set MCPRELAY_TOKEN", path = .0.display())]
+    NoToken(PathBuf),
+    /// The token cannot travel in a header.
+    #[error("the token in {0} has characters that no token has: log in with mcpctl again")]
+    BadToken(String),
+    /// Nobody says where mcpd is.
+    #[error("nothing says where mcpd is: pass --mcpd-url, or put \"mcpdUrl\" into {path}", path = .0.display())]
+    NoUrl(PathBuf),
+    /// The URL is none of an mcpd.
+    #[error("\"mcpdUrl\" in {path} {why}: write it like https://mcpd.example.com", path = .path.display())]
+    BadUrl {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: BadUrl,
+    },
+    /// The token would travel readable over a network.
+    #[error(
+        "{0} would get the token over plain http: use https, or pass --allow-insecure-http if the network is yours"
+    )]
+    InsecureHttp(McpdUrl),
+}
+
+/// Finds the URL and the token: flag or environment, else the credentials file; the URL at last in config.json. Files that
+/// have nothing to add are not read.
+pub fn load(sources: &Sources) -> Result<Credentials, CredentialsProblem> {
+    let path = sources.home.join(CREDENTIALS_FILE);
+    let file = match (&sources.mcpd_url, &sources.token) {
+        (Some(_), Some(_)) => None,
+        _ => JsonFile::read(&path)?,
+    };
+    let (token, wide_mode) = token(sources, file.as_ref(), &path)?;
+    let url = match (&sources.mcpd_url, file.as_ref().map(|file| file.url()).transpose()?.flatten()) {
+        (Some(url), _) => url.clone(),
+        (None, Some(url)) => url,
+        (None, None) => url_of_config(sources)?.ok_or(CredentialsProblem::NoUrl(path))?,
+    };
+    if url.is_insecure() && !sources.allow_insecure_http {
+        return Err(CredentialsProblem::InsecureHttp(url));
+    }
+    Ok(Credentials { url, token, wide_mode })
+}
+
+fn token(
+    sources: &Sources,
+    file: Option<&JsonFile>,
+    path: &Path,
+) -> Result<(SecretString, Option<WideMode>), CredentialsProblem> {
+    if let Some(token) = &sources.token {
+        return Ok((token.clone(), None));
+    }
+    let file = file.ok_or_else(|| CredentialsProblem::Missing(path.to_owned()))?;
+    let text = file.text("token").ok_or_else(|| CredentialsProblem::NoToken(path.to_owned()))?;
+    let token = usable_token(text).ok_or_else(|| CredentialsProblem::BadToken(path.display().to_string()))?;
+    Ok((token, file.wide_mode()))
+}
+
+/// A token that fits a header, without the line end that shells and editors leave behind it; `None` for any other text.
+pub fn usable_token(text: &str) -> Option<SecretString> {
+    let text = text.trim();
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then(|| SecretString::from(text))
+}
+
+fn url_of_config(sources: &Sources) -> Result<Option<McpdUrl>, CredentialsProblem> {
+    match JsonFile::read(&sources.home.join(CONFIG_FILE))? {
+        Some(file) => file.url(),
+        None => Ok(None),
+    }
+}

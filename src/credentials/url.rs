@@ -1,0 +1,75 @@
+//! The base URL of an mcpd.
+
+use std::fmt;
+
+use reqwest::Url;
+
+/// The base URL of an mcpd: http or https, with a host, without credentials, query and fragment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct McpdUrl(Url);
+
+/// Why a text is not an [`McpdUrl`]. Does not hold the text: it may have a password in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Not a URL with a host at all.
+    #[error("is not a URL")]
+    NotAUrl,
+    /// Another scheme.
+    #[error("is neither http nor https")]
+    Scheme,
+    /// It holds a user name or a password, which would show up in logs.
+    #[error("has a user name or password in it")]
+    UserInfo,
+    /// A query or a fragment cannot stand before a path.
+    #[error("has a query or a fragment")]
+    Query,
+}
+
+impl McpdUrl {
+    /// Takes the base URL of an mcpd, which may live below a path.
+    pub fn parse(text: &str) -> Result<Self, BadUrl> {
+        let url = Url::parse(text.trim()).map_err(|_| BadUrl::NotAUrl)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(BadUrl::Scheme);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(BadUrl::UserInfo);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(BadUrl::Query);
+        }
+        Ok(Self(url))
+    }
+
+    /// The URL without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str().trim_end_matches('/')
+    }
+
+    /// Whether its host is this machine by its very name: no proxy belongs in between, and nobody listens.
+    pub fn is_loopback(&self) -> bool {
+        match self.0.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            None => false,
+        }
+    }
+
+    /// Whether a token sent there can be read on the way.
+    pub fn is_insecure(&self) -> bool {
+        self.0.scheme() == "http" && !self.is_loopback()
+    }
+}
+
+impl fmt::Display for McpdUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for McpdUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

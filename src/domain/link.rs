@@ -1,0 +1,91 @@
+//! The link to mcpd, as everybody sees it, and why a call to mcpd failed.
+
+use std::{collections::BTreeSet, fmt, time::Duration};
+
+use super::ProviderName;
+
+/// The link to mcpd, as everybody sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// What it is doing.
+    pub state: LinkState,
+    /// Why, for people; may be empty. Never a secret.
+    pub detail: String,
+    /// How long until the next attempt, where it waits.
+    pub next_attempt: Option<Duration>,
+}
+
+/// What the link to mcpd is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// There are no usable credentials.
+    NoCredentials,
+    /// Nothing is opted in, so nothing is called.
+    Idle,
+    /// Registering or opening the channel.
+    Connecting,
+    /// Registered, and the channel is open.
+    Online,
+    /// Waiting for the next attempt.
+    Backoff,
+    /// mcpd refuses; somebody should look.
+    Refused,
+    /// Stopping.
+    Draining,
+}
+
+impl LinkState {
+    /// Its word in the status, in logs and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCredentials => "no_credentials",
+            Self::Idle => "idle",
+            Self::Connecting => "connecting",
+            Self::Online => "online",
+            Self::Backoff => "backoff",
+            Self::Refused => "refused",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Why a call or the channel failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallFailure {
+    /// 401 or 403; whether the credentials have changed since the call.
+    Unauthorized {
+        /// What mcpd said, for people; never a secret.
+        detail: String,
+        /// Whether other credentials are there now.
+        changed: bool,
+    },
+    /// 404 or 410: mcpd does not know the session, or on register has no provider API.
+    Unknown(String),
+    /// 409 with the names that mcpd gives to somebody else.
+    Conflict(BTreeSet<ProviderName>),
+    /// Passing trouble; with what `Retry-After` asked for.
+    Passing(String, Option<Duration>),
+}
+
+impl CallFailure {
+    /// Its word in traces: one of a fixed set.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::Unknown(_) => "unknown_session",
+            Self::Conflict(_) => "conflict",
+            Self::Passing(..) => "unavailable",
+        }
+    }
+}
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unauthorized { detail, .. } | Self::Unknown(detail) | Self::Passing(detail, _) => {
+                f.write_str(detail)
+            }
+            Self::Conflict(names) => write!(f, "mcpd gives {} names to somebody else", names.len()),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The words everybody shares: names, providers, tasks, failures. Values only; no I/O, no clock.
+
+mod failure;
+mod link;
+mod names;
+mod provider;
+mod task;
+
+pub use failure::{Failure, FailureCode};
+pub use link::{CallFailure, LinkState, LinkStatus};
+pub use names::{
+    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey,
+};
+pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
+pub use task::{
+    Activity, CancelReason, CompletionResult, Delta, End, Outcome, Output, Taken, Task, TaskSink,
+    ToolCallDelta, Usage,
+};

@@ -1,0 +1,121 @@
+//! Names and keys: what mcpd, the owner and the agent call things by, and how a text of any origin is shown.
+
+use std::{fmt, sync::Arc};
+
+/// Longest name of a provider, in bytes: it becomes a row, a path segment and a table cell.
+pub const MAX_NAME_BYTES: usize = 253;
+/// Longest task id the agent takes, in bytes: it becomes a path segment, a header and a line in a file.
+pub const MAX_TASK_ID_BYTES: usize = 512;
+
+/// mcpd's id of one task. Cheap to clone; any text up to [`MAX_TASK_ID_BYTES`], so whoever puts it into a path, a header, a
+/// file or a terminal encodes it there.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(Arc<str>);
+
+/// The unique name of a provider, and so of the virtual LLM. Not empty, no control characters, at most
+/// [`MAX_NAME_BYTES`] long.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProviderName(Arc<str>);
+
+/// Why a text is not a [`TaskId`] or a [`ProviderName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// There is nothing in it.
+    #[error("is empty")]
+    Empty,
+    /// It is longer than the limit in bytes.
+    #[error("is longer than {0} bytes")]
+    TooLong(usize),
+    /// It could move a terminal's cursor or break a line.
+    #[error("has control characters")]
+    Control,
+}
+
+impl TaskId {
+    /// Takes any non-empty text of at most [`MAX_TASK_ID_BYTES`].
+    pub fn new(text: &str) -> Result<Self, BadName> {
+        match text.len() {
+            0 => Err(BadName::Empty),
+            n if n > MAX_TASK_ID_BYTES => Err(BadName::TooLong(MAX_TASK_ID_BYTES)),
+            _ => Ok(Self(text.into())),
+        }
+    }
+
+    /// The id as mcpd wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl ProviderName {
+    /// Takes any non-empty text of at most [`MAX_NAME_BYTES`] without control characters.
+    pub fn new(text: &str) -> Result<Self, BadName> {
+        match text.len() {
+            0 => Err(BadName::Empty),
+            n if n > MAX_NAME_BYTES => Err(BadName::TooLong(MAX_NAME_BYTES)),
+            _ if text.chars().any(char::is_control) => Err(BadName::Control),
+            _ => Ok(Self(text.into())),
+        }
+    }
+
+    /// The name as it was pushed.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! shown_as_text {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            /// Control characters are escaped: the text may come from a hostile peer and go to a terminal.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_printable(f, &self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )*};
+}
+shown_as_text!(TaskId, ProviderName);
+
+/// A text of any origin, shown with its control characters escaped.
+pub struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_printable(f, self.0)
+    }
+}
+
+fn write_printable(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    use fmt::Write as _;
+    text.chars().try_for_each(|c| {
+        if c.is_control() || turns_text_around(c) {
+            write!(f, "{}", c.escape_unicode())
+        } else {
+            f.write_char(c)
+        }
+    })
+}
+
+/// Whether a character changes the direction or the lines of the text around it: with one of these a name can look like another.
+fn turns_text_around(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// One connected local program, for as long as its stream lives. Never used twice in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey(pub u64);
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0)
+    }
+}
+
+/// One task, for as long as it is under way. Never used twice in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskKey(pub u64);

@@ -1,0 +1,166 @@
+//! One task's way: what mcpd hands over, what the local side answers, and how it ends.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{Failure, TaskId};
+
+/// One task as mcpd handed it over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// mcpd's id.
+    pub id: TaskId,
+    /// The virtual LLM that is asked for, as mcpd wrote it: it need not be a valid or known name.
+    pub llm: String,
+    /// Whether the caller wants a stream.
+    pub streaming: bool,
+    /// The OpenAI chat body, byte for byte.
+    pub request: Bytes,
+    /// Time left for the whole task, from its arrival, if mcpd set one.
+    pub deadline: Option<Duration>,
+    /// `traceparent` and `tracestate`, where mcpd sent them.
+    pub trace_context: BTreeMap<String, String>,
+    /// A display name of who called, where mcpd sent it.
+    pub caller: Option<String>,
+}
+
+/// What an inference used, as its provider counted; never estimated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub input_tokens: Option<u32>,
+    /// Tokens of the answer.
+    pub output_tokens: Option<u32>,
+}
+
+/// A piece of a task's output.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// One OpenAI chunk, byte for byte.
+    Raw(Bytes),
+    /// A plain piece.
+    Delta(Delta),
+    /// No output, but the provider lives.
+    Alive,
+}
+
+/// A plain piece of an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Text of the answer.
+    pub content: String,
+    /// Text of the model's reasoning.
+    pub reasoning: String,
+    /// Pieces of tool calls.
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// Why the answer ends here, in OpenAI's words; empty before the last piece.
+    pub finish_reason: String,
+}
+
+/// A piece of one tool call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToolCallDelta {
+    /// Which of the answer's calls, from 0.
+    pub index: u32,
+    /// The call's id; with its first piece only.
+    pub id: String,
+    /// The function's name; with its first piece only.
+    pub name: String,
+    /// A piece of the arguments' JSON text.
+    pub arguments: String,
+}
+
+/// A whole answer in plain form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CompletionResult {
+    /// Text of the answer.
+    pub content: String,
+    /// Text of the model's reasoning.
+    pub reasoning: String,
+    /// The tools the model wants called: id, function name, arguments as JSON text.
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// Why it ended, in OpenAI's words; empty is "stop", or "tool_calls" where there are any.
+    pub finish_reason: String,
+}
+
+/// How the local side ended a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All output has been sent as chunks.
+    Complete,
+    /// The whole OpenAI body, byte for byte.
+    Body(Bytes),
+    /// The whole answer, plain.
+    Result(CompletionResult),
+    /// It failed.
+    Failed(Failure),
+    /// It stopped because it was asked to.
+    Cancelled,
+}
+
+/// How a task ends upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// With its answer: complete, a body or a plain result.
+    Answer(Outcome),
+    /// With an error.
+    Failed(Failure),
+    /// With nothing: nobody waits.
+    Nobody,
+}
+
+impl End {
+    /// Its word in the status, in logs, traces and metrics: "ok", "cancelled", or the failure's code.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Answer(_) => "ok",
+            Self::Failed(failure) => failure.code.as_str(),
+            Self::Nobody => "cancelled",
+        }
+    }
+}
+
+/// What a task's output has shown so far; read when a deadline is due, never per token.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Activity {
+    /// Whether any output was taken for delivery.
+    pub any_output: bool,
+    /// Whether the first non-empty delta came.
+    pub first_token: bool,
+    /// The last output or sign of life.
+    pub last_sign: Option<Instant>,
+}
+
+/// Why the local side is asked to stop a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelReason {
+    /// Nobody waits any more.
+    CallerGone,
+    /// A deadline has passed.
+    Deadline,
+    /// The answer cannot be delivered.
+    UpstreamLost,
+    /// The agent is stopping.
+    Shutdown,
+}
+
+/// Where a task's output goes: the bridge writes, the delivery to mcpd reads. Nothing here waits or blocks.
+pub trait TaskSink: Send + Sync {
+    /// Takes one piece. [`Taken::Closed`] means that the task has ended and further pieces are useless.
+    fn output(&self, output: Output) -> Taken;
+}
+
+/// What became of a piece of output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It will be delivered.
+    Accepted,
+    /// The task has ended; the piece is dropped and counted.
+    Closed,
+    /// The piece ends the task: it is malformed, an error of the provider, or more than the buffer holds.
+    Broken(Failure),
+}
