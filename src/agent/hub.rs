@@ -33,9 +33,10 @@ use crate::{
     telemetry::{ChannelOpening, ChannelTrace},
     upstream::{
         self,
-        client::{Access, Mcpd, PartReply},
+        client::{Access, Mcpd},
         contract::restart_key,
         events::Delivered,
+        post::{PartReply, ResultPosts},
         results::Report,
     },
 };
@@ -537,8 +538,9 @@ fn access(sources: &Sources) -> Result<Access, String> {
 async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
     let until = Instant::now() + RESTART_PATIENCE;
     for id in left {
+        let mut posts = ResultPosts::new(mcpd.clone(), &id);
         loop {
-            match mcpd.post_part(&id, &restart_key(&id), RESTARTED.into()).await.1 {
+            match posts.post(&restart_key(&id), RESTARTED.into()).await.1 {
                 PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..)
                     if Instant::now() < until =>
                 {

@@ -17,7 +17,7 @@ use crate::{
     bridge::listener::{self, BindError, BoundSocket, Serve},
     config::Config,
     core, telemetry,
-    upstream::client::{HttpError, HttpSettings},
+    upstream::connect::{HttpError, HttpSettings},
 };
 
 use hub::{Channels, Hub};

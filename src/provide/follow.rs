@@ -1,20 +1,21 @@
 //! Following config.json: its folder is watched, because editors replace a file rather than write it.
 //!
-//! Nothing polls: without a change nothing wakes up. A folder that does not exist yet is waited for by watching the nearest
-//! one above it that does; a link is followed to the file it leads to.
+//! Nothing polls: without a change nothing wakes up, and what the agent appends to its own files beside this one is no change. A
+//! folder that does not exist yet is waited for by watching the nearest one above it that does; a link is followed to the file it
+//! leads to.
 
 use std::{
+    collections::HashMap,
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use futures_util::StreamExt as _;
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
+use tokio::{sync::watch, time::timeout};
 
 use super::config_file::{self, Entry};
 
@@ -23,24 +24,25 @@ const QUIET: Duration = Duration::from_millis(200);
 /// The longest that a file which is written without pause is left unread.
 const QUIET_AT_MOST: u32 = 5;
 
+/// Room for the events of one read: some dozen with names of usual length, and always one with the longest.
+const EVENT_BYTES: usize = 4096;
+
 /// The entries of a file, newest first to come.
 pub(super) type Entries = Arc<[Entry]>;
 
 /// Reads `file` and follows it from then on; ends when nobody holds the receiver any more.
 pub(super) async fn follow(file: PathBuf) -> watch::Receiver<Entries> {
     let file = std::path::absolute(&file).unwrap_or(file);
-    let (changes, changed) = mpsc::channel(1);
     let mut follower =
-        Follower { file, changes, watched: Watched::default(), last: None, entries: Entries::default() };
+        Follower { file, watched: Watched::default(), last: None, entries: Entries::default() };
     follower.refresh(true).await;
     let (publish, entries) = watch::channel(follower.entries.clone());
-    tokio::spawn(follower.run(changed, publish));
+    tokio::spawn(follower.run(publish));
     entries
 }
 
 struct Follower {
     file: PathBuf,
-    changes: mpsc::Sender<()>,
     watched: Watched,
     /// What was last read, so that a touch is not a change.
     last: Option<Result<Vec<u8>, io::ErrorKind>>,
@@ -51,19 +53,30 @@ struct Follower {
 #[derive(Default)]
 struct Watched {
     folders: Vec<PathBuf>,
-    /// Watches as long as it is here.
-    _watcher: Option<RecommendedWatcher>,
+    /// `None` where the system watches nothing for us.
+    events: Option<Events>,
+}
+
+/// What happens in some folders.
+struct Events {
+    stream: EventStream<[u8; EVENT_BYTES]>,
+    /// Their names by what the kernel calls them.
+    folders: HashMap<WatchDescriptor, PathBuf>,
+    /// The file that is followed, and where it really is.
+    files: Vec<PathBuf>,
+    /// A watched folder is gone.
+    stale: bool,
 }
 
 impl Follower {
-    async fn run(mut self, mut changed: mpsc::Receiver<()>, publish: watch::Sender<Entries>) {
+    async fn run(mut self, publish: watch::Sender<Entries>) {
         loop {
             tokio::select! {
-                Some(()) = changed.recv() => {}
+                () = self.watched.changed() => {}
                 () = publish.closed() => return,
             }
             for _ in 0..QUIET_AT_MOST {
-                if timeout(QUIET, changed.recv()).await.is_err() {
+                if timeout(QUIET, self.watched.changed()).await.is_err() {
                     break;
                 }
             }
@@ -79,7 +92,7 @@ impl Follower {
     /// Watches what is to be watched now, then reads: a change between the two is seen by one of them.
     async fn refresh(&mut self, first: bool) {
         let folders = folders(&self.file);
-        if first || folders != self.watched.folders {
+        if first || folders != self.watched.folders || self.watched.is_stale() {
             self.watched = self.watch(folders);
         }
         let read = tokio::fs::read(&self.file).await.map_err(|error| error.kind());
@@ -123,8 +136,9 @@ impl Follower {
     }
 
     fn watch(&self, folders: Vec<PathBuf>) -> Watched {
-        match self.try_watch(&folders) {
-            Ok(watcher) => Watched { folders, _watcher: Some(watcher) },
+        let files = [self.file.clone()].into_iter().chain(self.file.canonicalize()).collect();
+        match Events::of(&folders, files) {
+            Ok(events) => Watched { folders, events: Some(events) },
             Err(error) => {
                 tracing::warn!(
                     "cannot follow {}: {error}; restart the provider host after a change",
@@ -134,26 +148,70 @@ impl Follower {
             }
         }
     }
+}
 
-    fn try_watch(&self, folders: &[PathBuf]) -> notify::Result<RecommendedWatcher> {
-        let changes = self.changes.clone();
-        let files: Vec<PathBuf> = [self.file.clone()].into_iter().chain(self.file.canonicalize()).collect();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| concerns(&event, &files)) {
-                // A full channel already says that there is something to read.
-                let _ = changes.try_send(());
+impl Watched {
+    /// Waits until the file may have changed.
+    async fn changed(&mut self) {
+        match &mut self.events {
+            Some(events) => {
+                if let Err(error) = events.changed().await {
+                    tracing::warn!(
+                        "config.json is not followed any more: {error}; restart the provider host after a change"
+                    );
+                    self.events = None;
+                }
             }
-        })?;
-        for folder in folders {
-            watcher.watch(folder, RecursiveMode::NonRecursive)?;
+            None => std::future::pending().await,
         }
-        Ok(watcher)
+    }
+
+    /// Whether a watched folder is gone, or is elsewhere now: another one may have its name.
+    fn is_stale(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.stale)
     }
 }
 
-/// Whether an event may have changed one of `files`: it is about the file or a folder above it, and more than a look at it.
-fn concerns(event: &notify::Event, files: &[PathBuf]) -> bool {
-    !event.kind.is_access() && event.paths.iter().any(|path| files.iter().any(|file| file.starts_with(path)))
+impl Events {
+    fn of(folders: &[PathBuf], files: Vec<PathBuf>) -> io::Result<Self> {
+        let stream = Inotify::init()?.into_event_stream([0; EVENT_BYTES])?;
+        let watch = |folder: &PathBuf| Ok((stream.watches().add(folder, changes())?, folder.clone()));
+        let folders = folders.iter().map(watch).collect::<io::Result<_>>()?;
+        Ok(Self { stream, folders, files, stale: false })
+    }
+
+    /// Waits until one of the files may have changed.
+    async fn changed(&mut self) -> io::Result<()> {
+        while let Some(event) = self.stream.next().await {
+            let event = event?;
+            self.stale |= event.mask.intersects(EventMask::IGNORED | EventMask::MOVE_SELF);
+            let overflowed = event.mask.contains(EventMask::Q_OVERFLOW);
+            if overflowed || self.concerns(&event.wd, event.name.as_deref()) {
+                return Ok(());
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Whether an event is about one of the files or a folder above it.
+    fn concerns(&self, watch: &WatchDescriptor, name: Option<&OsStr>) -> bool {
+        let Some(folder) = self.folders.get(watch) else { return false };
+        let path = name.map_or_else(|| folder.clone(), |name| folder.join(name));
+        self.files.iter().any(|file| file.starts_with(&path))
+    }
+}
+
+/// Everything that can give a file another content or make it readable. Not each write: the content is whole when the writer closes,
+/// and a file that stays open and is written for every task would wake us every time.
+fn changes() -> WatchMask {
+    WatchMask::CLOSE_WRITE
+        | WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::MOVE
+        | WatchMask::ATTRIB
+        | WatchMask::DELETE_SELF
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR
 }
 
 /// The folders to watch for a file: where it is or will be, and where a link leads.
@@ -173,4 +231,23 @@ fn nearest(file: &Path) -> Option<PathBuf> {
 fn counted(entries: &[Entry]) -> String {
     let published = entries.iter().filter(|entry| entry.publish).count();
     format!("{} providers, {published} of them opted in", entries.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_only_appended_to_wakes_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join("config.json");
+        let mut tasks = fs::File::create(home.path().join("mcprelay.tasks")).unwrap();
+        let mut events = Events::of(&[home.path().to_owned()], vec![config.clone()]).unwrap();
+        tasks.write_all(b"+1\n").unwrap();
+        fs::write(&config, "{}").unwrap();
+        let first = events.stream.next().await.unwrap().unwrap();
+        assert_eq!(first.name.as_deref(), Some(OsStr::new("config.json")));
+    }
 }

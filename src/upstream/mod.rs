@@ -1,14 +1,16 @@
 //! mcpd: what is said and how it is said.
 //!
-//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`outbox`] one task's output on its way
-//! and [`results`] its delivery.
+//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`outbox`] one task's output on its way,
+//! [`results`] its delivery and [`post`] the POSTs of that; [`connect`] makes the HTTP clients and `reply` reads what comes back.
 
 pub mod client;
+pub mod connect;
 pub mod contract;
 pub mod events;
 pub mod outbox;
+pub mod post;
+mod reply;
 pub mod results;
-
 pub mod task_event;
 
 use crate::domain::{CallFailure, Failure, Task, TaskId};

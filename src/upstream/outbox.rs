@@ -177,30 +177,36 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next part to send, or the end once everything before it is sent.
-    pub(super) async fn next(&self) -> Next {
+    /// Waits until there is something to [`take`](Self::take).
+    pub(super) async fn ready(&self) {
         loop {
             let woken = self.wake.notified();
-            if let Some(next) = self.try_next() {
-                return next;
+            if self.is_ready() {
+                return;
             }
             woken.await;
         }
     }
 
-    fn try_next(&self) -> Option<Next> {
+    fn is_ready(&self) -> bool {
+        let mut state = self.lock();
+        let ready =
+            state.end.is_some() || matches!(&state.pending, Pending::Stream(buffer) if buffer.is_ready());
+        state.waiting = !ready;
+        ready
+    }
+
+    /// The next part to send, or the end once everything before it is sent.
+    pub(super) fn take(&self) -> Option<Next> {
         let mut state = self.lock();
         if let Some((End::Nobody, until)) = state.end {
             return Some(Next::End(End::Nobody, until));
         }
-        let ended = state.end.is_some();
         if let Pending::Stream(buffer) = &mut state.pending
-            && (ended || buffer.is_ready())
             && let Some(part) = buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)
         {
             return Some(Next::Part(part));
         }
-        state.waiting = !ended;
         state.end.clone().map(|(end, until)| Next::End(end, until))
     }
 

@@ -14,9 +14,10 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    client::{Mcpd, PartReply},
-    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key, result_path},
+    client::Mcpd,
+    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key},
     outbox::{Next, Outbox, Summary},
+    post::{PartReply, Place, ResultPosts},
 };
 use crate::{
     domain::{End, Failure, FailureCode, Outcome, Task, TaskId, TaskKey},
@@ -58,11 +59,11 @@ pub struct Delivery {
     include_usage: bool,
     stamp: Stamp,
     outbox: Arc<Outbox>,
-    mcpd: Mcpd,
+    posts: ResultPosts,
     reports: mpsc::Sender<(TaskKey, Report)>,
     rng: fastrand::Rng,
     parts: u32,
-    posts: Option<Posts>,
+    trace: Option<Posts>,
 }
 
 impl Delivery {
@@ -83,20 +84,24 @@ impl Delivery {
             include_usage,
             stamp,
             outbox,
-            mcpd,
+            posts: ResultPosts::new(mcpd, &task.id),
             reports,
             rng: fastrand::Rng::with_seed(seed),
             parts: 0,
-            posts: None,
+            trace: None,
         }
     }
 
     /// Runs until the task is settled.
     pub async fn run(mut self) {
         let (end, until) = loop {
-            match self.outbox.next().await {
-                Next::End(end, until) => break (end, until),
-                Next::Part(body) => match self.send(body, false).await {
+            self.outbox.ready().await;
+            // What comes while this waits for its turn merges into what is taken then.
+            let place = self.posts.place().await;
+            match self.outbox.take() {
+                None => {}
+                Some(Next::End(end, until)) => break (end, until),
+                Some(Next::Part(body)) => match self.send(body, false, Some(place)).await {
                     Sent::Delivered => {}
                     Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
                     Sent::Overtaken => break self.broken_off(not_in_time()).await,
@@ -130,13 +135,13 @@ impl Delivery {
                 Err(failure) => (self.failure_body(&failure), End::Failed(failure)),
             },
         };
-        match timeout_at(until, self.send(body, true)).await {
+        match timeout_at(until, self.send(body, true, None)).await {
             Ok(Sent::Delivered) => self.finish(end, false, false).await,
             Ok(Sent::NobodyWaits) => self.finish(End::Nobody, true, false).await,
             // A smaller end in the large one's place; a second refusal is final.
             Ok(Sent::Lost(failure)) if failure.code == FailureCode::TooLarge => {
                 let body = self.failure_body(&failure);
-                let sent = timeout_at(until, self.send(body, true)).await;
+                let sent = timeout_at(until, self.send(body, true, None)).await;
                 self.finish(End::Failed(failure), false, !matches!(sent, Ok(Sent::Delivered))).await;
             }
             Ok(Sent::Overtaken) if self.outbox.is_nobody() => self.finish(End::Nobody, false, false).await,
@@ -169,7 +174,7 @@ impl Delivery {
             _ => self.outbox.finished(self.include_usage)?,
         };
         for body in chunks {
-            match self.send(body, false).await {
+            match self.send(body, false, None).await {
                 Sent::Delivered => {}
                 Sent::NobodyWaits => return Ok(None),
                 Sent::Overtaken => return Err(not_in_time()),
@@ -193,13 +198,13 @@ impl Delivery {
     }
 
     /// Sends one part until mcpd has it, will not have it, or its time is over.
-    async fn send(&mut self, body: Bytes, terminal: bool) -> Sent {
+    async fn send(&mut self, body: Bytes, terminal: bool, place: Option<Place>) -> Sent {
         let number = self.parts;
         self.parts += 1;
         let key = idempotency_key(&self.task, number);
         let outbox = Arc::clone(&self.outbox);
         let overtaken = outbox.overtaken(terminal);
-        let attempts = self.attempts(&key, body, terminal, number == 0);
+        let attempts = self.attempts(&key, body, terminal, number == 0, place);
         tokio::select! {
             biased;
             sent = attempts => sent,
@@ -207,10 +212,17 @@ impl Delivery {
         }
     }
 
-    async fn attempts(&mut self, key: &str, body: Bytes, terminal: bool, first: bool) -> Sent {
+    async fn attempts(
+        &mut self,
+        key: &str,
+        body: Bytes,
+        terminal: bool,
+        first: bool,
+        mut place: Option<Place>,
+    ) -> Sent {
         let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         loop {
-            let (said, asked) = match self.post(key, &body, attempt).await {
+            let (said, asked) = match self.post(key, &body, attempt, place.take()).await {
                 PartReply::Accepted => {
                     self.outbox.posted();
                     return Sent::Delivered;
@@ -229,7 +241,7 @@ impl Delivery {
                     renewed = true;
                     continue;
                 }
-                PartReply::Ambiguous(said, _) if !terminal && !self.mcpd.is_idempotent() => {
+                PartReply::Ambiguous(said, _) if !terminal && !self.posts.mcpd().is_idempotent() => {
                     return Sent::Lost(ambiguous(&said));
                 }
                 PartReply::Unauthorized(said, _) => (said, None),
@@ -247,14 +259,18 @@ impl Delivery {
     }
 
     /// One try of one part, with its span.
-    async fn post(&mut self, key: &str, body: &Bytes, attempt: u32) -> PartReply {
-        if self.posts.is_none() {
-            let target = self.mcpd.server().zip(result_path(&self.task));
-            self.posts =
-                target.and_then(|(server, path)| self.outbox.trace(|trace| trace.posts(&server, &path)));
+    async fn post(&mut self, key: &str, body: &Bytes, attempt: u32, place: Option<Place>) -> PartReply {
+        let _place = match place {
+            Some(place) => place,
+            None => self.posts.place().await,
+        };
+        if self.trace.is_none() {
+            let target = self.posts.mcpd().server().zip(self.posts.path());
+            self.trace =
+                target.and_then(|(server, path)| self.outbox.trace(|trace| trace.posts(&server, path)));
         }
-        let span = self.posts.get_or_insert_default().post(attempt);
-        let (status, reply) = self.mcpd.post_part(&self.task, key, body.clone()).await;
+        let span = self.trace.get_or_insert_default().post(attempt);
+        let (status, reply) = self.posts.post(key, body.clone()).await;
         span.end(status);
         reply
     }

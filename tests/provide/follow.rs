@@ -85,3 +85,25 @@ async fn a_link_is_followed_to_the_file_it_leads_to() {
     replace(&real, &file(&echo("a", true)));
     session.snapshot_where(|p| is(p, &[("a", true)])).await;
 }
+
+#[tokio::test]
+async fn a_home_that_another_one_replaces_is_followed_in_its_new_place() {
+    let above = tempfile::tempdir().unwrap();
+    let mut agent = Agent::listen(&above.path().join("s"));
+    let (home, next) = (above.path().join("home"), above.path().join("next"));
+    for (folder, published) in [(&home, false), (&next, true)] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("config.json"), file(&echo("a", published))).unwrap();
+    }
+    let config = mcprelay::provide::HostConfig::new(&home, above.path().join("s"));
+    let stop = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(mcprelay::provide::Host::new(config).run(stop.clone()));
+    let mut session = agent.session().await;
+    assert!(is(&session.snapshot().await, &[("a", false)]));
+    fs::rename(&home, above.path().join("former")).unwrap();
+    fs::rename(&next, &home).unwrap();
+    session.snapshot_where(|p| is(p, &[("a", true)])).await;
+    fs::write(home.join("config.json"), file(&echo("b", true))).unwrap();
+    session.snapshot_where(|p| is(p, &[("b", true)])).await;
+    stop.cancel();
+}

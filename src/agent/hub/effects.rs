@@ -186,7 +186,8 @@ impl Hub {
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(work));
+        // Boxed, because each wrapper around it has a copy of what it wraps in its own size.
+        self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(Box::pin(work)));
     }
 }
 

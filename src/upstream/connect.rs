@@ -1,0 +1,109 @@
+//! The HTTP clients for mcpd: what they trust, what they go through, and how long they keep a connection.
+
+use std::{path::PathBuf, time::Duration};
+
+use reqwest::{Client, ClientBuilder, redirect};
+
+use super::reply::say;
+
+/// For TCP and TLS together: a peer that needs longer is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// TCP keep-alive of the control channel: what finds a dead peer where mcpd sends no keep-alive of its own.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// What the HTTP clients are built with.
+#[derive(Clone, Debug, Default)]
+pub struct HttpSettings {
+    /// A PEM file with CAs to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Why no HTTP client could be built.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The CA file cannot be used.
+    #[error("cannot use the CA file {}: {reason}", .path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The token cannot be a header.
+    #[error("the token has characters that no HTTP header can carry")]
+    Token,
+    /// TLS or the client itself cannot be set up.
+    #[error("cannot set up the HTTP client: {0}")]
+    Client(String),
+}
+
+impl HttpSettings {
+    /// The client for calls, which keeps idle connections so long.
+    pub(super) fn calls(&self, url: &str, idle: Duration) -> Result<Client, HttpError> {
+        build(self.builder(url)?.pool_idle_timeout(idle))
+    }
+
+    /// The client for the control channel.
+    pub(super) fn channel(&self, url: &str) -> Result<Client, HttpError> {
+        build(self.builder(url)?.pool_max_idle_per_host(0).tcp_keepalive(TCP_KEEPALIVE))
+    }
+
+    fn builder(&self, url: &str) -> Result<ClientBuilder, HttpError> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("mcprelay/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            // A redirect could carry the token to another origin, and no provider API needs one.
+            .redirect(redirect::Policy::none());
+        if is_loopback(url) {
+            // Without TLS nothing asks for the system's certificates, which cost some milliseconds and a megabyte.
+            builder = builder.no_proxy().tls_built_in_root_certs(!url.starts_with("http:"));
+        }
+        for certificate in self.extra_certificates()? {
+            builder = builder.add_root_certificate(certificate);
+        }
+        Ok(builder)
+    }
+
+    fn extra_certificates(&self) -> Result<Vec<reqwest::Certificate>, HttpError> {
+        let Some(path) = &self.ca_file else { return Ok(Vec::new()) };
+        let bad = |reason: String| HttpError::CaFile { path: path.clone(), reason };
+        let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| bad(say(&e)))?;
+        if found.is_empty() {
+            return Err(bad("it has no PEM certificate".to_owned()));
+        }
+        Ok(found)
+    }
+}
+
+fn build(builder: ClientBuilder) -> Result<Client, HttpError> {
+    builder.build().map_err(|e| HttpError::Client(say(&e)))
+}
+
+/// Whether the URL's host is this machine.
+pub fn is_loopback(url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(url) else { return false };
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_known_by_name_and_by_number() {
+        for url in ["http://127.0.0.1:1/x", "http://localhost", "http://[::1]:8080", "https://127.8.8.8"] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["http://10.0.0.1", "https://localhost.example.com", "nonsense"] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What mcpd replies, read within bounds and put into words.
+
+use std::time::Duration;
+
+use reqwest::{
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::domain::Printable;
+
+/// Most bytes read of a reply whose content does not matter.
+pub(super) const REPLY_LIMIT: usize = 64 << 10;
+/// Most characters of mcpd's own words in a message for people.
+const QUOTE: usize = 200;
+
+/// The whole body, if it is within the limit.
+pub(super) async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|e| say(&e))? {
+        if body.len() + piece.len() > limit {
+            return Err(format!("the reply is longer than {limit} bytes"));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+/// Reads a reply whose content does not matter to its end, so that its connection can be used again.
+pub(super) async fn drain(mut response: Response) {
+    let mut seen = 0;
+    while let Ok(Some(piece)) = response.chunk().await {
+        seen += piece.len();
+        if seen > REPLY_LIMIT {
+            // Dropping the rest closes the connection.
+            return;
+        }
+    }
+}
+
+/// One sentence about a reply, with the beginning of what mcpd said, fit for a terminal.
+pub(super) async fn describe(
+    what: &str,
+    status: StatusCode,
+    response: Response,
+    token: &SecretString,
+) -> String {
+    let mut url = response.url().clone();
+    // A URL that somebody gave with a password in it is shown without.
+    let _ = url.set_password(None).and_then(|()| url.set_username(""));
+    let location = format!("{}{}", url.origin().ascii_serialization(), url.path());
+    let html = is_html(response.headers());
+    let body = read(response, REPLY_LIMIT).await.unwrap_or_default();
+    // Some servers and proxies repeat what they refuse; this text goes to logs and the status.
+    let said = String::from_utf8_lossy(&body).replace(token.expose_secret(), "[token]");
+    let said: String = said.trim().chars().take(QUOTE).collect();
+    match said.as_str() {
+        "" => format!("{what}: mcpd answered {status} at {location}"),
+        _ if html => {
+            format!("{what}: {status} with an HTML page at {location}; is something between here and mcpd?")
+        }
+        said => format!("{what}: mcpd answered {status} at {location}: {}", Printable(said)),
+    }
+}
+
+pub(super) fn is_html(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/html"))
+}
+
+pub(super) fn looks_like_html(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'<')
+}
+
+/// `Retry-After` in seconds; its date form needs a clock that both sides share, and is not used by rate limiters.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u32 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
+/// `Keep-Alive: timeout=N`, in a range in which half of it makes sense.
+pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("keep-alive")?.to_str().ok()?;
+    let seconds: u64 = text.split(',').find_map(|item| item.trim().strip_prefix("timeout="))?.parse().ok()?;
+    (1..=600).contains(&seconds).then(|| Duration::from_secs(seconds))
+}
+
+/// What went wrong with a call, down to its cause. The URL in it has no credentials, because none are ever put there.
+pub(super) fn say(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        let part = next.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_that_a_server_repeats_is_cut_out_of_its_words() {
+        let reply = axum::http::Response::new("Bearer s3cret-token is not known");
+        let token = SecretString::from("s3cret-token");
+        let text = describe("register", StatusCode::UNAUTHORIZED, reply.into(), &token).await;
+        assert!(text.ends_with(": Bearer [token] is not known"), "{text}");
+    }
+
+    #[test]
+    fn a_servers_keep_alive_is_read_and_nonsense_is_not() {
+        let read = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("keep-alive", HeaderValue::from_static(text));
+            keep_alive(&headers)
+        };
+        assert_eq!(read("timeout=5"), Some(Duration::from_secs(5)));
+        assert_eq!(read("max=100, timeout=72"), Some(Duration::from_secs(72)));
+        assert_eq!(read("timeout=0"), None);
+        assert_eq!(read("timeout=99999999"), None);
+    }
+}
