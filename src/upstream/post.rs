@@ -18,11 +18,11 @@ use crate::domain::TaskId;
 
 /// For one result POST, from its begin to the last byte of the reply.
 const POST_TIMEOUT: Duration = Duration::from_secs(30);
-/// POSTs under way at once before further ones wait for a place. Each needs a connection of some 25 KiB, and on two cores more at
+/// POSTs under way at once before further ones wait for a place. Each needs a connection of some 25 KiB, and on few cores more at
 /// once are not faster; what waits merges meanwhile.
-pub(super) const POSTS_AT_ONCE: usize = 64;
+pub const POSTS_AT_ONCE: usize = 32;
 /// The longest wait for a place: callers who are slow to take their parts can hold up the others so long and no longer.
-const PLACE_PATIENCE: Duration = Duration::from_millis(10);
+pub const PLACE_PATIENCE: Duration = Duration::from_millis(25);
 
 /// How mcpd answered one part of a result.
 #[derive(Clone, Debug, PartialEq, Eq)]

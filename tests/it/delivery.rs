@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use fake_mcpd::{Aim, Answer, Call, CallKind, Collected, Entry, FakeMcpd, InferReply, InferRequest, TaskEnd};
-use mcprelay::pb;
+use mcprelay::{
+    pb,
+    upstream::post::{PLACE_PATIENCE, POSTS_AT_ONCE},
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -105,6 +108,33 @@ async fn chunks_that_come_one_by_one_are_never_merged() {
     client.finish(&offer, None).await;
     assert!(collected(call).await.is_done());
     assert_eq!(posts(&world, &offer.task_id).len(), 22);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn posts_that_hang_hold_up_those_of_another_task_for_a_moment_only_and_what_waits_merges() {
+    let at_once = u32::try_from(POSTS_AT_ONCE).expect("few");
+    let world = World::with(FakeMcpd::builder(), |config| config.max_in_flight = at_once + 1).await;
+    let mut client = world.serving("llama").await;
+    world.mcpd.delay(Aim::next(CallKind::Result).times(at_once), HELD);
+    let mut hanging = Vec::new();
+    for _ in 0..at_once {
+        hanging.push((streaming(&world), client.offer().await));
+        client.chunk(&hanging.last().expect("pushed").1, &chunk("slow")).await;
+    }
+    under_way().await;
+    let mut call = streaming(&world);
+    let offer = client.offer().await;
+    let began = Instant::now();
+    client.chunk(&offer, &chunk("a ")).await;
+    client.chunk(&offer, &chunk("b")).await;
+    assert_eq!(soon("a chunk", call.chunk()).await.as_deref(), Some(chunk("a b").as_bytes()));
+    assert_eq!(began.elapsed().as_millis(), PLACE_PATIENCE.as_millis());
+    for (task, offer) in hanging.into_iter().chain([(call, offer)]) {
+        client.chunk(&offer, &last_chunk()).await;
+        client.finish(&offer, None).await;
+        assert!(collected(task).await.is_done());
+    }
     world.assert_clean();
 }
 
