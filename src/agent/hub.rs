@@ -12,7 +12,7 @@ use std::{
 use secrecy::ExposeSecret as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -47,8 +47,6 @@ const EVENTS: usize = 1024;
 const MAX_UNDER_WAY: usize = 16_384;
 /// Most events taken from one source before the next one has its turn.
 const TURN: usize = 64;
-/// How often the clocks and the credentials file are looked at: a wake from sleep has to be noticed within a second.
-const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// A jump of the sleep clock over this is a sleep; less is how the two clocks are read one after the other.
 const SLEEP_JUMP: Duration = Duration::from_secs(5);
 /// Least time between two publications of the status: a person cannot read faster.
@@ -168,7 +166,7 @@ impl Hub {
             sessions: BTreeMap::new(),
             history: History::default(),
             started: SystemTime::now(),
-            slept: (surroundings.slept_for)(),
+            slept: surroundings.clock.slept_for(),
             surroundings,
             channels,
             fingerprint: Fingerprint::of(&sources.home),
@@ -203,8 +201,7 @@ impl Hub {
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         self.feed(Input::Restored(self.left_behind.clone()));
-        let mut look_around = interval(LOOK_AROUND);
-        look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_around = self.surroundings.clock.ticks();
         let mut draining = false;
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
@@ -222,7 +219,7 @@ impl Hub {
                 Some(id) = self.channels.restarted.1.recv() => self.tasks_file.over(&id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
-                _ = look_around.tick() => self.look_around(),
+                () = look_around.tick() => self.look_around(),
             }
             self.take_turns();
         }
@@ -439,7 +436,7 @@ impl Hub {
 
     /// Once a second: has the machine slept, are there other credentials?
     fn look_around(&mut self) {
-        let slept = (self.surroundings.slept_for)();
+        let slept = self.surroundings.clock.slept_for();
         if slept > self.slept + SLEEP_JUMP {
             info!("the machine slept for {} s", (slept - self.slept).as_secs());
             self.feed_link(LinkInput::Woke);

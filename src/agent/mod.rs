@@ -3,12 +3,13 @@
 //! One loop (the `Hub`) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
 //! mcpd, the control channel, sessions and deliveries are tasks of their own that report back.
 
+mod clock;
 pub mod files;
 mod hub;
 mod relay;
 mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -20,6 +21,7 @@ use crate::{
     upstream::connect::{HttpError, HttpSettings},
 };
 
+pub use clock::{SleepClock, SleptFor};
 use hub::{Channels, Hub};
 
 /// What a bridge message may be larger than an event: the proto's framing and the trace context.
@@ -27,14 +29,11 @@ const MESSAGE_MARGIN: usize = 1 << 20;
 /// How long open connections to the socket may take to end once everything else is over.
 const SERVER_STOP: Duration = Duration::from_secs(5);
 
-/// How long the machine has slept so far: CLOCK_BOOTTIME less CLOCK_MONOTONIC. A value of its own, so that tests can put it to sleep.
-pub type SleptFor = Arc<dyn Fn() -> Duration + Send + Sync>;
-
 /// What an agent takes from its surroundings.
 #[derive(Clone)]
 pub struct Surroundings {
-    /// How long the machine has slept so far.
-    pub slept_for: SleptFor,
+    /// How it learns that the machine has slept.
+    pub clock: SleepClock,
     /// Fixes all jitter.
     pub seed: u64,
     /// Where spans and measurements go.
@@ -50,14 +49,8 @@ impl std::fmt::Debug for Surroundings {
 impl Default for Surroundings {
     /// The machine's clocks, a random seed and no telemetry.
     fn default() -> Self {
-        Self { slept_for: Arc::new(slept_for), seed: fastrand::u64(..), telemetry: telemetry::Handle::off() }
+        Self { clock: SleepClock::Machine, seed: fastrand::u64(..), telemetry: telemetry::Handle::off() }
     }
-}
-
-fn slept_for() -> Duration {
-    use nix::time::{ClockId, clock_gettime};
-    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-    read(ClockId::CLOCK_BOOTTIME).saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
 
 /// The two ways to stop.

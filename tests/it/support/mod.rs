@@ -19,7 +19,7 @@ use std::{
 
 use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind, LlmView};
 use mcprelay::{
-    agent::{Agent, AgentError, Stop, Stopped, Surroundings},
+    agent::{Agent, AgentError, SleepClock, Stop, Stopped, Surroundings},
     config::Config,
     pb::{self, AgentState},
     telemetry,
@@ -130,7 +130,7 @@ impl World {
     pub fn start_agent(&mut self) {
         let slept = Arc::clone(&self.slept);
         let surroundings = Surroundings {
-            slept_for: Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed))),
+            clock: SleepClock::Told(Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed)))),
             seed: self.seed,
             telemetry: self.telemetry.clone(),
         };
