@@ -10,6 +10,12 @@ use super::reply::say;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP keep-alive of the control channel: what finds a dead peer where mcpd sends no keep-alive of its own.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+/// So many unanswered probes mean a dead peer: it is found a minute after its last word, not after the system's eleven.
+const TCP_KEEPALIVE_RETRIES: u32 = 3;
+/// Between two pings of an HTTP/2 connection on which a call waits: the numbers of the bridge's keep-alive.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+/// How long such a ping may take.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the HTTP clients are built with.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +51,8 @@ impl HttpSettings {
 
     /// The client for the control channel.
     pub(super) fn channel(&self, url: &str) -> Result<Client, HttpError> {
-        build(self.builder(url)?.pool_max_idle_per_host(0).tcp_keepalive(TCP_KEEPALIVE))
+        let builder = self.builder(url)?.pool_max_idle_per_host(0).tcp_keepalive(TCP_KEEPALIVE);
+        build(builder.tcp_keepalive_interval(TCP_KEEPALIVE).tcp_keepalive_retries(TCP_KEEPALIVE_RETRIES))
     }
 
     fn builder(&self, url: &str) -> Result<ClientBuilder, HttpError> {
