@@ -117,6 +117,8 @@ pub(super) struct Hub {
     drain_timeout: Duration,
     channel: Option<CancellationToken>,
     channel_opening: Option<(u64, ChannelOpening)>,
+    /// The register call under way, if there is one.
+    registering: CancellationToken,
     channel_trace: ChannelTrace,
     places: Arc<Semaphore>,
     place: Option<OwnedSemaphorePermit>,
@@ -185,6 +187,7 @@ impl Hub {
             drain_timeout: config.drain_timeout,
             channel: None,
             channel_opening: None,
+            registering: CancellationToken::new(),
             channel_trace: ChannelTrace::default(),
             places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
             place: None,

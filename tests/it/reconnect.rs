@@ -325,6 +325,23 @@ async fn with_every_name_taken_no_call_is_made_for_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_register_call_that_was_given_up_does_not_reach_mcpd_behind_the_next_one() {
+    let world = World::start().await;
+    let mut client = world.serving("llama").await;
+    pass(Duration::from_secs(25)).await;
+    world.mcpd.delay(Aim::next(CallKind::Register), Duration::from_secs(14));
+    client.push(&[provider("llama", true), provider("qwen", true)]).await;
+    // Mcpd has not answered yet when a heartbeat says that it does not know the session.
+    world.mcpd.answer(Aim::next(CallKind::Heartbeat), Answer::status(404));
+    world.calls_of(CallKind::Stream, 2).await;
+    client.push(&[provider("llama", true)]).await;
+    pass(Duration::from_secs(30)).await;
+    let sets: Vec<_> = world.calls(CallKind::Register).iter().map(providers_of).collect();
+    assert_eq!(sets.last().map(Vec::len), Some(1), "the newest set wins: {sets:?}");
+    assert!(!world.mcpd.state().is_active("qwen"), "{sets:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_409_without_names_backs_off() {
     let world = World::start().await;
     world.mcpd.answer(Aim::next(CallKind::Register), Answer::status(409).body("{}"));
