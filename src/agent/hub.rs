@@ -34,6 +34,7 @@ use crate::{
     upstream::{
         self,
         client::{Access, Mcpd},
+        connect::HttpError,
         contract::restart_key,
         events::Delivered,
         post::{PartReply, ResultPosts},
@@ -475,7 +476,7 @@ impl Hub {
                 let former =
                     self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
                 let other = former.is_some_and(|url| url != access.url);
-                let set = self.mcpd.set_access(&access);
+                let set = self.use_access(&access, other);
                 set.map(|()| if other { UrlChange::Other } else { UrlChange::Same }).map_err(|error| {
                     warn!("{error}");
                     error.to_string()
@@ -499,6 +500,17 @@ impl Hub {
         if status.detail.is_empty() {
             info!(state, "link to mcpd");
         } else {
+    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
+    fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
+        if !other {
+            return self.mcpd.set_access(access);
+        }
+        let mcpd = self.mcpd.anew();
+        mcpd.set_access(access)?;
+        self.mcpd = mcpd;
+        Ok(())
+    }
+
             info!(state, next_attempt = next, "link to mcpd: {}", status.detail);
         }
         self.surroundings.telemetry.metrics().link_state(status.state);

@@ -86,6 +86,11 @@ impl Mcpd {
         Self { settings, reload, shared: Arc::default(), places: Arc::new(Semaphore::new(POSTS_AT_ONCE)) }
     }
 
+    /// The same without credentials, for another mcpd. Whoever holds the former goes on with what that knows.
+    pub fn anew(&self) -> Self {
+        Self { shared: Arc::default(), ..self.clone() }
+    }
+
     /// Uses other credentials from the next call on. Connections are kept where only the token changed.
     pub fn set_access(&self, access: &Access) -> Result<(), HttpError> {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", access.token.expose_secret()))
