@@ -206,7 +206,6 @@ impl Hub {
     /// Runs until told to stop; then everything that was started has ended.
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
-        self.feed(Input::Restored(self.left_behind.clone()));
         let mut look_around = interval(LOOK_AROUND);
         look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining = false;
@@ -223,7 +222,7 @@ impl Hub {
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
                 Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
                 Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
-                Some(id) = self.channels.restarted.1.recv() => self.tasks_file.over(&id),
+                Some(id) = self.channels.restarted.1.recv() => self.left_behind_is_over(id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
                 _ = look_around.tick() => self.look_around(),
@@ -302,6 +301,11 @@ impl Hub {
     fn upstream_event(&mut self, (event, place): Delivered) {
         self.place = place;
         match event {
+            upstream::Event::Task(task) | upstream::Event::BadTask(task, _)
+                if self.tasks_file.is_left_behind(&task.id) =>
+            {
+                debug!(task_id = %task.id, "mcpd handed over a task that a former life left behind; not run");
+            }
             upstream::Event::Task(task) => {
                 self.history.tasks += 1;
                 self.feed(Input::Task(task));
@@ -352,6 +356,12 @@ impl Hub {
         match event {
             bridge::Event::Opened(session, hello, handle) => {
                 // A session that is cut off below must not get an offer afterwards.
+    /// A task of a former life has its end; from now on its id is like that of any other that ended.
+    fn left_behind_is_over(&mut self, id: TaskId) {
+        self.tasks_file.over(&id);
+        self.feed(Input::Restored(vec![id]));
+    }
+
                 self.send_offers();
                 handle.welcome(
                     session,
@@ -555,14 +565,14 @@ async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskI
     for id in left {
         let mut posts = ResultPosts::new(mcpd.clone(), &id);
         loop {
-            match posts.post(&restart_key(&id), RESTARTED.into()).await.1 {
-                PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..)
-                    if Instant::now() < until =>
-                {
-                    tokio::time::sleep(RESTART_RETRY).await;
-                }
+            let asked = match posts.post(&restart_key(&id), RESTARTED.into()).await.1 {
+                _ if Instant::now() >= until => break,
+                PartReply::NotApplied(_, asked) | PartReply::Ambiguous(_, asked) => asked,
+                PartReply::Unauthorized(..) => None,
                 _ => break,
-            }
+            };
+            let asked = asked.unwrap_or_default().min(RESTART_PATIENCE);
+            tokio::time::sleep(RESTART_RETRY.max(asked)).await;
         }
         let _ = over.send(id).await;
     }
