@@ -314,6 +314,10 @@ impl Hub {
                 self.history.tasks += 1;
                 self.feed(Input::BadTask(task, failure));
             }
+            upstream::Event::LostTask => {
+                self.history.lost();
+                self.surroundings.telemetry.metrics().task_lost();
+            }
             upstream::Event::CallerLeft(id) => self.feed(Input::CallerLeft(id)),
             upstream::Event::Registered(attempt, reply) => self.registered(attempt, reply),
             upstream::Event::Heartbeat(reply) => {

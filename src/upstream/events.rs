@@ -60,6 +60,7 @@ struct Source {
     inner: LimitEvents<EventSource>,
     received: u64,
     last_byte: Instant,
+    /// A keep-alive has come: from then on silence means something. A greeting or a task says nothing about silence.
     kept_alive: bool,
 }
 
@@ -157,6 +158,7 @@ impl Channel {
                         bytes = message.data.len(),
                         "mcpd sent a task event that cannot even be answered: {why}"
                     );
+                    self.emit(Event::LostTask).await;
                 }
             },
             CANCEL_EVENT => match serde_json::from_str::<CancelEvent>(&message.data)
@@ -200,11 +202,11 @@ impl Source {
                     return Poll::Ready(Seen::Bytes);
                 }
             }
-            Poll::Ready(match ready!(polled) {
-                Some(Ok(event)) => Seen::Event(event),
             if let Poll::Ready(Some(Ok(SourceEvent::Message(message)))) = &polled {
                 self.kept_alive |= message.event == PING_EVENT;
             }
+            Poll::Ready(match ready!(polled) {
+                Some(Ok(event)) => Seen::Event(event),
                 Some(Err(error)) => Seen::Ended(Box::new(error)),
                 None => Seen::Ended(Box::new(SourceError::StreamEnded)),
             })
