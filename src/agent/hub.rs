@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
@@ -117,9 +117,9 @@ pub(super) struct Hub {
     max_message_bytes: usize,
     drain_timeout: Duration,
     channel: Option<CancellationToken>,
-    channel_opening: Option<(u64, ChannelOpening)>,
     /// The register call under way, if there is one.
     registering: CancellationToken,
+    channel_opening: Option<(u64, ChannelOpening)>,
     channel_trace: ChannelTrace,
     places: Arc<Semaphore>,
     place: Option<OwnedSemaphorePermit>,
@@ -187,8 +187,8 @@ impl Hub {
             max_message_bytes,
             drain_timeout: config.drain_timeout,
             channel: None,
-            channel_opening: None,
             registering: CancellationToken::new(),
+            channel_opening: None,
             channel_trace: ChannelTrace::default(),
             places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
             place: None,
@@ -356,16 +356,16 @@ impl Hub {
         }
     }
 
-    fn bridge_event(&mut self, event: bridge::Event) {
-        match event {
-            bridge::Event::Opened(session, hello, handle) => {
-                // A session that is cut off below must not get an offer afterwards.
     /// A task of a former life has its end; from now on its id is like that of any other that ended.
     fn left_behind_is_over(&mut self, id: TaskId) {
         self.tasks_file.over(&id);
         self.feed(Input::Restored(vec![id]));
     }
 
+    fn bridge_event(&mut self, event: bridge::Event) {
+        match event {
+            bridge::Event::Opened(session, hello, handle) => {
+                // A session that is cut off below must not get an offer afterwards.
                 self.send_offers();
                 handle.welcome(
                     session,
@@ -500,6 +500,17 @@ impl Hub {
         self.feed_link(LinkInput::Credentials(input));
     }
 
+    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
+    fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
+        if !other {
+            return self.mcpd.set_access(access);
+        }
+        let mcpd = self.mcpd.anew();
+        mcpd.set_access(access)?;
+        self.mcpd = mcpd;
+        Ok(())
+    }
+
     // ---- who is told -----------------------------------------------------------------------------------------------
 
     /// Tells the sessions and the log how the link is, when that is something else than they were told last.
@@ -514,17 +525,6 @@ impl Hub {
         if status.detail.is_empty() {
             info!(state, "link to mcpd");
         } else {
-    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
-    fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
-        if !other {
-            return self.mcpd.set_access(access);
-        }
-        let mcpd = self.mcpd.anew();
-        mcpd.set_access(access)?;
-        self.mcpd = mcpd;
-        Ok(())
-    }
-
             info!(state, next_attempt = next, "link to mcpd: {}", status.detail);
         }
         self.surroundings.telemetry.metrics().link_state(status.state);
