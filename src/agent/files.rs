@@ -116,6 +116,8 @@ pub struct TaskFile {
     buffer: String,
     written: u64,
     under_way: BTreeSet<TaskId>,
+    /// Those of them that a former life left behind.
+    left_behind: BTreeSet<TaskId>,
 }
 
 impl TaskFile {
@@ -128,6 +130,7 @@ impl TaskFile {
             buffer: String::new(),
             written: 0,
             under_way: left.iter().cloned().collect(),
+            left_behind: left.iter().cloned().collect(),
         };
         tasks.compact();
         (tasks, left)
@@ -140,8 +143,15 @@ impl TaskFile {
         }
     }
 
+    /// Whether a former life left this task behind and it has had no end yet. Such a task is never run, however late mcpd hands it
+    /// over again.
+    pub fn is_left_behind(&self, id: &TaskId) -> bool {
+        self.left_behind.contains(id)
+    }
+
     /// A task is over.
     pub fn over(&mut self, id: &TaskId) {
+        self.left_behind.remove(id);
         if self.under_way.remove(id) {
             self.line('-', id);
         }

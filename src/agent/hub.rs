@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     AgentError, Stop, Stopped, Surroundings, core_settings,
@@ -34,6 +34,7 @@ use crate::{
     upstream::{
         self,
         client::{Access, Mcpd},
+        connect::HttpError,
         contract::restart_key,
         events::Delivered,
         post::{PartReply, ResultPosts},
@@ -114,6 +115,8 @@ pub(super) struct Hub {
     max_message_bytes: usize,
     drain_timeout: Duration,
     channel: Option<CancellationToken>,
+    /// The register call under way, if there is one.
+    registering: CancellationToken,
     channel_opening: Option<(u64, ChannelOpening)>,
     channel_trace: ChannelTrace,
     places: Arc<Semaphore>,
@@ -182,6 +185,7 @@ impl Hub {
             max_message_bytes,
             drain_timeout: config.drain_timeout,
             channel: None,
+            registering: CancellationToken::new(),
             channel_opening: None,
             channel_trace: ChannelTrace::default(),
             places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
@@ -200,7 +204,6 @@ impl Hub {
     /// Runs until told to stop; then everything that was started has ended.
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
-        self.feed(Input::Restored(self.left_behind.clone()));
         let mut look_around = self.surroundings.clock.ticks();
         let mut draining = false;
         while !self.drained {
@@ -216,7 +219,7 @@ impl Hub {
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
                 Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
                 Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
-                Some(id) = self.channels.restarted.1.recv() => self.tasks_file.over(&id),
+                Some(id) = self.channels.restarted.1.recv() => self.left_behind_is_over(id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
                 () = look_around.tick() => self.look_around(),
@@ -295,6 +298,11 @@ impl Hub {
     fn upstream_event(&mut self, (event, place): Delivered) {
         self.place = place;
         match event {
+            upstream::Event::Task(task) | upstream::Event::BadTask(task, _)
+                if self.tasks_file.is_left_behind(&task.id) =>
+            {
+                debug!(task_id = %task.id, "mcpd handed over a task that a former life left behind; not run");
+            }
             upstream::Event::Task(task) => {
                 self.history.tasks += 1;
                 self.feed(Input::Task(task));
@@ -302,6 +310,10 @@ impl Hub {
             upstream::Event::BadTask(task, failure) => {
                 self.history.tasks += 1;
                 self.feed(Input::BadTask(task, failure));
+            }
+            upstream::Event::LostTask => {
+                self.history.lost();
+                self.surroundings.telemetry.metrics().task_lost();
             }
             upstream::Event::CallerLeft(id) => self.feed(Input::CallerLeft(id)),
             upstream::Event::Registered(attempt, reply) => self.registered(attempt, reply),
@@ -339,6 +351,12 @@ impl Hub {
             let (mcpd, over) = (self.mcpd.clone(), self.channels.restarted.0.clone());
             self.spawn(end_left_behind(mcpd, left, over));
         }
+    }
+
+    /// A task of a former life has its end; from now on its id is like that of any other that ended.
+    fn left_behind_is_over(&mut self, id: TaskId) {
+        self.tasks_file.over(&id);
+        self.feed(Input::Restored(vec![id]));
     }
 
     fn bridge_event(&mut self, event: bridge::Event) {
@@ -469,7 +487,7 @@ impl Hub {
                 let former =
                     self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
                 let other = former.is_some_and(|url| url != access.url);
-                let set = self.mcpd.set_access(&access);
+                let set = self.use_access(&access, other);
                 set.map(|()| if other { UrlChange::Other } else { UrlChange::Same }).map_err(|error| {
                     warn!("{error}");
                     error.to_string()
@@ -477,6 +495,17 @@ impl Hub {
             }
         };
         self.feed_link(LinkInput::Credentials(input));
+    }
+
+    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
+    fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
+        if !other {
+            return self.mcpd.set_access(access);
+        }
+        let mcpd = self.mcpd.anew();
+        mcpd.set_access(access)?;
+        self.mcpd = mcpd;
+        Ok(())
     }
 
     // ---- who is told -----------------------------------------------------------------------------------------------
@@ -537,14 +566,14 @@ async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskI
     for id in left {
         let mut posts = ResultPosts::new(mcpd.clone(), &id);
         loop {
-            match posts.post(&restart_key(&id), RESTARTED.into()).await.1 {
-                PartReply::Unauthorized(..) | PartReply::NotApplied(..) | PartReply::Ambiguous(..)
-                    if Instant::now() < until =>
-                {
-                    tokio::time::sleep(RESTART_RETRY).await;
-                }
+            let asked = match posts.post(&restart_key(&id), RESTARTED.into()).await.1 {
+                _ if Instant::now() >= until => break,
+                PartReply::NotApplied(_, asked) | PartReply::Ambiguous(_, asked) => asked,
+                PartReply::Unauthorized(..) => None,
                 _ => break,
-            }
+            };
+            let asked = asked.unwrap_or_default().min(RESTART_PATIENCE);
+            tokio::time::sleep(RESTART_RETRY.max(asked)).await;
         }
         let _ = over.send(id).await;
     }

@@ -82,6 +82,12 @@ pub(super) struct History {
 }
 
 impl History {
+    /// Counts a task that nobody can be told the end of.
+    pub(super) fn lost(&mut self) {
+        self.tasks += 1;
+        self.failed += 1;
+    }
+
     pub(super) fn record(&mut self, ended: Ended) {
         let summary = &ended.summary;
         match summary.outcome {

@@ -8,7 +8,7 @@ use opentelemetry::{
 };
 
 use super::names::{key, metric, value};
-use crate::domain::{LinkState, Provider, Usage};
+use crate::domain::{FailureCode, LinkState, Provider, Usage};
 
 /// The conventions' bounds for seconds of an inference: 0.01 doubling to 81.92.
 const INFERENCE_SECONDS: Doubling = Doubling { first: 0.01, factor: 2.0, count: 14 };
@@ -148,6 +148,11 @@ impl Metrics {
         if let Some(i) = &self.0 {
             i.heartbeats_missed.add(1, &[]);
         }
+    }
+
+    /// One task that made no sense and could not even be answered.
+    pub fn task_lost(&self) {
+        self.task_ended(None, "failed", Some(FailureCode::BadTask.as_str()));
     }
 
     /// The link to mcpd is in `state` from now on.

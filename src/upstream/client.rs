@@ -33,7 +33,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const WAKE_TIMEOUT: Duration = Duration::from_millis(900);
 /// How long an idle connection is kept, before the server says otherwise: Node closes its own at 5 s.
 const IDLE_CONNECTION: Duration = Duration::from_secs(4);
-/// Least time between two changes of that: a server whose hints alternate must not cost a pool each.
+/// Least time before that is raised again: a server whose hints alternate must not cost a pool each.
 const IDLE_CHANGE: Duration = Duration::from_secs(60);
 /// Most bytes read of a register reply; a thousand rows fit.
 const REGISTER_REPLY_LIMIT: usize = 4 << 20;
@@ -84,6 +84,11 @@ impl Mcpd {
     /// An mcpd without credentials yet: every call fails until [`Mcpd::set_access`].
     pub fn new(settings: HttpSettings, reload: Reload) -> Self {
         Self { settings, reload, shared: Arc::default(), places: Arc::new(Semaphore::new(POSTS_AT_ONCE)) }
+    }
+
+    /// The same without credentials, for another mcpd. Whoever holds the former goes on with what that knows.
+    pub fn anew(&self) -> Self {
+        Self { shared: Arc::default(), ..self.clone() }
     }
 
     /// Uses other credentials from the next call on. Connections are kept where only the token changed.
@@ -280,8 +285,9 @@ impl Mcpd {
     pub(super) fn note_keep_alive(&self, c: &Connected, headers: &HeaderMap) {
         let Some(idle) = keep_alive(headers).map(|timeout| timeout / 2) else { return };
         let Some(now) = self.connected().filter(|now| now.url == c.url && now.idle != idle) else { return };
-        let first = now.idle == IDLE_CONNECTION;
-        if (first || now.idle_since.elapsed() >= IDLE_CHANGE)
+        // What is too long costs parts, what is too short only connections.
+        let urgent = now.idle == IDLE_CONNECTION || idle < now.idle;
+        if (urgent || now.idle_since.elapsed() >= IDLE_CHANGE)
             && let Ok(calls) = self.settings.calls(&now.url, idle)
         {
             self.replace(Connected { calls, idle, idle_since: Instant::now(), ..copy(&now) });
@@ -315,4 +321,29 @@ async fn conflict(response: Response) -> CallFailure {
     CallFailure::Conflict(
         names.iter().filter_map(|name| ProviderName::new(name).ok()).collect::<BTreeSet<_>>(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_keep_alive_counts_at_once_and_a_longer_one_after_a_minute() {
+        let mcpd = Mcpd::new(HttpSettings::default(), Arc::new(|| None));
+        let access = Access { url: "http://127.0.0.1:1".to_owned(), token: "t".into() };
+        mcpd.set_access(&access).unwrap();
+        let hear = |said: &'static str| {
+            let headers =
+                HeaderMap::from_iter([("keep-alive".parse().unwrap(), HeaderValue::from_static(said))]);
+            mcpd.note_keep_alive(&mcpd.connected().unwrap(), &headers);
+            mcpd.connected().unwrap().idle.as_millis()
+        };
+        assert_eq!(hear("timeout=72"), 36_000);
+        assert_eq!(hear("timeout=5"), 2_500, "another server behind the same name");
+        assert_eq!(hear("timeout=72"), 2_500);
+        advance(IDLE_CHANGE).await;
+        assert_eq!(hear("timeout=72"), 36_000);
+    }
 }

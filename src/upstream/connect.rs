@@ -10,6 +10,12 @@ use super::reply::say;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP keep-alive of the control channel: what finds a dead peer where mcpd sends no keep-alive of its own.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+/// So many unanswered probes mean a dead peer: it is found a minute after its last word, not after the system's eleven.
+const TCP_KEEPALIVE_RETRIES: u32 = 3;
+/// Between two pings of an HTTP/2 connection on which a call waits: the numbers of the bridge's keep-alive.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+/// How long such a ping may take.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the HTTP clients are built with.
 #[derive(Clone, Debug, Default)]
@@ -40,12 +46,17 @@ pub enum HttpError {
 impl HttpSettings {
     /// The client for calls, which keeps idle connections so long.
     pub(super) fn calls(&self, url: &str, idle: Duration) -> Result<Client, HttpError> {
-        build(self.builder(url)?.pool_idle_timeout(idle))
+        build(self.calls_builder(url, idle)?)
+    }
+
+    fn calls_builder(&self, url: &str, idle: Duration) -> Result<ClientBuilder, HttpError> {
+        Ok(self.builder(url)?.pool_idle_timeout(idle))
     }
 
     /// The client for the control channel.
     pub(super) fn channel(&self, url: &str) -> Result<Client, HttpError> {
-        build(self.builder(url)?.pool_max_idle_per_host(0).tcp_keepalive(TCP_KEEPALIVE))
+        let builder = self.builder(url)?.pool_max_idle_per_host(0).tcp_keepalive(TCP_KEEPALIVE);
+        build(builder.tcp_keepalive_interval(TCP_KEEPALIVE).tcp_keepalive_retries(TCP_KEEPALIVE_RETRIES))
     }
 
     fn builder(&self, url: &str) -> Result<ClientBuilder, HttpError> {
@@ -53,6 +64,9 @@ impl HttpSettings {
             .user_agent(concat!("mcprelay/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            // A dead HTTP/2 connection would be shared by every further call, each of which keeps it from being idle.
+            .http2_keep_alive_interval(HTTP2_PING)
+            .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             // A redirect could carry the token to another origin, and no provider API needs one.
             .redirect(redirect::Policy::none());
         if is_loopback(url) {
@@ -85,7 +99,7 @@ fn build(builder: ClientBuilder) -> Result<Client, HttpError> {
 pub fn is_loopback(url: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(url) else { return false };
     match url.host_str() {
-        Some("localhost") => true,
+        Some(host) if host == "localhost" || host.ends_with(".localhost") => true,
         Some(host) => {
             host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
         }
@@ -95,11 +109,48 @@ pub fn is_loopback(url: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        time::Instant,
+    };
+
     use super::*;
+
+    /// An HTTP/2 server's empty SETTINGS, and its acknowledgement of the client's.
+    const GREETING: [u8; 18] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
+
+    /// Greets one connection and is deaf from then on, as a peer behind a cable that was pulled.
+    async fn deaf_after_the_greeting(listener: TcpListener) -> std::io::Result<()> {
+        let (mut stream, _) = listener.accept().await?;
+        stream.write_all(&GREETING).await?;
+        while stream.read(&mut [0; 1024]).await? > 0 {}
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_http2_connection_is_given_up_however_busy_it_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let _server = tokio::spawn(deaf_after_the_greeting(listener));
+        let builder = HttpSettings::default().calls_builder(&url, Duration::from_secs(4)).unwrap();
+        let client = builder.http2_prior_knowledge().build().unwrap();
+        let begun = Instant::now();
+        let patient = client.post(&url).timeout(Duration::from_secs(600));
+        patient.send().await.expect_err("nobody answers");
+        let took = begun.elapsed();
+        assert!(took <= HTTP2_PING + HTTP2_PING_TIMEOUT + Duration::from_secs(1), "{took:?}");
+    }
 
     #[test]
     fn loopback_is_known_by_name_and_by_number() {
-        for url in ["http://127.0.0.1:1/x", "http://localhost", "http://[::1]:8080", "https://127.8.8.8"] {
+        for url in [
+            "http://127.0.0.1:1/x",
+            "http://localhost",
+            "http://[::1]:8080",
+            "https://127.8.8.8",
+            "http://a.localhost",
+        ] {
             assert!(is_loopback(url), "{url}");
         }
         for url in ["http://10.0.0.1", "https://localhost.example.com", "nonsense"] {

@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use super::{
     Event,
     client::Mcpd,
-    contract::{CANCEL_EVENT, CancelEvent, TASK_EVENT},
+    contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, TASK_EVENT},
     task_event::{BadTask, read_task},
 };
 use crate::domain::{CallFailure, Printable, TaskId};
@@ -50,7 +50,8 @@ pub struct Channel {
 
 /// What a look at the source gave.
 enum Seen {
-    FirstByte,
+    /// No event, but the first byte, or the first keep-alive.
+    Bytes,
     Event(SourceEvent),
     Ended(Box<SourceError>),
 }
@@ -59,6 +60,7 @@ struct Source {
     inner: LimitEvents<EventSource>,
     received: u64,
     last_byte: Instant,
+    /// A keep-alive has come: from then on silence means something. A greeting or a task says nothing about silence.
     kept_alive: bool,
 }
 
@@ -96,7 +98,7 @@ impl Channel {
                 self.emit(Event::ChannelProved(self.epoch)).await;
             }
             match seen {
-                Seen::FirstByte => {}
+                Seen::Bytes => {}
                 Seen::Event(event) => self.take(event).await,
                 Seen::Ended(error) => return self.ended(mcpd, *error).await,
             }
@@ -118,7 +120,7 @@ impl Channel {
         };
         match timeout(OPEN_TIMEOUT, source.next()).await.map_err(|_| late())? {
             Seen::Ended(error) => Err(self.ended(mcpd, *error).await),
-            Seen::Event(_) | Seen::FirstByte => Ok(source),
+            Seen::Event(_) | Seen::Bytes => Ok(source),
         }
     }
 
@@ -156,6 +158,7 @@ impl Channel {
                         bytes = message.data.len(),
                         "mcpd sent a task event that cannot even be answered: {why}"
                     );
+                    self.emit(Event::LostTask).await;
                 }
             },
             CANCEL_EVENT => match serde_json::from_str::<CancelEvent>(&message.data)
@@ -189,12 +192,18 @@ impl Source {
     async fn next(&mut self) -> Seen {
         poll_fn(|cx| {
             let polled = Pin::new(&mut self.inner).poll_next(cx);
+            let (first, kept_alive) = (self.received == 0, self.kept_alive);
             if self.inner.received() != self.received {
                 self.received = self.inner.received();
                 self.last_byte = Instant::now();
-                if !std::mem::replace(&mut self.kept_alive, true) && polled.is_pending() {
-                    return Poll::Ready(Seen::FirstByte);
+                self.kept_alive |= self.inner.comments() > 0;
+                // Whoever waits has to look anew: at the silence that he did not heed before.
+                if polled.is_pending() && (first || self.kept_alive != kept_alive) {
+                    return Poll::Ready(Seen::Bytes);
                 }
+            }
+            if let Poll::Ready(Some(Ok(SourceEvent::Message(message)))) = &polled {
+                self.kept_alive |= message.event == PING_EVENT;
             }
             Poll::Ready(match ready!(polled) {
                 Some(Ok(event)) => Seen::Event(event),

@@ -32,6 +32,8 @@ pub enum Event {
     Task(Task),
     /// A task event that makes no sense, with the answer to it.
     BadTask(Task, Failure),
+    /// A task event that makes no sense and cannot even be answered.
+    LostTask,
     /// A caller went away.
     CallerLeft(TaskId),
 }

@@ -15,6 +15,9 @@ pub(super) const REPLY_LIMIT: usize = 64 << 10;
 /// Most characters of mcpd's own words in a message for people.
 const QUOTE: usize = 200;
 
+/// The media type of a page from something in between.
+const HTML: &[u8] = b"text/html";
+
 /// The whole body, if it is within the limit.
 pub(super) async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
@@ -65,7 +68,8 @@ pub(super) async fn describe(
 }
 
 pub(super) fn is_html(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/html"))
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..HTML.len()));
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(HTML))
 }
 
 pub(super) fn looks_like_html(body: &[u8]) -> bool {

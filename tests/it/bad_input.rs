@@ -40,6 +40,8 @@ async fn a_task_event_that_is_not_json_is_logged_and_the_channel_goes_on() {
     world.mcpd.send_raw("event: task\\ndata: <html>nonsense\\n\\n");
     works(&world, &mut client, "llama").await;
     assert_eq!(logs.lines_with("cannot even be answered").len(), 1);
+    let totals = client.status().await.totals.expect("there are totals");
+    assert_eq!((totals.tasks, totals.tasks_ok, totals.tasks_failed), (2.0, 1.0, 1.0), "it is counted, too");
     assert_eq!(world.calls(CallKind::Stream).len(), 1);
     world.assert_clean();
 }

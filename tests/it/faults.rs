@@ -16,7 +16,7 @@ use crate::support::{
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The next task of a stream, under way: its caller has the first token.
-async fn begun(world: &World, client: &mut Client) -> (Call, pb::TaskOffer) {
+pub async fn begun(world: &World, client: &mut Client) -> (Call, pb::TaskOffer) {
     let mut call = world.mcpd.infer_stream("llama", &chat("hi")).expect("accepted");
     let offer = client.offer().await;
     client.chunk(&offer, &chunk("one ")).await;
@@ -324,44 +324,6 @@ async fn a_second_signal_ends_at_once() {
     world.abort();
     assert_eq!(world.stopped().await, Stopped::Aborted);
     assert!(began.elapsed() <= SECOND, "{:?}", began.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_killed_agents_tasks_are_ended_by_its_successor_and_never_run_again() {
-    let mut world = World::start().await;
-    let mut client = world.serving("llama").await;
-    let (call, offer) = begun(&world, &mut client).await;
-    world.kill_agent().await;
-    drop(client);
-    sleep(5 * SECOND).await;
-    world.start_agent();
-    let mut client = world.serving("llama").await;
-    let id = call.task_id().to_owned();
-    let end = soon("the end", call.collect()).await.end;
-    assert!(matches!(&end, TaskEnd::Failed { message, .. } if message.contains("was restarted")), "{end:?}");
-    let keys: Vec<_> = world.mcpd.journal().into_iter().filter_map(|e| e.key).collect();
-    let expected = [format!("{id}/0"), format!("{id}/restart")];
-    assert_eq!(keys, expected, "one end, under its own key");
-    // mcpd hands the same task over once more, and then another one.
-    let again = json!({"kind": "infer", "taskId": offer.task_id, "llmName": "llama", "streaming": true, "request": {}});
-    world.mcpd.send_raw(format!("event: task\\ndata: {again}\\n\\n"));
-    let (_call, next) = begun(&world, &mut client).await;
-    assert_ne!(next.task_id, offer.task_id);
-    world.assert_clean();
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_tasks_of_a_killed_agent_get_their_end_although_mcpd_answers_badly_for_a_while() {
-    let mut world = World::start().await;
-    let mut client = world.serving("llama").await;
-    let (call, _offer) = begun(&world, &mut client).await;
-    world.kill_agent().await;
-    drop(client);
-    world.mcpd.answer(Aim::next(CallKind::Result).times(12), Answer::status(503));
-    world.start_agent();
-    let _client = world.serving("llama").await;
-    let end = soon("the end", call.collect()).await.end;
-    assert!(matches!(&end, TaskEnd::Failed { message, .. } if message.contains("was restarted")), "{end:?}");
 }
 
 #[tokio::test(start_paused = true)]

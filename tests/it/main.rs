@@ -18,6 +18,7 @@ mod main_job;
 mod new_user;
 mod processes;
 mod reconnect;
+mod restart;
 mod results;
 mod session_life;
 mod simulation;

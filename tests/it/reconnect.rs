@@ -8,7 +8,7 @@ use mcprelay::pb::{self, AgentState};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::{Logs, Watch, World, gaps, pass, provider};
+use crate::support::{Logs, Watch, World, gaps, pass, provider, soon};
 
 /// Asserts that a wait was `base` seconds and a jitter of up to half of it.
 fn assert_wait(ms: u64, base: u64) {
@@ -127,6 +127,24 @@ async fn a_half_open_channel_is_given_up_and_reopened() {
     let took = silent.elapsed().as_secs();
     assert!((55..=75).contains(&took), "{took} s: four missed keep-alives and a backoff");
     world.active("llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_never_sends_keep_alives_stays_open_however_long_it_is_silent() {
+    let world = World::with(FakeMcpd::builder().ping_interval(Duration::ZERO), |_| {}).await;
+    let mut client = world.serving("llama").await;
+    // Neither the greeting nor a task is a keep-alive.
+    let call = world.mcpd.infer_stream("llama", &json!({})).expect("accepted");
+    let offer = client.offer().await;
+    client.finish_text(&offer, "done").await;
+    soon("the end", call.collect()).await;
+    pass(Duration::from_secs(600)).await;
+    assert_eq!(world.calls(CallKind::Stream).len(), 1);
+    world.mcpd.send_raw(": still here\\n\\n");
+    let said = Instant::now();
+    world.calls_of(CallKind::Stream, 2).await;
+    let took = said.elapsed().as_secs();
+    assert!((60..=68).contains(&took), "{took} s: a comment is one, and then silence means something");
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,6 +322,23 @@ async fn with_every_name_taken_no_call_is_made_for_a_minute() {
     pass(Duration::from_secs(55)).await;
     assert_eq!(world.kinds().iter().filter(|k| matches!(k, fake_mcpd::Kind::Call(_))).count(), 1);
     world.active("llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_register_call_that_was_given_up_does_not_reach_mcpd_behind_the_next_one() {
+    let world = World::start().await;
+    let mut client = world.serving("llama").await;
+    pass(Duration::from_secs(25)).await;
+    world.mcpd.delay(Aim::next(CallKind::Register), Duration::from_secs(14));
+    client.push(&[provider("llama", true), provider("qwen", true)]).await;
+    // Mcpd has not answered yet when a heartbeat says that it does not know the session.
+    world.mcpd.answer(Aim::next(CallKind::Heartbeat), Answer::status(404));
+    world.calls_of(CallKind::Stream, 2).await;
+    client.push(&[provider("llama", true)]).await;
+    pass(Duration::from_secs(30)).await;
+    let sets: Vec<_> = world.calls(CallKind::Register).iter().map(providers_of).collect();
+    assert_eq!(sets.last().map(Vec::len), Some(1), "the newest set wins: {sets:?}");
+    assert!(!world.mcpd.state().is_active("qwen"), "{sets:?}");
 }
 
 #[tokio::test(start_paused = true)]

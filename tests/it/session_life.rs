@@ -184,6 +184,26 @@ async fn a_changed_mcpd_url_registers_afresh_without_the_other_mcpds_id() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_one_mcpd_asked_for_is_never_answered_to_another() {
+    let world = World::start().await;
+    let mut client = world.serving("llama").await;
+    let mut call = world.mcpd.infer_stream("llama", &chat("hi")).expect("accepted");
+    let offer = client.offer().await;
+    client.chunk(&offer, &chunk("one ")).await;
+    soon("a token", call.chunk()).await.expect("a token");
+    let other = FakeMcpd::start().await.expect("a loopback port");
+    world.write("credentials", &json!({"mcpdUrl": other.url(), "token": other.token()}).to_string());
+    soon("the other mcpd's row", other.wait_until(|s| s.is_active("llama"))).await;
+    client.chunk(&offer, &chunk("two")).await;
+    client.chunk(&offer, &last_chunk()).await;
+    client.finish(&offer, None).await;
+    let got = soon("the end", call.collect()).await;
+    assert!(got.is_done() && got.text() == "two", "{got:?}");
+    let strayed = other.journal().into_iter().filter(|e| e.is_call(CallKind::Result)).count();
+    assert_eq!(strayed, 0, "{:?}", other.journal());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_id_from_disk_of_another_mcpd_is_not_used_even_if_the_credentials_come_later() {
     for late in [false, true] {
         let mut world = World::offline(FakeMcpd::builder(), |_| {}).await;

@@ -135,6 +135,14 @@ async fn a_stream_may_end_without_done_but_not_without_a_finish_reason() {
 }
 
 #[tokio::test]
+async fn a_done_without_a_finish_reason_goes_on_because_nothing_else_says_that_the_stream_is_whole() {
+    let (_server, mut relay) = streaming(events(&[HELLO, "[DONE]"])).await;
+    let answer = relay.ask(STREAM).await;
+    assert_eq!(answer.chunks, [HELLO, "[DONE]"]);
+    assert_eq!(answer.end.outcome, None);
+}
+
+#[tokio::test]
 async fn an_error_in_the_middle_of_a_stream_is_the_tasks_error() {
     let broken = r#"{"error":{"message":"out of memory","code":500}}"#;
     let (_server, mut relay) = streaming(events(&[HELLO, broken, STOP])).await;

@@ -14,11 +14,17 @@ use std::task::{Context, Poll};
 thread_local! {
     static LIMIT: Cell<usize> = const { Cell::new(DEFAULT_EVENT_LIMIT) };
     static RECEIVED: Cell<u64> = const { Cell::new(0) };
+    static COMMENTS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Counts bytes that came from a source, for the [`LimitEvents`] that polls it.
 pub(crate) fn count_received(bytes: usize) {
     RECEIVED.set(RECEIVED.get() + bytes as u64);
+}
+
+/// Counts comments that a source brought, for the [`LimitEvents`] that polls it.
+pub(crate) fn count_comments(comments: u64) {
+    COMMENTS.set(COMMENTS.get() + comments);
 }
 
 /// What an event may take, bytes, in a stream that is made here and now.
@@ -34,13 +40,19 @@ pin_project! {
         inner: S,
         bytes: usize,
         received: u64,
+        comments: u64,
     }
 }
 
 impl<S> LimitEvents<S> {
-    /// Bytes that came so far. Unlike the events it counts comments too, which is how a keep-alive comment is noticed.
+    /// Bytes that came so far, those of comments too.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Comments that came so far: they are no events, and this is how a keep-alive comment is noticed.
+    pub fn comments(&self) -> u64 {
+        self.comments
     }
 }
 
@@ -57,16 +69,17 @@ impl<S> LimitEvents<S> {
 /// # }
 /// ```
 pub fn limit_events<S: Stream>(inner: S, bytes: usize) -> LimitEvents<S> {
-    LimitEvents { inner, bytes, received: 0 }
+    LimitEvents { inner, bytes, received: 0, comments: 0 }
 }
 
-/// Puts the limit and the count of the surroundings back, also when a poll panics.
-struct Restore(usize, u64);
+/// Puts the limit and the counts of the surroundings back, also when a poll panics.
+struct Restore(usize, u64, u64);
 
 impl Drop for Restore {
     fn drop(&mut self) {
         LIMIT.set(self.0);
         RECEIVED.set(self.1);
+        COMMENTS.set(self.2);
     }
 }
 
@@ -75,9 +88,10 @@ impl<S: Stream> Stream for LimitEvents<S> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let this = self.project();
-        let _restore = Restore(LIMIT.replace(*this.bytes), RECEIVED.replace(0));
+        let _restore = Restore(LIMIT.replace(*this.bytes), RECEIVED.replace(0), COMMENTS.replace(0));
         let polled = this.inner.poll_next(cx);
         *this.received += RECEIVED.get();
+        *this.comments += COMMENTS.get();
         polled
     }
 }
@@ -93,11 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn comments_count_as_received() {
-        let pieces = stream::iter([Ok::<_, ()>(": ping\n\n"), Ok("data: x\n\n")]);
+    fn comments_count_as_received_and_are_told_from_events() {
+        let pieces = stream::iter([Ok::<_, ()>(": ping\n\n"), Ok(":\ndata: x\n\n"), Ok("data:y\n\n")]);
         let mut events = limit_events(crate::EventStream::new(pieces), 100);
         assert!(events.next().now_or_never().flatten().is_some());
-        assert_eq!(events.received(), 17);
+        assert_eq!((events.received(), events.comments()), (19, 2));
+        assert!(events.next().now_or_never().flatten().is_some());
+        assert_eq!((events.received(), events.comments()), (27, 2));
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Parser {
         self.fields.last_event_id = id;
     }
 
+    /// Comments since this was last asked.
+    pub(crate) fn take_comments(&mut self) -> u64 {
+        std::mem::take(&mut self.fields.comments)
+    }
+
     /// What one event may take from now on, bytes.
     pub fn set_event_limit(&mut self, bytes: usize) {
         self.fields.limit = bytes;
@@ -124,12 +129,13 @@ struct Fields {
     /// An id that counts only once its event is complete.
     new_id: Option<String>,
     last_event_id: String,
+    comments: u64,
 }
 
 impl Fields {
     fn new(limit: usize) -> Self {
         let (event, last_event_id) = (String::new(), String::new());
-        Self { limit, begun: false, event, data: None, retry: None, new_id: None, last_event_id }
+        Self { limit, begun: false, event, data: None, retry: None, new_id: None, last_event_id, comments: 0 }
     }
 
     /// Refuses a line of `line` bytes that the limit has no room for.
@@ -162,6 +168,7 @@ impl Fields {
         if line.is_empty() {
             return Ok(self.dispatch());
         }
+        self.comments += u64::from(line[0] == b':');
         let (name, value) = match memchr::memchr(b':', line) {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
             None => (line, &b""[..]),

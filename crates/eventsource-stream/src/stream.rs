@@ -1,6 +1,6 @@
 //! The original's public face: a stream of bytes becomes a stream of events.
 
-use crate::limit::{count_received, current_limit};
+use crate::limit::{count_comments, count_received, current_limit};
 use crate::parser::{Event, Parser, TooLarge};
 use futures_core::Stream;
 use nom::error::{Error as NomError, ErrorKind};
@@ -57,7 +57,9 @@ where
             return Poll::Ready(None);
         }
         let last = loop {
-            match this.parser.next_event() {
+            let next = this.parser.next_event();
+            count_comments(this.parser.take_comments());
+            match next {
                 Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
                 Ok(None) => {}
                 Err(error) => break Some(Err(error.into())),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{super::files::StickySession, Hub, Relay};
@@ -138,10 +139,14 @@ impl Hub {
     fn link_effect(&mut self, effect: LinkEffect) {
         let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
         match effect {
-            LinkEffect::Register { attempt, session, providers, after_wake } => self.spawn(async move {
-                let reply = mcpd.register(session.as_deref(), &providers, after_wake).await;
-                let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
-            }),
+            LinkEffect::Register { attempt, session, providers, after_wake } => {
+                let current = self.next_register_call();
+                self.spawn(async move {
+                    let call = mcpd.register(session.as_deref(), &providers, after_wake);
+                    let Some(reply) = current.run_until_cancelled(call).await else { return };
+                    let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
+                });
+            }
             LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
                 let reply = mcpd.heartbeat(&session, after_wake).await;
                 let _ = events.send((upstream::Event::Heartbeat(reply), None)).await;
@@ -151,6 +156,13 @@ impl Hub {
             LinkEffect::Persist(id) => self.keep_session(id),
             LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
         }
+    }
+
+    /// Ends a register call that the link has given up, so that it cannot reach mcpd behind the one that follows.
+    fn next_register_call(&mut self) -> CancellationToken {
+        self.registering.cancel();
+        self.registering = CancellationToken::new();
+        self.registering.clone()
     }
 
     /// Writes the sticky id and the mcpd that it belongs to.

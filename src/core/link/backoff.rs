@@ -49,6 +49,14 @@ impl Link {
         self.wait_for(state, detail, jittered.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)), now);
     }
 
+    /// The next heartbeat comes no earlier than mcpd asked for.
+    pub(super) fn heed_retry_after(&mut self, failure: &CallFailure, now: Instant) {
+        if let CallFailure::Passing(_, Some(asked)) = failure {
+            let earliest = now + (*asked).min(MAX_RETRY_AFTER);
+            self.heartbeat_at = self.heartbeat_at.map(|at| at.max(earliest));
+        }
+    }
+
     pub(super) fn wait_for(&mut self, state: LinkState, detail: String, wait: Duration, now: Instant) {
         self.wait = Some(Wait { until: now + wait, state, detail });
     }

@@ -180,6 +180,7 @@ impl Link {
             }
             Err(failure) => {
                 self.missed += 1;
+                self.heed_retry_after(&failure, now);
                 if self.is_eager(now) && self.channel != Channel::Closed {
                     self.start_over(fx);
                     self.failed(failure, now);

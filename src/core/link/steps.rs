@@ -26,8 +26,10 @@ impl Link {
     pub(super) fn must_register(&self) -> bool {
         let set = self.publishable();
         if set.is_empty() {
-            // Deregistering: only what was registered, and only once.
-            return self.listed && self.accepted.as_ref().is_none_or(|accepted| !accepted.is_empty());
+            // Deregistering: only what was registered, only once, and not because others have the names.
+            return self.listed
+                && self.wanted.is_empty()
+                && self.accepted.as_ref().is_none_or(|accepted| !accepted.is_empty());
         }
         self.accepted.as_ref() != Some(&set)
     }

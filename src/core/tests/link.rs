@@ -223,6 +223,32 @@ fn a_wrong_path_is_refused_by_name_and_tried_within_the_backoff() {
 }
 
 #[test]
+fn when_mcpd_gives_every_name_away_after_a_reconnect_no_call_is_made_for_a_minute() {
+    let mut bench = Bench::online();
+    bench.act(LinkInput::ChannelClosed(1, passing()));
+    while registers(&bench.until_something().1).is_empty() {}
+    let fx = bench.act(LinkInput::Registered(2, Err(CallFailure::Conflict([name("a")].into()))));
+    assert_eq!((fx, bench.state()), (vec![], LinkState::Refused), "an empty set is a call, too");
+    let (waited, fx) = bench.until_something();
+    assert_eq!((waited, registers(&fx)), (super::super::link::CONFLICT_RETRY, vec![3]));
+    bench.act(LinkInput::Registered(3, Err(CallFailure::Conflict([name("a")].into()))));
+    bench.pass(SECOND);
+    assert_eq!(registers(&bench.want(&[])), [4], "its owner has withdrawn it");
+}
+
+#[test]
+fn retry_after_puts_the_next_heartbeat_off_and_never_brings_it_forward() {
+    for (asked, wait) in [(50, 50), (5, 30), (3_600, 600)] {
+        let mut bench = Bench::online();
+        assert_eq!(beats(&bench.pass(30 * SECOND)), 1);
+        let busy = CallFailure::Passing("too many".to_owned(), Some(asked * SECOND));
+        assert_eq!(bench.act(LinkInput::Heartbeat(Err(busy))), []);
+        assert_eq!(beats(&bench.pass(wait * SECOND - Duration::from_millis(1))), 0, "asked for {asked} s");
+        assert_eq!(beats(&bench.pass(Duration::from_millis(1))), 1, "asked for {asked} s");
+    }
+}
+
+#[test]
 fn nothing_of_an_old_channel_or_call_touches_the_new_one() {
     let mut bench = Bench::online();
     bench.act(LinkInput::ChannelClosed(1, passing()));

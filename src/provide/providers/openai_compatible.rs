@@ -260,7 +260,13 @@ impl<'a> Stream<'a> {
 
     async fn data(&mut self, data: Bytes) -> Result<(), Finished> {
         match data.trim_ascii() {
-            b"[DONE]" => return Err(Outcome::Complete.into()),
+            b"[DONE]" => {
+                // Without a finish_reason it is all that says that the stream is whole, so the agent has to see it.
+                if !self.finish {
+                    self.chunks.raw(data).await?;
+                }
+                return Err(Outcome::Complete.into());
+            }
             b"" => return Ok(()),
             _ => {}
         }
