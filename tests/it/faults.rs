@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use fake_mcpd::{Aim, Answer, Call, CallKind, FakeMcpd, InferRequest, Kind, TaskEnd};
-use mcprelay::{agent::Stopped, core::CANCEL_BOUND, pb};
+use mcprelay::{agent::Stopped, config::TASKS_FILE, core::CANCEL_BOUND, pb};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -347,6 +347,26 @@ async fn a_killed_agents_tasks_are_ended_by_its_successor_and_never_run_again() 
     world.mcpd.send_raw(format!("event: task\\ndata: {again}\\n\\n"));
     let (_call, next) = begun(&world, &mut client).await;
     assert_ne!(next.task_id, offer.task_id);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_is_on_disk_before_any_program_has_the_offer() {
+    let world = World::with(FakeMcpd::builder(), |config| config.max_in_flight = 8).await;
+    let mut client = world.serving("llama").await;
+    for burst in 1..=8 {
+        let calls: Vec<_> = (0..burst).map(|_| world.mcpd.infer_stream("llama", &chat("hi"))).collect();
+        for call in calls {
+            let offer = client.offer().await;
+            // Killed now, the agent would have to leave the id behind.
+            let written = std::fs::read_to_string(world.path(TASKS_FILE)).expect("the file is there");
+            let (begun, over) = (format!("+{}", offer.task_id), format!("-{}", offer.task_id));
+            assert!(written.lines().any(|l| l == begun) && !written.lines().any(|l| l == over), "{written}");
+            drop(call);
+            client.cancel().await;
+            client.finish_cancelled(&offer.task_id).await;
+        }
+    }
     world.assert_clean();
 }
 

@@ -21,5 +21,6 @@ mod reconnect;
 mod results;
 mod session_life;
 mod simulation;
+mod soak;
 mod telemetry;
 mod tools;
