@@ -55,7 +55,7 @@ impl Link {
         self.last_register = Some(now);
         let (attempt, session) = (self.attempts, self.session.clone());
         let (providers, after_wake) = (set.values().cloned().collect(), self.is_eager(now));
-        self.in_flight = Some((attempt, set));
+        (self.in_flight, self.in_flight_outdated) = (Some((attempt, set)), false);
         fx.push(Effect::Link(LinkEffect::Register { attempt, session, providers, after_wake }));
     }
 

@@ -186,6 +186,25 @@ fn a_session_that_mcpd_forgot_is_registered_at_once_and_within_the_backoff_after
 }
 
 #[test]
+fn a_session_that_mcpd_forgot_under_a_register_call_is_registered_again_after_its_reply() {
+    for heartbeat_tells in [true, false] {
+        let mut bench = Bench::online();
+        bench.pass(SECOND);
+        assert_eq!(registers(&bench.want(&["a", "b"])), [2]);
+        bench.pass(SECOND);
+        let told = if heartbeat_tells {
+            LinkInput::Heartbeat(Err(unknown()))
+        } else {
+            LinkInput::ChannelClosed(1, unknown())
+        };
+        assert_eq!(registers(&bench.act(told)), [0; 0], "one register call at a time");
+        let fx = bench.registered(2);
+        assert_eq!((registers(&fx), channels(&fx)), (vec![3], vec![]), "{fx:?}");
+        assert_eq!(channels(&bench.registered(3)), [2]);
+    }
+}
+
+#[test]
 fn three_channels_closed_at_once_mean_another_process_and_a_minute_of_rest() {
     let mut bench = Bench::online();
     for epoch in 1..=3 {
