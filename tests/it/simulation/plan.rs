@@ -181,7 +181,7 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
     let for_a_while = |order| vec![(at, network(order)), (at + lasting, network(Order::Clear))];
     let mcpd = |fault| vec![(at, Fault::Mcpd(fault))];
     let times = rng.u32(1..=3);
-    match rng.u8(..34) {
+    match rng.u8(..35) {
         0 => for_a_while(Order::Refuse),
         1 => vec![(at, network(Order::CutAll))],
         2 => vec![
@@ -240,10 +240,23 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
             aim: Aim::next(if rng.bool() { CallKind::Heartbeat } else { CallKind::Stream }).times(times),
             answer: Answer::status([404, 410, 401, 409][rng.usize(..4)]),
         }),
-        32 => vec![(at, Fault::CredentialsSpoilt), (at + lasting, Fault::TokenWritten)],
+        32 => forgotten_meanwhile(rng),
+        33 => vec![(at, Fault::CredentialsSpoilt), (at + lasting, Fault::TokenWritten)],
         _ if rng.bool() => vec![(at, Fault::LateDuplicate)],
         _ => vec![(at, Fault::NewToken), (at + [100, 3_000][rng.usize(..2)], Fault::TokenWritten)],
     }
+}
+
+/// A heartbeat learns that the session is unknown while a register call for another set is under way.
+fn forgotten_meanwhile(rng: &mut Rng) -> Vec<(u64, Fault)> {
+    let (register, beat) = (Aim::next(CallKind::Register).times(2), Aim::next(CallKind::Heartbeat));
+    let by = Duration::from_millis(rng.u64(1_000..14_000));
+    vec![
+        (29_000, Fault::Mcpd(McpdFault::Delay { aim: register, by })),
+        (29_000, Fault::Mcpd(McpdFault::Answer { aim: beat, answer: Answer::status(404) })),
+        (29_500, Fault::Pause(true)),
+        (29_500 + rng.u64(1..20_000), Fault::Pause(false)),
+    ]
 }
 
 fn slept(rng: &mut Rng) -> u64 {

@@ -19,8 +19,8 @@ const RECONNECT: Duration = Duration::from_millis(400);
 /// How long a replaced connection goes on talking.
 const GHOST: Duration = Duration::from_secs(2);
 
-/// How long a program that said goodbye stays at least.
-const GOODBYE: Duration = Duration::from_millis(1);
+/// What a program has said is on its way so long before its connection can go.
+const SAID: Duration = Duration::from_millis(1);
 
 /// A local program.
 pub struct Program {
@@ -102,8 +102,7 @@ impl Program {
                         Mood::Drain(ms) => {
                             self.is(Step::Drained);
                             session.client.drain().await;
-                            // The goodbye is on its way before its connection can go.
-                            sleep(GOODBYE).await;
+                            sleep(SAID).await;
                             self.finish_what_runs(&mut session).await;
                             self.lost(&session);
                             return Away::For(Duration::from_millis(ms));
@@ -158,6 +157,7 @@ impl Program {
         }
         let snapshot = pb::ProviderSnapshot { generation: 1, providers };
         session.client.send(Payload::ProviderSnapshot(snapshot)).await;
+        sleep(SAID).await;
     }
 
     /// Answers what was offered before the goodbye, for as long as that takes.

@@ -7,7 +7,7 @@ use super::{SLACK, ms, task::Task};
 use crate::simulation::{
     plan,
     run::word,
-    story::{Finish, Ms, Run},
+    story::{Finish, Ms, Presence, Run, Step},
 };
 
 /// An overloaded provider's refusal leaves within this.
@@ -96,7 +96,8 @@ fn lost(task: &Task<'_>) -> Option<String> {
     let (at, end) = task.call.end.as_ref()?;
     let finished = task.good_run()?.finished?.0;
     let by_mcpd = matches!(end, TaskEnd::Failed { code: "deadline" | "restarted" | "provider_gone", .. });
-    let doubtful = !task.story.idempotent && task.attempts.iter().any(|a| a.is_ambiguous());
+    let unseen = task.arrived.is_some_and(|arrived| task.story.is_refused(arrived, *at));
+    let doubtful = !task.story.idempotent && (unseen || task.attempts.iter().any(|a| a.is_ambiguous()));
     let refused = task.attempts.iter().any(|a| matches!(a.status(), Some(400 | 403 | 413)));
     let excused = by_mcpd || doubtful || refused || task.left_by().is_some() || *at >= task.given_up();
     (finished + SLACK < *at && !task.succeeded() && !excused)
@@ -115,6 +116,7 @@ fn unexplained(task: &Task<'_>) -> Option<String> {
     let is = |name: &str, text: &str| code.ends_with(name) || says(text);
     let explained = if is("provider_lost", "went away before its end") {
         task.runs.iter().any(|(_, run)| run.lost_at.is_some_and(|lost| lost <= sent))
+            || task.is_lost_unread(sent)
     } else if is("first_token_timeout", "first token") {
         task.token_timeout(sent, plan::FIRST_TOKEN, false)
     } else if is("idle_token_timeout", "next token") {
@@ -152,8 +154,14 @@ fn unexplained(task: &Task<'_>) -> Option<String> {
 impl Task<'_> {
     /// Until when a refusal is delivered: it is decided as the task arrives.
     fn refused_by(&self) -> Ms {
-        let arrived = self.arrived.unwrap_or_default();
-        arrived + self.latest().saturating_sub(self.decided())
+        self.delivered(self.arrived.unwrap_or_default())
+    }
+
+    /// Whether a program went away that may have had an offer which nobody read.
+    fn is_lost_unread(&self, sent: Ms) -> bool {
+        let lost = |p: &Presence| p.step == Step::Lost && p.names.contains(&self.call.llm);
+        let near = |at: Ms| (sent.saturating_sub(SLACK)..=sent + SLACK).contains(&at);
+        self.story.presence.iter().any(|p| lost(p) && near(p.at))
     }
 
     /// Whether the output had been missing for so long when this was said.
@@ -223,6 +231,8 @@ impl Task<'_> {
         let refused = |status| matches!(status, Some(400 | 403 | 409 | 413));
         let lost =
             self.attempts.iter().any(|a| refused(a.status()) || a.is_ambiguous() && !self.story.idempotent);
-        lost || sent + ms(DEADLINE_MARGIN) >= self.whole().min(self.given_up())
+        let doubtful =
+            self.arrived.is_some_and(|at| self.story.is_refused(at, sent)) && !self.story.idempotent;
+        lost || doubtful || sent + ms(DEADLINE_MARGIN) >= self.whole().min(self.given_up())
     }
 }

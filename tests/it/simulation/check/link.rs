@@ -22,6 +22,8 @@ const HEARTBEAT: Ms = 30_000;
 const BACKOFF: Ms = 5_000;
 /// How long after a wake the link is tried once a second; the sleep is looked for once a second, too.
 const EAGER: Ms = 61_000;
+/// When a call is given up then.
+const WAKE_TIMEOUT: Ms = 900;
 /// How often it is tried then.
 const EAGER_RETRY: Ms = 1_000;
 /// How long the last connections to the socket may take to end.
@@ -63,6 +65,8 @@ fn calls<'a>(story: &'a Story, life: usize, call: &'a str) -> impl Iterator<Item
     })
 }
 
+/// How a set without a provider is written.
+const NOTHING: &str = r#""providers":[]"#;
 pub const REGISTER: &str = "_provider-register";
 const STREAM: &str = "_provider-stream";
 const BEAT: &str = "_provider-heartbeat";
@@ -206,7 +210,16 @@ impl Story {
     fn failed(&self, n: usize) -> Option<Ms> {
         let What::Request(request) = &self.wire[n].what else { return None };
         let channel = request.call == STREAM;
-        match outcome(self, n, if channel { 2 * CALL_TIMEOUT } else { CALL_TIMEOUT }) {
+        if !channel && request.body.contains(NOTHING) {
+            // To deregister is best effort; whatever becomes of it, nothing waits for it.
+            return None;
+        }
+        let timeout = match channel {
+            true => 2 * CALL_TIMEOUT,
+            false if self.woke_before(self.wire[n].at) => WAKE_TIMEOUT,
+            false => CALL_TIMEOUT,
+        };
+        match outcome(self, n, timeout) {
             (_, Some((200, _))) if channel => self.broke(n),
             // The session is not known any more, the token may be a new one, the names are somebody else's.
             (_, Some((200 | 401 | 403 | 404 | 409 | 410, _))) => None,
@@ -248,7 +261,7 @@ impl Story {
     }
 
     /// Whether a connection was reset before its call could be seen.
-    fn is_refused(&self, from: Ms, until: Ms) -> bool {
+    pub(super) fn is_refused(&self, from: Ms, until: Ms) -> bool {
         unseen_calls(self).iter().any(|at| (from..=until).contains(at))
     }
 

@@ -196,7 +196,7 @@ impl<'a> Task<'a> {
     }
 
     /// When something that was decided at `decided` is delivered at the latest.
-    fn delivered(&self, decided: Ms) -> Ms {
+    pub fn delivered(&self, decided: Ms) -> Ms {
         let held = |a: &Attempt<'_>| a.done().saturating_sub(a.at.max(decided));
         let (ends, parts): (Vec<_>, Vec<_>) = self.attempts.iter().partition(|a| a.request.is_end());
         let parts: Ms = parts.into_iter().map(held).sum();
