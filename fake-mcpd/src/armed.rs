@@ -23,6 +23,7 @@ pub(crate) struct Armed {
     close_channels: Countdown,
     no_session_id: Countdown,
     twice: Countdown,
+    overtake: Countdown,
     refusing: Vec<(Refused, Option<Instant>)>,
 }
 
@@ -101,6 +102,7 @@ impl Armed {
             Fault::CloseChannels { times } => self.close_channels = Countdown::from_times(times),
             Fault::NoSessionId { times } => self.no_session_id = Countdown::from_times(times),
             Fault::Twice { times } => self.twice = Countdown::from_times(times),
+            Fault::Overtake { times } => self.overtake = Countdown::from_times(times),
             Fault::Refuse { what, lasting } => {
                 self.refusing.push((what, lasting.and_then(|lasting| now.checked_add(lasting))));
             }
@@ -145,6 +147,10 @@ impl Armed {
 
     pub(crate) fn hides_session_id(&mut self) -> bool {
         self.no_session_id.take()
+    }
+
+    pub(crate) fn is_overtaken(&mut self) -> bool {
+        self.overtake.take()
     }
 
     pub(crate) fn delivers_twice(&mut self) -> bool {

@@ -150,9 +150,8 @@ fn try_submit(hub: &Arc<Hub>, request: &InferRequest) -> Result<Call, Refusal> {
     })?;
     hub.faults_at_task(number, false);
     let handle = hub.act(|core| deliver(core, &id, body, peek.stream == Some(true), request))?;
-    if request.deadline.is_some() {
-        hub.deadline_set();
-    }
+    // Its own, or that of a task which waits to be overtaken.
+    hub.deadline_set();
     hub.faults_at_task(number, true);
     Ok(Call { hub: Arc::clone(hub), handle, streaming: peek.stream == Some(true) })
 }

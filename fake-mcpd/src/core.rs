@@ -20,6 +20,19 @@ use crate::wire;
 const GARBAGE: &[u8] =
     b"event: task\ndata: {\"kind\":\"infer\",\"taskId\":\n\nid: \0\nretry: -1\n\xff\xfe\x00: \xc3\x28\n\n";
 
+/// How long a task waits for an event that overtakes it.
+const OVERTAKEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// A task that is sent once another event has been.
+#[derive(Debug)]
+struct Held {
+    session: String,
+    /// The channel that it was meant for; it goes on no other.
+    epoch: Option<u64>,
+    frame: Bytes,
+    until: Instant,
+}
+
 /// What the lock guards.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -32,6 +45,7 @@ pub(crate) struct Core {
     pub(crate) token: Option<String>,
     pub(crate) at_task: Vec<(u64, Fault)>,
     pub(crate) at_time: Vec<(Instant, Fault)>,
+    held: Option<Held>,
 }
 
 impl Core {
@@ -46,6 +60,7 @@ impl Core {
             token: settings.token.clone(),
             at_task: Vec::new(),
             at_time: Vec::new(),
+            held: None,
         }
     }
 
@@ -57,7 +72,13 @@ impl Core {
     /// Sends an event on a session's channel and journals it; false if there is no channel that takes it.
     pub(crate) fn send(&mut self, session: &str, event: Event, entry: Entry) -> bool {
         let frame = wire::event_frame(event.name(), &entry.body);
-        let delivery = self.state.send(session, frame);
+        let delivery = if event == Event::Task && self.held.is_none() && self.armed.is_overtaken() {
+            self.hold(session, frame)
+        } else {
+            let delivery = self.state.send(session, frame);
+            self.let_go();
+            delivery
+        };
         let entry = Entry { kind: event.kind(), session: Some(session.to_owned()), ..entry };
         self.log(|| match delivery {
             Delivery::Sent => entry,
@@ -65,6 +86,22 @@ impl Core {
             Delivery::Impossible => entry.note("no channel takes it"),
         });
         delivery != Delivery::Impossible
+    }
+
+    /// Keeps a task back until another event has been sent.
+    fn hold(&mut self, session: &str, frame: Bytes) -> Delivery {
+        let epoch = self.state.channel_epoch(session);
+        let until = self.now + OVERTAKEN_WITHIN;
+        self.held = Some(Held { session: session.to_owned(), epoch, frame, until });
+        if epoch.is_some() { Delivery::Sent } else { Delivery::Impossible }
+    }
+
+    /// Sends what was kept back.
+    fn let_go(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if held.epoch.is_some() && held.epoch == self.state.channel_epoch(&held.session) {
+            self.state.send(&held.session, held.frame);
+        }
     }
 
     /// Ends a task for its caller, tells the agent if it cannot know, and journals.
@@ -98,6 +135,9 @@ impl Core {
 
     /// Ends what has outlived its time.
     pub(crate) fn expire(&mut self, ttl: Duration) {
+        if self.held.as_ref().is_some_and(|held| held.until <= self.now) {
+            self.let_go();
+        }
         for id in self.state.expire_sessions(self.now, ttl) {
             self.check_heartbeats(&id);
             self.log(|| Entry::new(Kind::SessionExpired).session(&id));
@@ -115,8 +155,8 @@ impl Core {
 
     /// When there is something to do next.
     pub(crate) fn next_deadline(&self, ttl: Duration) -> Option<Instant> {
-        let faults = self.at_time.iter().map(|(at, _)| *at);
-        faults.chain(self.state.next_deadline(ttl)).min()
+        let own = self.at_time.iter().map(|(at, _)| *at).chain(self.held.iter().map(|held| held.until));
+        own.chain(self.state.next_deadline(ttl)).min()
     }
 
     pub(crate) fn take_due_faults(&mut self) -> Vec<Fault> {
@@ -237,7 +277,7 @@ impl Core {
 }
 
 /// What is sent on a control channel.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     Hello,
     Task,

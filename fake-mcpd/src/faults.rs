@@ -74,6 +74,12 @@ pub enum Fault {
         #[serde(default = "once")]
         times: u32,
     },
+    /// Send the next tasks only after the event that follows each, or a second later.
+    Overtake {
+        /// How many; 0 means until cleared.
+        #[serde(default = "once")]
+        times: u32,
+    },
     /// Send a task event of one's own.
     Task {
         /// Its data.

@@ -83,6 +83,11 @@ impl FakeMcpd {
         self.fault(Fault::Twice { times });
     }
 
+    /// Sends the next tasks only after the event that follows each, or a second later; 0 means until cleared.
+    pub fn overtake(&self, times: u32) {
+        self.fault(Fault::Overtake { times });
+    }
+
     /// Sends a task of one's own making on every channel; its results are accepted if it has a `taskId`.
     pub fn send_task(&self, json: impl Into<String>) {
         self.fault(Fault::Task { json: json.into() });

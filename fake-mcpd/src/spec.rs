@@ -29,6 +29,8 @@ A fault is NAME[,KEY=VALUE]...; durations read like 500ms or 2s.
   forget                 forget all sessions and tasks; rows stay, inactive
   restart                forget, and cut every connection
   twice[,times=N]        deliver the next N tasks twice
+  overtake[,times=N]     send the next N tasks after the event that follows
+                         each, or a second later
   task,json=TEXT         send TEXT as a task event's data to every channel
   garbage[,frame=TEXT]   send raw bytes to every channel; \\n, \\r are line ends
   cancel[,task=ID]       send cancel for a task, or for all under way

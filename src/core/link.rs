@@ -140,6 +140,8 @@ pub(super) struct Link {
     /// Whether mcpd may list something of ours.
     listed: bool,
     in_flight: Option<(u64, BTreeMap<ProviderName, Provider>)>,
+    /// mcpd turned out not to know the session while a register call was under way: what it accepted may be forgotten again.
+    in_flight_outdated: bool,
     attempts: u64,
     last_register: Option<Instant>,
     channel: Channel,
@@ -180,6 +182,7 @@ impl Link {
             accepted: None,
             listed: false,
             in_flight: None,
+            in_flight_outdated: false,
             attempts: 0,
             last_register: None,
             channel: Channel::Closed,

@@ -22,5 +22,6 @@ mod restart;
 mod results;
 mod session_life;
 mod simulation;
+mod soak;
 mod telemetry;
 mod tools;

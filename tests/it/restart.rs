@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use fake_mcpd::{Aim, Answer, CallKind, TaskEnd};
+use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, TaskEnd};
+use mcprelay::config::TASKS_FILE;
 use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
     faults::begun,
-    support::{World, gaps, soon},
+    support::{World, chat, gaps, soon},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -85,4 +86,24 @@ async fn a_killed_agents_task_is_not_run_by_its_successor_however_long_that_had_
     let runs =
         world.calls(CallKind::Result).iter().filter(|e| e.task.as_ref() == Some(&offer.task_id)).count();
     assert_eq!(runs, 2, "its first token, and its end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_is_on_disk_before_any_program_has_the_offer() {
+    let world = World::with(FakeMcpd::builder(), |config| config.max_in_flight = 8).await;
+    let mut client = world.serving("llama").await;
+    for burst in 1..=8 {
+        let calls: Vec<_> = (0..burst).map(|_| world.mcpd.infer_stream("llama", &chat("hi"))).collect();
+        for call in calls {
+            let offer = client.offer().await;
+            // Killed now, the agent would have to leave the id behind.
+            let written = std::fs::read_to_string(world.path(TASKS_FILE)).expect("the file is there");
+            let (begun, over) = (format!("+{}", offer.task_id), format!("-{}", offer.task_id));
+            assert!(written.lines().any(|l| l == begun) && !written.lines().any(|l| l == over), "{written}");
+            drop(call);
+            client.cancel().await;
+            client.finish_cancelled(&offer.task_id).await;
+        }
+    }
+    world.assert_clean();
 }

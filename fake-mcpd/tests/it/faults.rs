@@ -174,6 +174,20 @@ async fn a_task_can_be_delivered_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_can_be_overtaken_by_the_next_event_and_waits_a_second_for_it() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (_agent, mut channel) = Agent::online(&mcpd, "llama").await;
+    mcpd.overtake(2);
+    let first = mcpd.infer_stream("llama", &prompt()).unwrap();
+    let second = mcpd.infer_stream("llama", &prompt()).unwrap();
+    let ids = [channel.task().await.id, channel.task().await.id];
+    assert_eq!(ids, [second.task_id(), first.task_id()]);
+    let (third, asked) = (mcpd.infer_stream("llama", &prompt()).unwrap(), Instant::now());
+    assert_eq!(channel.task().await.id, third.task_id());
+    assert_eq!(asked.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn raw_frames_and_garbage_reach_the_channel_as_they_are() {
     let mcpd = FakeMcpd::start().await.unwrap();
     let agent = Agent::online(&mcpd, "llama").await.0;

@@ -53,6 +53,7 @@ impl Link {
     ) {
         let Some((_, set)) = self.in_flight.take_if(|(current, _)| *current == attempt) else { return };
         match reply {
+            Ok(_) if self.in_flight_outdated => {}
             Ok(session) => self.register_accepted(session, set, now, fx),
             // To deregister is best effort: mcpd lets the rows go by itself when the heartbeats stop.
             Err(_) if set.is_empty() => self.accepted = Some(set),
@@ -140,7 +141,10 @@ impl Link {
 
     /// mcpd does not know the session: register, at once the first time.
     fn session_unknown(&mut self, detail: String, now: Instant, fx: &mut Vec<Effect>) {
+        // One register call at a time: the next one follows the reply of the one under way.
+        let under_way = self.in_flight.take();
         self.start_over(fx);
+        (self.in_flight_outdated, self.in_flight) = (under_way.is_some(), under_way);
         fx.push(Effect::Link(LinkEffect::SessionForgotten));
         if std::mem::replace(&mut self.forgiven, true) {
             self.back_off(LinkState::Backoff, format!("mcpd does not know the session: {detail}"), None, now);

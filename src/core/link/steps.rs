@@ -44,7 +44,7 @@ impl Link {
         if self.wait.is_none() && self.in_flight.is_none() && self.must_register() {
             self.register(now, fx);
         }
-        self.open_if_ready(fx);
+        self.open_if_ready(now, fx);
         self.heartbeat_if_due(now, fx);
     }
 
@@ -57,11 +57,11 @@ impl Link {
         self.last_register = Some(now);
         let (attempt, session) = (self.attempts, self.session.clone());
         let (providers, after_wake) = (set.values().cloned().collect(), self.is_eager(now));
-        self.in_flight = Some((attempt, set));
+        (self.in_flight, self.in_flight_outdated) = (Some((attempt, set)), false);
         fx.push(Effect::Link(LinkEffect::Register { attempt, session, providers, after_wake }));
     }
 
-    fn open_if_ready(&mut self, fx: &mut Vec<Effect>) {
+    fn open_if_ready(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         let registered = self.accepted.as_ref().is_some_and(|set| !set.is_empty());
         // What is about to be deregistered has no channel: opened here it would be closed, and opened, and closed again.
         let unwanted = self.draining || self.is_resting();
@@ -72,6 +72,8 @@ impl Link {
         self.epoch += 1;
         self.reconnects += u64::from(self.epoch > 1);
         self.channel = Channel::Opening;
+        // The set may be wanted again before mcpd has answered that it is gone; until then nothing is registered anew.
+        self.heartbeat_at.get_or_insert(now + self.settings.heartbeat_interval);
         fx.push(Effect::Link(LinkEffect::OpenChannel { epoch: self.epoch, session }));
     }
 

@@ -83,6 +83,11 @@ impl Bench {
         effects(all)
     }
 
+    fn pass_and_want(&mut self, time: Duration, names: &[&str]) -> Vec<LinkEffect> {
+        self.pass(time);
+        self.want(names)
+    }
+
     fn state(&self) -> LinkState {
         self.link.status(self.now).state
     }
@@ -183,6 +188,34 @@ fn a_session_that_mcpd_forgot_is_registered_at_once_and_within_the_backoff_after
     let fx = bench.act(LinkInput::ChannelClosed(2, unknown()));
     assert_eq!(registers(&fx), [0; 0], "the second time running it waits: {fx:?}");
     assert_eq!(bench.state(), LinkState::Backoff);
+}
+
+#[test]
+fn a_session_that_mcpd_forgot_under_a_register_call_is_registered_again_after_its_reply() {
+    for heartbeat_tells in [true, false] {
+        let mut bench = Bench::online();
+        bench.pass(SECOND);
+        assert_eq!(registers(&bench.want(&["a", "b"])), [2]);
+        bench.pass(SECOND);
+        let told = if heartbeat_tells {
+            LinkInput::Heartbeat(Err(unknown()))
+        } else {
+            LinkInput::ChannelClosed(1, unknown())
+        };
+        assert_eq!(registers(&bench.act(told)), [0; 0], "one register call at a time");
+        let fx = bench.registered(2);
+        assert_eq!((registers(&fx), channels(&fx)), (vec![3], vec![]), "{fx:?}");
+        assert_eq!(channels(&bench.registered(3)), [2]);
+    }
+}
+
+#[test]
+fn a_channel_that_opens_again_while_the_goodbye_is_under_way_has_its_heartbeat() {
+    let mut bench = Bench::online();
+    assert_eq!(registers(&bench.pass_and_want(SECOND, &[])), [2]);
+    assert_eq!(channels(&bench.pass_and_want(SECOND, &["a"])), [2], "mcpd still lists it");
+    bench.act(LinkInput::ChannelOpened(2));
+    assert_eq!(beats(&bench.pass(30 * SECOND)), 1);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Random schedules of everything that can go wrong, and the one sentence that has to hold in all of them.
 //!
-//! The normal test run plays a few hundred. Ten thousand, in release:
+//! The normal test run plays a few hundred. Ten thousand, optimised:
 //!
 //! ```text
-//! MCPRELAY_SIM_SCHEDULES=10000 cargo test --release --test it simulation -- --nocapture
+//! MCPRELAY_SIM_SCHEDULES=10000 cargo test --profile simulation --test it simulation -- --nocapture
 //! ```
 //!
-//! A schedule that fails prints its seed; the same schedule again, with everything that happened:
+//! `MCPRELAY_SIM_FIRST=<seed>` begins elsewhere than at 0. A schedule that fails prints its seed; the same schedule again, with
+//! everything that happened:
 //!
 //! ```text
 //! MCPRELAY_SIM_SEED=<seed> cargo test --test it simulation -- --nocapture
@@ -16,6 +17,7 @@ mod check;
 mod plan;
 mod program;
 mod run;
+mod script;
 mod story;
 
 use std::{
@@ -43,6 +45,7 @@ fn judge(seed: u64, verbose: bool) -> Result<Story, String> {
     let story = run::play(&plan);
     if verbose {
         println!("{plan:#?}\n{}", story.log.join("\n"));
+        story.wire.iter().for_each(|p| println!("{:>7} #{} {:?}", p.at, p.connection, p.what));
     }
     let found = breaches(&story);
     if found.is_empty() {
@@ -61,12 +64,13 @@ fn whatever_breaks_every_task_has_one_end_in_time_and_its_tokens_once_and_in_ord
         return;
     }
     let schedules = number("MCPRELAY_SIM_SCHEDULES").unwrap_or(SCHEDULES);
-    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let first = number("MCPRELAY_SIM_FIRST").unwrap_or_default();
+    let (next, failed) = (AtomicU64::new(first), AtomicBool::new(false));
     let work = || {
         let mut tally = Tally::default();
         while !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= schedules {
+            if seed >= first + schedules {
                 break;
             }
             match judge(seed, false) {

@@ -94,6 +94,8 @@ pub enum Fault {
     NewToken,
     /// The credentials file gets it.
     TokenWritten,
+    /// The credentials file is half a file.
+    CredentialsSpoilt,
 }
 
 impl Plan {
@@ -179,7 +181,7 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
     let for_a_while = |order| vec![(at, network(order)), (at + lasting, network(Order::Clear))];
     let mcpd = |fault| vec![(at, Fault::Mcpd(fault))];
     let times = rng.u32(1..=3);
-    match rng.u8(..28) {
+    match rng.u8(..35) {
         0 => for_a_while(Order::Refuse),
         1 => vec![(at, network(Order::CutAll))],
         2 => vec![
@@ -206,10 +208,7 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
             lasting: Some(Duration::from_millis(lasting)),
         }),
         17 => mcpd(McpdFault::Delay { aim: aim(rng, times), by: Duration::from_millis(rng.u64(10..20_000)) }),
-        18 | 19 => mcpd(McpdFault::Answer {
-            aim: aim(rng, times),
-            answer: Answer::status([500, 502, 503, 429, 408][rng.usize(..5)]),
-        }),
+        18 | 19 => mcpd(McpdFault::Answer { aim: aim(rng, times), answer: passing(rng) }),
         20 => mcpd(McpdFault::LoseReply { aim: Aim::next(CallKind::Result).times(times) }),
         21 => mcpd(if rng.bool() { McpdFault::Forget } else { McpdFault::Restart }),
         22 => mcpd(McpdFault::Twice { times: 5 }),
@@ -220,10 +219,54 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
         }),
         24 => vec![(at, Fault::Pause(true)), (at + lasting.min(12_000), Fault::Pause(false))],
         25 => vec![(at, Fault::Kill), (at + [10, 2_000, 20_000][rng.usize(..3)], Fault::Revive)],
-        26 => vec![(at, Fault::Sleep(rng.u64(6_000..3_600_000))), (at, network(Order::CutAll))],
+        26 => vec![(at, Fault::Sleep(slept(rng))), (at, network(Order::CutAll))],
+        27 => {
+            // What was open before the sleep is dead, and for a while so is what is tried after it.
+            let mut asleep = for_a_while(Order::Deafen);
+            asleep.push((at + 1, Fault::Sleep(slept(rng))));
+            asleep
+        }
+        28 => mcpd(McpdFault::Overtake { times }),
+        29 => mcpd(McpdFault::Answer {
+            aim: Aim::next(CallKind::Register).times(times),
+            answer: Answer::status(409)
+                .body(format!(r#"{{"conflicts":["{}"]}}"#, NAMES[rng.usize(..NAMES.len())])),
+        }),
+        30 => mcpd(McpdFault::Answer {
+            aim: Aim::next(CallKind::Result),
+            answer: Answer::status([413, 403, 400][rng.usize(..3)]),
+        }),
+        31 => mcpd(McpdFault::Answer {
+            aim: Aim::next(if rng.bool() { CallKind::Heartbeat } else { CallKind::Stream }).times(times),
+            answer: Answer::status([404, 410, 401, 409][rng.usize(..4)]),
+        }),
+        32 => forgotten_meanwhile(rng),
+        33 => vec![(at, Fault::CredentialsSpoilt), (at + lasting, Fault::TokenWritten)],
         _ if rng.bool() => vec![(at, Fault::LateDuplicate)],
         _ => vec![(at, Fault::NewToken), (at + [100, 3_000][rng.usize(..2)], Fault::TokenWritten)],
     }
+}
+
+/// A heartbeat learns that the session is unknown while a register call for another set is under way.
+fn forgotten_meanwhile(rng: &mut Rng) -> Vec<(u64, Fault)> {
+    let (register, beat) = (Aim::next(CallKind::Register).times(2), Aim::next(CallKind::Heartbeat));
+    let by = Duration::from_millis(rng.u64(1_000..14_000));
+    vec![
+        (29_000, Fault::Mcpd(McpdFault::Delay { aim: register, by })),
+        (29_000, Fault::Mcpd(McpdFault::Answer { aim: beat, answer: Answer::status(404) })),
+        (29_500, Fault::Pause(true)),
+        (29_500 + rng.u64(1..20_000), Fault::Pause(false)),
+    ]
+}
+
+fn slept(rng: &mut Rng) -> u64 {
+    rng.u64(6_000..3_600_000)
+}
+
+/// An answer that says to come back, at once or at a time of its own.
+fn passing(rng: &mut Rng) -> Answer {
+    let answer = Answer::status([500, 502, 503, 429, 408, 425][rng.usize(..6)]);
+    if rng.bool() { answer.retry_after(rng.u32(1..20)) } else { answer }
 }
 
 fn aim(rng: &mut Rng, times: u32) -> Aim {

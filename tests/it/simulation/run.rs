@@ -2,7 +2,7 @@
 
 use std::{fs, sync::atomic::Ordering, time::Duration};
 
-use fake_mcpd::{Entry, FakeMcpd, InferRequest, Kind, TaskEnd};
+use fake_mcpd::{CallKind, Entry, FakeMcpd, InferRequest, Kind, TaskEnd};
 use fastrand::Rng;
 use mcprelay::agent::Stopped;
 use serde_json::{Value, json};
@@ -14,16 +14,10 @@ use tokio::{
 use super::{
     plan::{self, CallPlan, Fault, Plan},
     program::{Program, at as moment},
-    story::{Call, Life, Ms, Scribe, Story, Trouble},
+    story::{Call, Life, Ms, Scribe, Story},
 };
-use crate::support::{
-    World, chat,
-    proxy::{Order, Proxy},
-};
+use crate::support::{World, chat, proxy::Proxy};
 
-/// How long after the end of a trouble its effects may still be felt: a POST that was swallowed is given up after 30 s, and sent
-/// again after 7.5 s at most.
-const AFTERMATH: u64 = 40_000;
 /// Longest wait for the agent to be gone, beyond what it is allowed.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -46,10 +40,7 @@ struct Stage<'a> {
     scribe: Scribe,
     programs: JoinSet<()>,
     calls: JoinSet<()>,
-    /// When trouble without an end of its own began.
-    network_since: Option<u64>,
-    paused_since: Option<u64>,
-    dead_since: Option<u64>,
+    dead: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -88,17 +79,8 @@ impl<'a> Stage<'a> {
         world.seed = plan.seed;
         let proxy = Proxy::start(world.mcpd.address()).await.expect("a loopback port");
         let scribe = Scribe::new();
-        let mut stage = Self {
-            plan,
-            world,
-            proxy,
-            scribe,
-            programs: JoinSet::new(),
-            calls: JoinSet::new(),
-            network_since: None,
-            paused_since: None,
-            dead_since: None,
-        };
+        let mut stage =
+            Self { plan, world, proxy, scribe, programs: JoinSet::new(), calls: JoinSet::new(), dead: false };
         stage.write_credentials();
         stage.world.start_agent();
         stage.begin_life();
@@ -107,6 +89,7 @@ impl<'a> Stage<'a> {
     }
 
     fn write_credentials(&self) {
+        self.scribe.story().credentials.push(self.scribe.now());
         let credentials = json!({"mcpdUrl": self.proxy.url(), "token": self.world.mcpd.token()});
         self.world.write("credentials", &credentials.to_string());
     }
@@ -134,7 +117,8 @@ impl<'a> Stage<'a> {
         } else {
             InferRequest::new(plan.llm, &body)
         };
-        let mut seen = Call { at, deadline: plan.deadline, ..Call::default() };
+        let (llm, streaming, deadline) = (plan.llm, plan.streaming, plan.deadline);
+        let mut seen = Call { at, llm, streaming, deadline, ..Call::default() };
         let n = self.scribe.story().calls.len();
         match self.world.mcpd.submit(InferRequest { deadline: plan.deadline, ..request }) {
             Err(refused) => {
@@ -157,89 +141,57 @@ impl<'a> Stage<'a> {
         self.scribe.log(format_args!("{fault:?}"));
         let now = self.scribe.now();
         match fault {
-            Fault::Network(order) => self.network(order, now),
-            Fault::Mcpd(fault) => {
-                self.excuse_mcpd(&fault, now);
-                self.world.mcpd.fault(fault);
-            }
+            Fault::Network(order) => self.proxy.order(order),
+            Fault::Mcpd(fault) => self.mcpd(fault, now),
             Fault::Pause(paused) => self.pause(paused, now).await,
-            Fault::Kill => self.kill(now).await,
-            Fault::Revive => self.revive(now),
+            Fault::Kill => self.kill().await,
+            Fault::Revive => self.revive(),
             Fault::Sleep(ms) => {
-                self.scribe.trouble(now, now + AFTERMATH, Trouble::Network);
+                self.scribe.story().woke.push(now);
                 self.world.slept.fetch_add(ms, Ordering::Relaxed);
             }
             Fault::LateDuplicate => self.deliver_again(),
-            Fault::NewToken => {
-                self.scribe.trouble(now, now + AFTERMATH, Trouble::Mcpd);
-                self.world.mcpd.set_token(format!("token-{now}"));
-            }
+            Fault::NewToken => self.world.mcpd.set_token(format!("token-{now}")),
             Fault::TokenWritten => self.write_credentials(),
+            Fault::CredentialsSpoilt => {
+                self.scribe.story().credentials.push(now);
+                self.world.write("credentials", "{\"mcpdUrl\": \"http");
+            }
         }
     }
 
-    fn network(&mut self, order: Order, now: u64) {
-        match order {
-            Order::Clear => {
-                if let Some(since) = self.network_since.take() {
-                    self.scribe.trouble(since, now + AFTERMATH, Trouble::Network);
-                }
-            }
-            Order::CutAll | Order::CutAfter(..) | Order::CutReply => {
-                // A cut is over at once, but a chunk that may have been applied is the end of a stream where mcpd does not drop repeats.
-                let what = if self.plan.idempotent { Trouble::Armed } else { Trouble::Network };
-                self.scribe.trouble(now, Ms::MAX, what);
-            }
-            Order::Refuse | Order::Stall | Order::Deafen | Order::Delay(_) | Order::Bytewise => {
-                self.network_since.get_or_insert(now);
-            }
+    fn mcpd(&self, fault: fake_mcpd::Fault, now: u64) {
+        if matches!(fault, fake_mcpd::Fault::Forget | fake_mcpd::Fault::Restart) {
+            self.scribe.story().forgot.push(now);
         }
-        self.proxy.order(order);
+        self.world.mcpd.fault(fault);
     }
 
-    fn excuse_mcpd(&self, fault: &fake_mcpd::Fault, now: u64) {
-        use fake_mcpd::Fault as Of;
-        let (lasting, what) = match fault {
-            Of::Forget | Of::Restart => (AFTERMATH, Trouble::Forgot),
-            Of::Refuse { lasting, .. } => {
-                (lasting.map_or(0, |d| d.as_millis() as u64) + AFTERMATH, Trouble::Mcpd)
-            }
-            // Armed until the calls come that they hit.
-            Of::Delay { .. } | Of::Answer { .. } | Of::Silent | Of::NoSessionId { .. } => {
-                (Ms::MAX - now, Trouble::Mcpd)
-            }
-            Of::LoseReply { .. } if self.plan.idempotent => (Ms::MAX - now, Trouble::Armed),
-            Of::LoseReply { .. } => (Ms::MAX - now, Trouble::Mcpd),
-            _ => (0, Trouble::Mcpd),
-        };
-        self.scribe.trouble(now, now + lasting, what);
-    }
-
-    async fn pause(&mut self, paused: bool, now: u64) {
-        if paused {
-            self.paused_since = Some(now);
-        } else if let Some(since) = self.paused_since.take() {
-            self.scribe.trouble(since, now, Trouble::Local);
-        }
-        let Some(mut client) = crate::support::Client::try_connect(&self.world.config.socket, "owner").await
-        else {
-            return;
-        };
+    async fn pause(&self, paused: bool, now: u64) {
+        let client = crate::support::Client::try_connect(&self.world.config.socket, "owner");
+        let Some(mut client) = client.await else { return };
         let request = mcprelay::pb::SetPausedRequest { paused, ..mcprelay::pb::SetPausedRequest::default() };
-        let _ = client.rpc.set_paused(request).await;
+        if client.rpc.set_paused(request).await.is_ok() {
+            let mut story = self.scribe.story();
+            if paused {
+                story.paused.push((now, Ms::MAX));
+            } else {
+                close(&mut story.paused, now);
+            }
+        }
     }
 
-    async fn kill(&mut self, now: u64) {
-        if self.dead_since.is_none() {
-            self.dead_since = Some(now);
+    async fn kill(&mut self) {
+        if !std::mem::replace(&mut self.dead, true) {
             self.world.kill_agent().await;
             self.end_life();
+            // The next life knows nothing of it.
+            close(&mut self.scribe.story().paused, self.scribe.now());
         }
     }
 
-    fn revive(&mut self, now: u64) {
-        if let Some(since) = self.dead_since.take() {
-            self.scribe.trouble(since, now + AFTERMATH, Trouble::Agent);
+    fn revive(&mut self) {
+        if std::mem::take(&mut self.dead) {
             self.world.start_agent();
             self.begin_life();
         }
@@ -251,7 +203,12 @@ impl<'a> Stage<'a> {
         let took = self.took();
         let delivered =
             |e: &&Entry| e.kind == Kind::Task && e.task.as_ref().is_some_and(|t| took.contains(t));
-        let forgotten = journal.iter().any(|e| e.kind == Kind::Fault && forgets(&e.text()));
+        // Whoever is told that its session is unknown forgets what it had in it.
+        let unknown = |e: &Entry| {
+            matches!(e.kind, Kind::Call(CallKind::Heartbeat | CallKind::Stream))
+                && matches!(e.status, Some(404 | 410))
+        };
+        let forgotten = journal.iter().any(|e| unknown(e) || e.kind == Kind::Fault && forgets(&e.text()));
         if let Some(entry) = journal.iter().find(delivered).filter(|_| !forgotten) {
             self.scribe.log(format_args!("{} is delivered again", entry.task.as_deref().unwrap_or_default()));
             self.world.mcpd.send_raw(format!("event: task\\ndata: {}\\n\\n", entry.text()));
@@ -261,7 +218,8 @@ impl<'a> Stage<'a> {
     // ---- the agent's lives -----------------------------------------------------------------------------------------
 
     fn begin_life(&self) {
-        self.scribe.story().lives.push(Life::default());
+        let since = self.scribe.now();
+        self.scribe.story().lives.push(Life { since, ..Life::default() });
     }
 
     fn end_life(&self) {
@@ -292,7 +250,7 @@ impl<'a> Stage<'a> {
     async fn end(mut self) -> Story {
         self.scribe.log("the agent is told to stop");
         let began = self.scribe.now();
-        self.revive(began);
+        self.revive();
         self.scribe.story().drain_at = began;
         self.world.drain();
         let stopped = tokio::time::timeout(PATIENCE, self.world.stopped()).await;
@@ -300,21 +258,21 @@ impl<'a> Stage<'a> {
         self.scribe.log(format_args!("the agent is gone: {:?}", stopped.as_ref().ok()));
         self.end_life();
         self.scribe.story().stopped = stopped.ok().map(|how| (gone, how == Stopped::Drained));
-        if let Some(since) = self.network_since.take() {
-            self.scribe.trouble(since, gone + AFTERMATH, Trouble::Network);
-        }
-        if let Some(since) = self.paused_since.take() {
-            self.scribe.trouble(since, gone, Trouble::Local);
-        }
         // Callers whose tasks were never handed over wait for mcpd's own deadline.
         self.programs.shutdown().await;
         self.calls.shutdown().await;
         self.write_journal();
-        let mut story = self.scribe.take();
-        story.drain_timeout = self.plan.drain_timeout;
-        story.idempotent = self.plan.idempotent;
-        story.violations = self.world.mcpd.violations();
-        story
+        self.scribe.wire(self.proxy.seen());
+        let (plan, violations) = (self.plan, self.world.mcpd.violations());
+        let story = self.scribe.take();
+        Story {
+            drain_timeout: plan.drain_timeout,
+            max_in_flight: plan.max_in_flight,
+            max_queued: plan.max_queued,
+            idempotent: plan.idempotent,
+            violations,
+            ..story
+        }
     }
 
     fn write_journal(&self) {
@@ -324,6 +282,11 @@ impl<'a> Stage<'a> {
         });
         self.scribe.story().log.extend(lines);
     }
+}
+
+/// Ends the spans that have no end yet.
+fn close(spans: &mut [(Ms, Ms)], now: Ms) {
+    spans.iter_mut().filter(|(_, until)| *until == Ms::MAX).for_each(|span| span.1 = now);
 }
 
 fn forgets(fault: &str) -> bool {

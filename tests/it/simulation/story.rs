@@ -8,48 +8,81 @@ use std::{
 use fake_mcpd::{TaskEnd, Violation};
 use tokio::time::Instant;
 
+use crate::support::wire::{Seen, What};
+
 /// Milliseconds since the beginning of the schedule.
 pub type Ms = u64;
+
+/// From one moment to another; [`Ms::MAX`] where it lasts to the end.
+pub type Span = (Ms, Ms);
 
 /// Everything worth knowing.
 #[derive(Debug, Default)]
 pub struct Story {
     pub calls: Vec<Call>,
     pub runs: Vec<Run>,
-    /// When something was out of order that excuses a late or failed end, and what.
-    pub troubles: Vec<(Ms, Ms, Trouble)>,
+    /// What the network saw of the agent and did to it.
+    pub wire: Vec<Passed>,
+    /// What the local programs published, in the order of time.
+    pub presence: Vec<Presence>,
+    /// When a local program read nothing, and which.
+    pub blocked: Vec<(Span, String)>,
+    /// When the owner had paused everything.
+    pub paused: Vec<Span>,
+    /// When mcpd forgot everything.
+    pub forgot: Vec<Ms>,
+    /// When the machine woke.
+    pub woke: Vec<Ms>,
+    /// When the credentials file changed.
+    pub credentials: Vec<Ms>,
     /// The agent's lives, and the ids that each had taken in.
     pub lives: Vec<Life>,
     pub drain_at: Ms,
     /// When the agent was gone, and whether it says that every task had its end.
     pub stopped: Option<(Ms, bool)>,
     pub drain_timeout: Duration,
+    pub max_in_flight: u32,
+    pub max_queued: u32,
     pub idempotent: bool,
     pub violations: Vec<Violation>,
     pub slot_breaches: Vec<String>,
     pub log: Vec<String>,
 }
 
-/// What kind of trouble.
+/// One thing that the network saw or did.
+#[derive(Debug)]
+pub struct Passed {
+    pub at: Ms,
+    pub connection: u64,
+    pub what: What,
+}
+
+/// What a local program publishes from now on.
+#[derive(Debug)]
+pub struct Presence {
+    pub at: Ms,
+    pub program: String,
+    pub names: Vec<&'static str>,
+    pub step: Step,
+}
+
+/// How it came to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// Bytes are lost, held back or refused.
-    Network,
-    /// From now on a connection is cut when it moves the right bytes. Whatever is posted is posted again.
-    Armed,
-    /// mcpd answers late, wrongly or not at all.
-    Mcpd,
-    /// mcpd forgot everything.
-    Forgot,
-    /// The agent was killed, or is not there.
-    Agent,
-    /// A local program is away, or the owner paused.
-    Local,
+pub enum Step {
+    /// It pushed its names, opted in.
+    Pushed,
+    /// It withdrew them.
+    Withdrew,
+    /// It said goodbye.
+    Drained,
+    /// Its connection ended without a word.
+    Lost,
 }
 
 /// One life of the agent.
 #[derive(Debug, Default)]
 pub struct Life {
+    pub since: Ms,
     pub until: Option<Ms>,
     /// Ids in the order in which they were taken in.
     pub took: Vec<String>,
@@ -61,6 +94,8 @@ pub struct Life {
 #[derive(Debug, Default)]
 pub struct Call {
     pub task: String,
+    pub llm: &'static str,
+    pub streaming: bool,
     pub deadline: Option<Duration>,
     pub at: Ms,
     /// The status with which mcpd refused it at once.
@@ -75,8 +110,13 @@ pub struct Call {
 #[derive(Debug)]
 pub struct Run {
     pub task: String,
+    pub program: String,
+    pub name: String,
     pub life: usize,
     pub at: Ms,
+    /// When it gave its last piece of output, and its first token.
+    pub last_sign: Option<Ms>,
+    pub first_token: Option<Ms>,
     /// Tokens that were handed to the connection.
     pub tokens: u32,
     /// The first thing that was said about its end, and when.
@@ -132,8 +172,12 @@ impl Scribe {
         self.story().log.push(line);
     }
 
-    pub fn trouble(&self, from: Ms, until: Ms, what: Trouble) {
-        self.story().troubles.push((from, until, what));
+    /// Enters what the network saw.
+    pub fn wire(&self, seen: Vec<Seen>) {
+        let ms = |at: Instant| u64::try_from(at.duration_since(self.began).as_millis()).expect("it is short");
+        let passed =
+            seen.into_iter().map(|s| Passed { at: ms(s.at), connection: s.connection, what: s.what });
+        self.story().wire = passed.collect();
     }
 
     /// The story as it is, once everybody has stopped writing.

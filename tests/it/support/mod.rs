@@ -5,6 +5,7 @@ pub mod hostile;
 mod logs;
 pub mod process;
 pub mod proxy;
+pub mod wire;
 
 use std::{
     fs,

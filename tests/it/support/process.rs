@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How long a condition may take, in looks: half a minute on a machine with nothing else to do.
 const LOOKS: u32 = 3000;
 
+/// Linux's clock ticks a second in what it says of processes, on every architecture.
+const TICKS: u64 = 100;
+
 /// A program that runs until the test ends; then it is killed.
 pub struct Process {
     child: Child,
@@ -94,6 +97,15 @@ impl Process {
     /// The memory it holds now, in bytes.
     pub fn resident(&self) -> usize {
         self.memory("VmRSS:")
+    }
+
+    /// The processor time it has used so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // The name in brackets may have blanks; user and system time are the 14th and 15th field.
+        let fields: Vec<_> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 1_000 / TICKS)
     }
 
     fn memory(&self, what: &str) -> usize {

@@ -9,23 +9,38 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::{AbortHandle, JoinSet, yield_now},
-    time::sleep,
+    time::{Instant, sleep},
 };
+
+use super::wire::{self, Reading, Seen, What};
 
 /// Bytes taken at once from one side.
 const PIECE: usize = 16 << 10;
 /// Of a piece that is passed on byte by byte, so many bytes are; the rest follows as it is. Boundaries are where the trouble is.
 const BYTEWISE: usize = 512;
 
+/// Entries kept of what was seen: a whole schedule's, and of a long run its last minutes.
+const SEEN: usize = 16_384;
+
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     ToMcpd,
     ToAgent,
+}
+
+impl Way {
+    fn ended_at_its_source(self) -> What {
+        if self == Self::ToMcpd { What::AgentClosed } else { What::McpdClosed }
+    }
+
+    fn ended_at_its_target(self) -> What {
+        if self == Self::ToMcpd { What::McpdClosed } else { What::AgentClosed }
+    }
 }
 
 /// What the relay is told to do.
@@ -76,6 +91,7 @@ struct Armed {
 struct Shared {
     rules: watch::Sender<Rules>,
     armed: Mutex<Armed>,
+    seen: Mutex<VecDeque<Seen>>,
     target: SocketAddr,
 }
 
@@ -93,7 +109,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (rules, _) = watch::channel(Rules::default());
-        let shared = Arc::new(Shared { rules, armed: Mutex::default(), target });
+        let shared = Arc::new(Shared { rules, armed: Mutex::default(), seen: Mutex::default(), target });
         let accepting = tokio::spawn(accept(Arc::clone(&shared), listener)).abort_handle();
         Ok(Self { address, shared, accepting })
     }
@@ -101,6 +117,11 @@ impl Proxy {
     /// The URL under which the agent finds mcpd.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// What passed and what was done to it, in order.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Does as told, at once.
@@ -136,6 +157,14 @@ impl Shared {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn note(&self, connection: u64, what: What) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.push_back(Seen { at: Instant::now(), connection, what });
+        if seen.len() > SEEN {
+            seen.pop_front();
+        }
+    }
+
     /// Takes an order to cut a connection that moves bytes this way.
     fn take_cut(&self, way: Way) -> Option<usize> {
         let mut armed = self.armed();
@@ -152,16 +181,18 @@ impl Shared {
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
-    let mut connections = JoinSet::new();
+    let (mut connections, mut count) = (JoinSet::new(), 0);
     loop {
         tokio::select! {
             biased;
             Some(_) = connections.join_next() => {}
             Ok((agent, _)) = listener.accept() => {
+                count += 1;
                 if shared.rules.borrow().refuse {
+                    shared.note(count, What::Refused);
                     reset(&agent);
                 } else {
-                    connections.spawn(relay(Arc::clone(&shared), agent));
+                    connections.spawn(relay(Arc::clone(&shared), agent, count));
                 }
             }
         }
@@ -174,90 +205,115 @@ fn reset(stream: &TcpStream) {
 }
 
 /// One connection, until one side ends it or it is cut.
-async fn relay(shared: Arc<Shared>, mut agent: TcpStream) {
+async fn relay(shared: Arc<Shared>, mut agent: TcpStream, connection: u64) {
     let mut rules = shared.rules.subscribe();
-    let Ok(mut mcpd) = TcpStream::connect(shared.target).await else { return reset(&agent) };
+    let Ok(mut mcpd) = TcpStream::connect(shared.target).await else {
+        shared.note(connection, What::Refused);
+        return reset(&agent);
+    };
     let _ = (agent.set_nodelay(true), mcpd.set_nodelay(true));
     let cuts = rules.borrow_and_update().cuts;
-    let ended_by_mcpd = {
+    let end = {
         let (mut from_agent, mut to_agent) = agent.split();
         let (mut from_mcpd, mut to_mcpd) = mcpd.split();
-        let mut up = Pump::new(&shared, Way::ToMcpd);
-        let mut down = Pump::new(&shared, Way::ToAgent);
+        let mut up = Pump::new(&shared, connection, Way::ToMcpd);
+        let mut down = Pump::new(&shared, connection, Way::ToAgent);
         let is_call = watch::Sender::new(false);
         tokio::select! {
             biased;
-            _ = rules.wait_for(|rules| rules.cuts != cuts) => false,
-            _ = up.run(&mut from_agent, &mut to_mcpd, &is_call) => false,
-            ended = down.run(&mut from_mcpd, &mut to_agent, &is_call) => ended.is_ok(),
+            _ = rules.wait_for(|rules| rules.cuts != cuts) => What::Cut,
+            end = up.run(&mut from_agent, &mut to_mcpd, &is_call) => end,
+            end = down.run(&mut from_mcpd, &mut to_agent, &is_call) => end,
         }
     };
     // What the agent gave up never reaches mcpd later, and what is cut is cut on both sides; only mcpd's own end is passed on.
     reset(&mcpd);
-    if !ended_by_mcpd {
+    if end != What::McpdClosed {
         reset(&agent);
     }
+    shared.note(connection, end);
 }
 
 /// One way of one connection.
 struct Pump<'a> {
     shared: &'a Shared,
+    connection: u64,
     rules: watch::Receiver<Rules>,
     way: Way,
     /// Bytes until the cut that was meant for this connection.
     left: Option<usize>,
     deafened: u64,
+    reading: Reading,
 }
 
 impl<'a> Pump<'a> {
-    fn new(shared: &'a Shared, way: Way) -> Self {
+    fn new(shared: &'a Shared, connection: u64, way: Way) -> Self {
         let rules = shared.rules.subscribe();
         let deafened = rules.borrow().deafened;
-        Self { shared, rules, way, left: None, deafened }
+        Self { shared, connection, rules, way, left: None, deafened, reading: Reading::default() }
     }
 
-    /// Passes bytes on until the side they come from ends (`Ok`), or the connection is to be cut.
+    /// Passes bytes on until the connection ends; says how.
     async fn run(
         &mut self,
-        from: &mut (impl tokio::io::AsyncRead + Unpin),
-        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
         is_call: &watch::Sender<bool>,
-    ) -> io::Result<()> {
+    ) -> What {
         let mut buffer = vec![0; PIECE];
         loop {
-            let read = from.read(&mut buffer).await?;
+            let read = from.read(&mut buffer).await.unwrap_or_default();
             if read == 0 {
-                return Ok(());
+                return self.way.ended_at_its_source();
             }
             let piece = &buffer[..read];
             match self.way {
                 // The channel is a GET; its replies never end, so it is left out where replies are cut.
                 Way::ToMcpd if piece.starts_with(b"POST") => drop(is_call.send_replace(true)),
                 Way::ToMcpd => {}
-                Way::ToAgent if *is_call.borrow() && self.shared.takes_reply() => return Err(cut()),
+                Way::ToAgent if *is_call.borrow() && self.shared.takes_reply() => return What::Cut,
                 Way::ToAgent => {}
             }
-            self.forward(piece, to).await?;
+            if self.way == Way::ToMcpd {
+                // The agent has sent it, whatever becomes of it now.
+                self.note(wire::request(piece));
+            }
+            if self.is_deaf() {
+                continue;
+            }
+            if let Err(end) = self.forward(piece, to).await {
+                return end;
+            }
+            if self.way == Way::ToAgent {
+                let read = self.reading.reply(piece);
+                self.note(read);
+            }
         }
     }
 
-    async fn forward(
-        &mut self,
-        piece: &[u8],
-        to: &mut (impl tokio::io::AsyncWrite + Unpin),
-    ) -> io::Result<()> {
-        let rules = *self.rules.wait_for(|rules| !rules.stalled).await.map_err(|_| cut())?;
-        if rules.deaf || rules.deafened != self.deafened {
-            return std::future::pending().await;
-        }
+    /// Whether what comes is swallowed; the connection still knows when its sender closes it.
+    fn is_deaf(&self) -> bool {
+        let rules = self.shared.rules.borrow();
+        rules.deaf || rules.deafened != self.deafened
+    }
+
+    fn note(&self, what: impl IntoIterator<Item = What>) {
+        what.into_iter().for_each(|what| self.shared.note(self.connection, what));
+    }
+
+    async fn forward(&mut self, piece: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> Result<(), What> {
+        let Ok(rules) = self.rules.wait_for(|rules| !rules.stalled).await.map(|rules| *rules) else {
+            return Err(What::Cut);
+        };
         if !rules.delay.is_zero() {
             sleep(rules.delay).await;
         }
         self.left = self.left.or_else(|| self.shared.take_cut(self.way));
         let keep = self.left.map_or(piece.len(), |left| left.min(piece.len()));
-        self.write(&piece[..keep], rules.bytewise, to).await?;
+        let written = self.write(&piece[..keep], rules.bytewise, to).await;
+        written.map_err(|_| self.way.ended_at_its_target())?;
         match &mut self.left {
-            Some(left) if *left <= piece.len() => return Err(cut()),
+            Some(left) if *left <= piece.len() => return Err(What::Cut),
             Some(left) => *left -= piece.len(),
             None => {}
         }
@@ -268,7 +324,7 @@ impl<'a> Pump<'a> {
         &self,
         piece: &[u8],
         bytewise: bool,
-        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<()> {
         let (single, rest) = piece.split_at(if bytewise { piece.len().min(BYTEWISE) } else { 0 });
         for byte in single {
@@ -277,8 +333,4 @@ impl<'a> Pump<'a> {
         }
         to.write_all(rest).await
     }
-}
-
-fn cut() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
 }

@@ -1,0 +1,320 @@
+//! Mixed load with faults for a long time: real processes, one table of figures at the end.
+//!
+//! ```text
+//! MCPRELAY_SOAK_MINUTES=30 cargo test --release --test it soak -- --nocapture
+//! ```
+//!
+//! A normal test run has a few seconds of it. Callers rest between their calls, so that it takes a fraction of one core.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fake_mcpd::{Aim, Answer, CallKind, Collected, FakeMcpd, InferRequest, Rule, TaskEnd};
+use fastrand::Rng;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::support::{
+    chat,
+    process::{Process, mcprelay},
+    proxy::{Order, Proxy},
+    soon,
+    wire::{Seen, What},
+};
+
+/// What every echoed answer begins with.
+const PREFIX: &str = "You said: ";
+/// Callers at work at once: more than the slots of both providers, so that some wait.
+const CALLERS: usize = 8;
+/// Between two lines of figures.
+const REPORT: Duration = Duration::from_secs(10);
+/// What a program may hold more at the end than after a third of the time, in bytes: the allocator's own ups and downs.
+const GROWTH: usize = 8 << 20;
+/// The contract's least time between two register calls, less what a busy machine takes to read them off the network.
+const REGISTER_GAP: Duration = Duration::from_millis(200);
+/// The heartbeat's interval, and what a busy machine may add.
+const HEARTBEAT: Duration = Duration::from_secs(35);
+
+/// Two providers, a slow one and one that says all at once.
+fn home(url: &str, token: &str) -> TempDir {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, value: Value| {
+        std::fs::write(home.path().join(name), value.to_string()).expect("the home is writable");
+    };
+    let echo = |name: &str, delay: u64, slots: u64| json!({"name": name, "type": "echo", "model": "m", "publish": true, "tokenDelayMs": delay, "maxInFlight": slots});
+    write("credentials", json!({"mcpdUrl": url, "token": token}));
+    write("config.json", json!({"llm": {"providers": [echo("slow", 50, 3), echo("fast", 0, 2)]}}));
+    home
+}
+
+fn agent(home: &Path) -> Process {
+    Process::start(mcprelay(home, &["run", "--reconnect-min", "200ms", "--reconnect-max", "1s"]))
+}
+
+fn provider(home: &Path) -> Process {
+    Process::start(mcprelay(home, &["provide"]))
+}
+
+/// What the callers got.
+#[derive(Debug, Default)]
+struct Harvest {
+    streamed: u64,
+    plain: u64,
+    left: u64,
+    tokens: u64,
+    /// Ends with an error, by what they said.
+    failed: BTreeMap<String, u64>,
+    /// Answers that are not what the provider said.
+    wrong: Vec<String>,
+}
+
+/// What was done, and what it did to the agent.
+#[derive(Debug, Default)]
+struct Figures {
+    faults: BTreeMap<&'static str, u64>,
+    kills: u64,
+    resident: Vec<usize>,
+    pace: Pace,
+}
+
+#[tokio::test]
+async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
+    let minutes = std::env::var("MCPRELAY_SOAK_MINUTES").ok().map(|m| m.parse::<f64>().expect("minutes"));
+    let lasting = Duration::from_secs_f64(minutes.map_or(4.0, |m| m * 60.0));
+    let mcpd = Arc::new(FakeMcpd::builder().journal(1_000).start().await.expect("a loopback port"));
+    let proxy = Proxy::start(mcpd.address()).await.expect("a loopback port");
+    let home = home(&proxy.url(), &mcpd.token());
+    let agent = agent(home.path());
+    let mut served = provider(home.path());
+    for name in ["slow", "fast"] {
+        soon("an active row", mcpd.wait_until(|state| state.is_active(name))).await;
+    }
+    let harvest = Arc::<Mutex<Harvest>>::default();
+    let mut callers = JoinSet::new();
+    for n in 0..CALLERS {
+        callers.spawn(call_on(Arc::clone(&mcpd), Arc::clone(&harvest), Rng::with_seed(n as u64)));
+    }
+    let (began, mut rng, mut reported) = (Instant::now(), Rng::with_seed(7), Instant::now());
+    let mut figures = Figures::default();
+    while began.elapsed() < lasting {
+        *figures.faults.entry(trouble(&proxy, &mcpd, &mut rng).await).or_default() += 1;
+        if rng.u8(..40) == 0 {
+            figures.kills += 1;
+            served.kill();
+            served = provider(home.path());
+        }
+        figures.pace.watch(proxy.seen());
+        if reported.elapsed() >= REPORT {
+            reported = Instant::now();
+            figures.resident.push(agent.resident());
+            println!(
+                "{:>5} s: agent {} KiB, {}",
+                began.elapsed().as_secs(),
+                agent.resident() >> 10,
+                lock(&harvest)
+            );
+        }
+    }
+    callers.shutdown().await;
+    println!("{}", table(began.elapsed(), &lock(&harvest), &figures, &agent));
+    judge(&mcpd, &lock(&harvest), &figures);
+}
+
+/// Nothing wrong, nothing unexplained, no rule broken, no memory gained.
+fn judge(mcpd: &FakeMcpd, harvest: &Harvest, figures: &Figures) {
+    assert!(harvest.streamed > 0 && harvest.plain > 0 && harvest.wrong.is_empty(), "{harvest:?}");
+    let of_a_kill = |why: &String| figures.kills > 0 && why.contains("went away before its end");
+    let overload = |why: &String| why.starts_with("429") || why.starts_with("503");
+    let strange: Vec<_> = harvest.failed.keys().filter(|why| !of_a_kill(why) && !overload(why)).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    // What is held up by the network reaches mcpd close together, or late: that is judged by when the agent sent it.
+    let by_arrival = |rule: Rule| matches!(rule, Rule::RegisterTooOften | Rule::MissingHeartbeat);
+    let violations: Vec<_> = mcpd.violations().into_iter().filter(|v| !by_arrival(v.rule)).collect();
+    assert!(violations.is_empty(), "{violations:#?}");
+    assert!(figures.pace.broken.is_empty(), "{:#?}", figures.pace.broken);
+    flat(&figures.resident);
+}
+
+/// Memory after a third of a long run is memory at its end.
+fn flat(resident: &[usize]) {
+    if let [.., last] = resident
+        && resident.len() >= 30
+    {
+        let early = resident[..resident.len() / 3].iter().max().copied().unwrap_or_default();
+        assert!(*last <= early + GROWTH, "from {early} to {last} bytes");
+    }
+}
+
+fn table(took: Duration, harvest: &Harvest, figures: &Figures, agent: &Process) -> String {
+    let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let third = figures.resident.get(figures.resident.len() / 3).copied().unwrap_or_default();
+    let count = |name: &str, n: u64| (name.to_owned(), n.to_string());
+    let mut rows = vec![
+        ("time".to_owned(), format!("{:.1} min", took.as_secs_f64() / 60.0)),
+        count("streams whole", harvest.streamed),
+        count("plain answers whole", harvest.plain),
+        count("tokens compared", harvest.tokens),
+        count("callers that left", harvest.left),
+        count("answers that were wrong", harvest.wrong.len() as u64),
+        count("providers killed", figures.kills),
+    ];
+    rows.extend(harvest.failed.iter().map(|(why, n)| count(&format!("ends: {why}"), *n)));
+    rows.extend(figures.faults.iter().map(|(what, n)| count(&format!("fault: {what}"), *n)));
+    rows.push(count("rules broken on the wire", figures.pace.broken.len() as u64));
+    rows.push(("agent's memory after a third".to_owned(), mib(third)));
+    rows.push(("agent's memory at the end".to_owned(), mib(agent.resident())));
+    rows.push(("agent's memory at most".to_owned(), mib(agent.peak())));
+    rows.push(("agent's CPU time".to_owned(), format!("{:.1} s", agent.cpu().as_secs_f64())));
+    rows.iter().map(|(what, figure)| format!("| {what} | {figure} |\n")).collect()
+}
+
+fn lock(harvest: &Mutex<Harvest>) -> MutexGuard<'_, Harvest> {
+    harvest.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl std::fmt::Display for Harvest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let failed: u64 = self.failed.values().sum();
+        write!(
+            f,
+            "{} streams and {} plain answers whole, {failed} failed, {} left, {} wrong",
+            self.streamed,
+            self.plain,
+            self.left,
+            self.wrong.len()
+        )
+    }
+}
+
+// ---- the agent's pace ----------------------------------------------------------------------------------------------
+
+/// The moments of the agent's own calls, whatever the network did to them later.
+#[derive(Debug, Default)]
+struct Pace {
+    until: Option<Instant>,
+    last_register: Option<Instant>,
+    last_beat: Option<Instant>,
+    broken: Vec<String>,
+}
+
+impl Pace {
+    /// Looks at what passed since the last look.
+    fn watch(&mut self, seen: Vec<Seen>) {
+        let until = self.until;
+        for new in seen.into_iter().filter(|s| until.is_none_or(|until| s.at > until)) {
+            self.until = Some(new.at);
+            let What::Request(request) = &new.what else { continue };
+            match request.call.as_str() {
+                "_provider-register" => {
+                    let last = self.last_register.replace(new.at);
+                    self.hold(
+                        last.is_none_or(|last| new.at - last >= REGISTER_GAP),
+                        "register calls",
+                        last,
+                        new.at,
+                    );
+                    self.last_beat.get_or_insert(new.at);
+                }
+                "_provider-heartbeat" => {
+                    let last = self.last_beat.replace(new.at);
+                    self.hold(last.is_none_or(|last| new.at - last <= HEARTBEAT), "heartbeats", last, new.at);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn hold(&mut self, good: bool, what: &str, last: Option<Instant>, now: Instant) {
+        if !good {
+            self.broken.push(format!("two {what} {:?} apart", last.map(|last| now - last)));
+        }
+    }
+}
+
+// ---- faults and callers --------------------------------------------------------------------------------------------
+
+/// One piece of trouble, and some peace; says what it was.
+async fn trouble(proxy: &Proxy, mcpd: &FakeMcpd, rng: &mut Rng) -> &'static str {
+    let what = match rng.u8(..9) {
+        0 => (proxy.order(Order::CutAll), "every connection cut").1,
+        1 => (proxy.order(Order::Stall), "network stalled").1,
+        2 => (proxy.order(Order::Delay(Duration::from_millis(rng.u64(1..200)))), "network delayed").1,
+        3 => (proxy.order(Order::Bytewise), "one byte at a time").1,
+        4 => (mcpd.break_channels(), "control channel broken").1,
+        5 => (mcpd.lose_reply(Aim::next(CallKind::Result).times(3)), "3 replies lost by mcpd").1,
+        6 => {
+            (mcpd.answer(Aim::next(CallKind::Result).times(3), Answer::status(503)), "3 parts answered 503").1
+        }
+        7 => (mcpd.deliver_twice(3), "3 tasks delivered twice").1,
+        _ => ((0..5).for_each(|_| proxy.order(Order::CutReply)), "5 replies cut after they were applied").1,
+    };
+    sleep(Duration::from_millis(rng.u64(50..800))).await;
+    proxy.order(Order::Clear);
+    sleep(Duration::from_millis(rng.u64(100..1_500))).await;
+    what
+}
+
+/// One caller: asks, compares, sometimes leaves, rests, for ever.
+async fn call_on(mcpd: Arc<FakeMcpd>, harvest: Arc<Mutex<Harvest>>, mut rng: Rng) {
+    loop {
+        sleep(Duration::from_millis(rng.u64(50..500))).await;
+        let words: String = (0..rng.usize(1..40)).map(|n| format!(" w{n}")).collect();
+        let prompt = words.trim_start().to_owned();
+        let streaming = rng.bool();
+        let new = if streaming { InferRequest::streaming } else { InferRequest::new };
+        let name = if rng.u8(..4) == 0 { "fast" } else { "slow" };
+        let deadline = Some(Duration::from_secs(60));
+        let Ok(mut call) = mcpd.submit(InferRequest { deadline, ..new(name, &chat(&prompt)) }) else {
+            continue;
+        };
+        if rng.u8(..8) == 0 {
+            let _ = tokio::time::timeout(Duration::from_millis(rng.u64(..500)), call.chunk()).await;
+            lock(&harvest).left += 1;
+            continue;
+        }
+        let got = call.collect().await;
+        lock(&harvest).add(&got, &format!("{PREFIX}{prompt}"));
+    }
+}
+
+impl Harvest {
+    fn add(&mut self, got: &Collected, expected: &str) {
+        let mut said = got.text();
+        let whole = match &got.end {
+            TaskEnd::Reply { status: 200, body, .. } => {
+                let body: Value = serde_json::from_slice(body).unwrap_or_default();
+                said = body["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
+                self.plain += 1;
+                true
+            }
+            TaskEnd::Done => {
+                self.streamed += 1;
+                true
+            }
+            TaskEnd::Reply { status, body, .. } => {
+                let body: Value = serde_json::from_slice(body).unwrap_or_default();
+                let why = body["error"]["message"].as_str().unwrap_or_default();
+                self.bump(&format!("{status} {why}"))
+            }
+            TaskEnd::Failed { message, .. } => self.bump(message),
+            TaskEnd::CallerGone => self.bump("caller gone"),
+        };
+        self.tokens += said.split_whitespace().count() as u64;
+        if (whole && said != expected) || !expected.starts_with(&said) {
+            self.wrong.push(format!("{}: {said:?} of {expected:?}, {:?}", got.task_id, got.end));
+        }
+    }
+
+    fn bump(&mut self, why: &str) -> bool {
+        *self.failed.entry(why.chars().take(80).collect()).or_default() += 1;
+        false
+    }
+}
