@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::{
     domain::{
-        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus, Outcome,
-        Output, Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage, Verdict, Verdicts,
+        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus,
+        MAX_NAME_BYTES, Outcome, Output, Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage,
+        Verdict, Verdicts,
     },
     pb,
 };
 
-/// Longest descriptive text of a provider that is kept, in bytes: type, model, tier, description, state detail.
+/// Longest descriptive text of a provider that is kept, in bytes: type, model, tier, description, state detail, a feature.
 const MAX_TEXT: usize = 1024;
 /// Most features of a provider that are kept.
 const MAX_FEATURES: usize = 64;
@@ -24,10 +25,11 @@ pub fn millis(duration: Duration) -> u32 {
 pub fn provider(p: pb::Provider) -> Pushed {
     let name = match ProviderName::new(&p.name) {
         Ok(name) => name,
-        Err(why) => return Err((p.name.clone(), bad_name(&p.name, &why))),
+        Err(why) => return Err((told_back(&p.name), bad_name(&p.name, &why))),
     };
     let texts = [&p.r#type, &p.model, &p.tier, &p.description, &p.state_detail];
-    if texts.iter().any(|t| t.len() > MAX_TEXT) || p.features.len() > MAX_FEATURES {
+    let too_long = texts.into_iter().chain(&p.features).any(|text| text.len() > MAX_TEXT);
+    if too_long || p.features.len() > MAX_FEATURES {
         let message = format!(
             "a text of provider '{name}' is longer than {MAX_TEXT} bytes, or it has more than {MAX_FEATURES} features"
         );
@@ -47,6 +49,11 @@ pub fn provider(p: pb::Provider) -> Pushed {
         context_tokens: p.context_tokens,
         max_output_tokens: p.max_output_tokens,
     })
+}
+
+/// A refused name as the verdict repeats it: as much of it as a good one may have.
+fn told_back(name: &str) -> String {
+    name[..name.floor_char_boundary(MAX_NAME_BYTES)].to_owned()
 }
 
 fn bad_name(name: &str, why: &BadName) -> Failure {
