@@ -81,6 +81,7 @@ step "tests" rust_tests
 if [ "${1:-all}" != rust ]; then
     step "proto" proto_lint
     step "supply chain" supply_chain
+    step "commands of the docs" python3 tests/docs/run.py
     step "packaging" packaging
     step "Node client" sh tests/node/run.sh
     step "real peers" sh tests/peers/run.sh
