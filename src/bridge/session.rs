@@ -327,7 +327,11 @@ impl Reader {
                 Some(task) if task.broken => return Ok(()),
                 Some(task) => {
                     task.any_output |= !matches!(output, crate::domain::Output::Alive);
-                    match task.sink.output(output) {
+                    let taken = match convert::oversized_piece(&output) {
+                        Some(failure) => Taken::Broken(failure),
+                        None => task.sink.output(output),
+                    };
+                    match taken {
                         Taken::Accepted | Taken::Closed => return Ok(()),
                         Taken::Broken(failure) => {
                             task.broken = true;
@@ -358,7 +362,7 @@ impl Reader {
                 FailureCode::BadOutput,
                 "the local program sent chunks and then a whole answer; after chunks a task ends without an outcome",
             )),
-            outcome => outcome,
+            outcome => convert::bounded(outcome),
         };
         self.emit(Event::Finished(self.key, task.key, outcome, usage)).await
     }

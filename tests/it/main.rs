@@ -3,7 +3,6 @@
 
 mod support;
 
-mod amplification;
 mod bad_input;
 mod bridge;
 mod capacity;

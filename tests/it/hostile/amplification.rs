@@ -11,67 +11,29 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use fake_mcpd::FakeMcpd;
+use fake_mcpd::InferRequest;
 use http_body::{Body, Frame};
 use mcprelay::pb::{self, session_request::Payload};
 use prost::Message as _;
-use tempfile::TempDir;
 use tonic::{Code, Status, codegen::http};
 use tower::ServiceExt as _;
 
-use crate::support::{
-    Client, World, channel, chat, completion, hello,
-    process::{Process, mcprelay},
-    provider, soon,
-};
+use super::Real;
+use crate::support::{Client, World, channel, chat, hello, provider, soon};
 
 /// What no attack may make the agent hold, in bytes: at rest it holds some 20 MiB, and two messages of 33 MiB are collected at a time.
-const MEMORY: usize = 160 << 20;
+const LARGE_MEMORY: usize = 160 << 20;
 /// The largest message that the agent takes, less what frames it.
 const LARGEST: usize = (33 << 20) - 64;
 const SESSION: &str = "http://localhost/mcprelay.bridge.v1.BridgeService/Session";
 
-// ---- an agent whose memory can be seen ----------------------------------------------------------------------------------
-
-struct Real {
-    mcpd: FakeMcpd,
-    home: TempDir,
-    agent: Process,
-}
-
 impl Real {
-    async fn start() -> Self {
-        let mcpd = FakeMcpd::start().await.expect("a loopback port");
-        let home = tempfile::tempdir().expect("a temporary folder");
-        let mut run = mcprelay(home.path(), &["run"]);
-        run.env("MCPRELAY_MCPD_URL", mcpd.url()).env("MCPRELAY_TOKEN", mcpd.token());
-        let agent = Process::start(run);
-        agent.says("runs").await;
-        Self { mcpd, home, agent }
-    }
-
-    fn socket(&self) -> std::path::PathBuf {
-        self.home.path().join("mcprelay.sock")
-    }
-
-    async fn serving(&self) -> Client {
-        let mut client = Client::connect(&self.socket(), "honest").await;
-        client.push(&[provider("llama", true)]).await;
-        soon("an active row", self.mcpd.wait_until(|s| s.is_active("llama"))).await;
-        client
-    }
-
     /// One inference, while or after whatever happens; then a look at the memory.
     async fn still_serves_and_is_small(&self, client: &mut Client) {
-        let question = chat("still there");
-        let (reply, ()) = tokio::join!(self.mcpd.infer("llama", &question), async {
-            let offer = client.offer().await;
-            client.finish_body(&offer, &completion("hello")).await;
-        });
-        assert_eq!(reply.status, 200, "{reply:?}");
+        self.still_serves("llama", client).await;
         let peak = self.agent.peak();
         println!("peak {} MiB", peak >> 20);
-        assert!(peak < MEMORY, "{} MiB", peak >> 20);
+        assert!(peak < LARGE_MEMORY, "{} MiB", peak >> 20);
     }
 }
 
@@ -149,8 +111,8 @@ async fn a_message_of_millions_of_empty_parts_is_refused_before_it_is_decoded() 
         field(4, &field(3, &empty(3)[..LARGEST - 16])),  // tool calls of a result
         field(2, &[0xfa, 0x06, 0].repeat(LARGEST / 3)),  // fields that nobody knows
     ];
-    let real = Real::start().await;
-    let mut honest = real.serving().await;
+    let real = Real::start(&[]).await;
+    let mut honest = real.serving("llama").await;
     for message in messages {
         let status = end(raw_session(&real.socket(), begin("hostile", message.len(), &message)).await).await;
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
@@ -185,12 +147,47 @@ async fn a_snapshot_of_more_than_a_mebibyte_ends_its_session_with_the_reason() {
     world.active("honest").await;
 }
 
+#[tokio::test]
+async fn text_that_grows_sixfold_as_json_ends_its_task_before_it_is_written() {
+    const CONTROLS: usize = 20 << 20;
+    let real = Real::start(&[]).await;
+    let mut client = real.serving("llama").await;
+    let text = || "\u{1}".repeat(CONTROLS);
+    let error = || pb::Error { message: text(), ..pb::Error::default() };
+    for streaming in [false, true] {
+        let ask = || match streaming {
+            true => real.mcpd.infer_stream("llama", &chat("hi")),
+            false => real.mcpd.submit(InferRequest::new("llama", &chat("hi"))),
+        };
+        let mut call = ask().expect("accepted");
+        let offer = client.offer().await;
+        client.finish_text(&offer, &text()).await;
+        assert!(told(call).await.contains("33554432 are the most"));
+        call = ask().expect("accepted");
+        let offer = client.offer().await;
+        client.finish_error(&offer, error()).await;
+        assert!(told(call).await.len() < 64 << 10, "an error is a sentence");
+    }
+    let call = real.mcpd.infer_stream("llama", &chat("hi")).expect("accepted");
+    let offer = client.offer().await;
+    client.delta(&offer, &text()).await;
+    assert_eq!(client.cancel().await.task_id, offer.task_id);
+    client.finish_cancelled(&offer.task_id).await;
+    assert!(told(call).await.contains("33554432 are the most"));
+    real.still_serves_and_is_small(&mut client).await;
+}
+
+/// How a call ends, as its caller is told.
+async fn told(call: fake_mcpd::Call) -> String {
+    format!("{:?}", soon("the end", call.collect()).await.end)
+}
+
 // ---- large ones that never end -------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn sessions_that_each_begin_a_large_message_and_stop_cost_no_more_than_two_of_them() {
-    let real = Real::start().await;
-    let mut honest = real.serving().await;
+    let real = Real::start(&[]).await;
+    let mut honest = real.serving("llama").await;
     let half = vec![0; LARGEST - (1 << 20)];
     let mut slow = Vec::new();
     for n in 0..20 {
@@ -206,16 +203,18 @@ async fn sessions_that_each_begin_a_large_message_and_stop_cost_no_more_than_two
 
 #[tokio::test]
 async fn verdicts_that_a_client_does_not_read_end_its_session_before_they_are_many_bytes() {
-    let real = Real::start().await;
-    let mut honest = real.serving().await;
+    let real = Real::start(&[]).await;
+    let mut honest = real.serving("llama").await;
     // Each is refused with its name in the reason, so that an answer is larger than its question.
     let providers: Vec<_> = (0..9_999).map(|n| provider(&format!("\u{1b}{n:060}"), true)).collect();
-    let snapshot = pb::ProviderSnapshot { generation: 1, providers };
-    let snapshot = pb::SessionRequest { payload: Some(Payload::ProviderSnapshot(snapshot)) }.encode_to_vec();
-    let again = [&frame(snapshot.len())[..], &snapshot].concat().repeat(60);
-    let begin = [&begin("deaf", snapshot.len(), &snapshot)[..], &again].concat();
+    let snapshot = pb::ProviderSnapshot { generation: 0, providers }.encode_to_vec();
+    let of_generation = |generation: u8| field(2, &[&snapshot[..], &[8, generation]].concat());
+    let first = of_generation(1);
+    let framed = |snapshot: Vec<u8>| [&frame(snapshot.len())[..], &snapshot].concat();
+    let others = (2..60).flat_map(|generation| framed(of_generation(generation)));
+    let begin = [&begin("deaf", first.len(), &first)[..], &others.collect::<Vec<_>>()].concat();
     let deaf = raw_session(&real.socket(), begin.into()).await;
-    real.agent.says("does not read what it is sent").await;
+    real.agent.says("session ended").await;
     let status = end(deaf).await;
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert!(status.message().contains("does not read"), "{status:?}");
@@ -238,8 +237,8 @@ fn is_closed(connection: &mut UnixStream) -> bool {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_and_those_that_are_open_are_served() {
-    let real = Real::start().await;
-    let mut honest = real.serving().await;
+    let real = Real::start(&[]).await;
+    let mut honest = real.serving("llama").await;
     let connect = |_| UnixStream::connect(real.socket()).expect("the agent listens");
     let mut many: Vec<_> = (0..200).map(connect).collect();
     let most_closed = async {
