@@ -240,7 +240,7 @@ class World:
         with open(out, "wb") as log:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec env {line}" if "=" in line.split()[0] else f"exec {line}"],
-                env=self.env, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                env=self.env, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )
         process.log = out
         return process
