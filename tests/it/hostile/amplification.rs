@@ -103,7 +103,7 @@ async fn end(response: http::Response<tonic::body::Body>) -> Status {
 
 #[tokio::test]
 async fn a_message_of_millions_of_empty_parts_is_refused_before_it_is_decoded() {
-    let empty = |number: u8| vec![number << 3 | 2, 0].repeat(LARGEST / 2);
+    let empty = |number: u8| [number << 3 | 2, 0].repeat(LARGEST / 2);
     let messages = [
         field(2, &empty(2)),                             // providers
         field(2, &field(2, &empty(10)[..LARGEST - 16])), // features of one provider
