@@ -13,6 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("bridge_descriptor.bin"), descriptors.encode_to_vec())?;
     // `bytes` fields as `Bytes`: a request or a chunk is then a view into the received frame, never a copy.
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // The codec looks at what comes in before it becomes many times its size in memory.
+    let codec = "crate::bridge::codec::CountedCodec";
+    tonic_prost_build::configure().bytes(".").codec_path(codec).compile_fds(descriptors)?;
     Ok(())
 }

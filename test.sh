@@ -63,6 +63,16 @@ supply_chain() {
     "$tools/bin/cargo-deny" --workspace --offline check -D warnings bans licenses sources
 }
 
+# The fuzz targets' seeds, without libFuzzer: the targets follow what they test.
+fuzz_seeds() {
+    local said
+    said=$(cargo run --quiet --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz" --example seeds 2>&1) || {
+        echo "$said" >&2
+        return 1
+    }
+    grep 'nothing found' <<<"$said"
+}
+
 packaging() {
     packaging/check.sh
     if command -v dpkg-deb >/dev/null; then
@@ -81,6 +91,8 @@ step "tests" rust_tests
 if [ "${1:-all}" != rust ]; then
     step "proto" proto_lint
     step "supply chain" supply_chain
+    step "commands of the docs" python3 tests/docs/run.py
+    step "fuzz seeds" fuzz_seeds
     step "packaging" packaging
     step "Node client" sh tests/node/run.sh
     step "real peers" sh tests/peers/run.sh

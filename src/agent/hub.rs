@@ -27,7 +27,7 @@ use crate::{
     bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
     config::{Config, SESSION_FILE, TASKS_FILE},
     core::{Core, Effect, Input, LinkInput, link::UrlChange},
-    credentials::{self, Fingerprint, Sources},
+    credentials::{self, Fingerprint, Sources, WideMode},
     domain::{Activity, LinkStatus, ProviderName, SessionKey, TaskId, TaskKey},
     pb,
     telemetry::{ChannelOpening, ChannelTrace},
@@ -103,6 +103,7 @@ pub(super) struct Hub {
     sources: Sources,
     fingerprint: Fingerprint,
     credentials_problem: Option<String>,
+    wide_mode: Option<WideMode>,
     session_file: PathBuf,
     /// What the session file holds.
     sticky: Option<StickySession>,
@@ -159,7 +160,7 @@ impl Hub {
         let sticky = StickySession::read(&session_file);
         let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();
-        let mcpd = Mcpd::new(http_settings(config), Arc::new(move || access(&reload_sources).ok()));
+        let mcpd = Mcpd::new(http_settings(config), Arc::new(move || Some(access(&reload_sources).ok()?.0)));
         let mut rng = fastrand::Rng::with_seed(surroundings.seed);
         let id = sticky.as_ref().map(|s| s.provider_session_id.clone());
         Ok(Self {
@@ -175,6 +176,7 @@ impl Hub {
             fingerprint: Fingerprint::of(&sources.home),
             sources,
             credentials_problem: None,
+            wide_mode: None,
             session_file,
             sticky,
             tasks_file,
@@ -481,8 +483,9 @@ impl Hub {
                 }
                 Err(problem)
             }
-            Ok(access) => {
+            Ok((access, wide_mode)) => {
                 self.credentials_problem = None;
+                self.warn_of_a_wide_mode(wide_mode);
                 // Credentials may come long after the start, and then the id on disk can be another mcpd's.
                 let former =
                     self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
@@ -506,6 +509,14 @@ impl Hub {
         mcpd.set_access(access)?;
         self.mcpd = mcpd;
         Ok(())
+    }
+
+    /// One warning for one mode, however often the files change or mcpd refuses the token.
+    fn warn_of_a_wide_mode(&mut self, found: Option<WideMode>) {
+        if let Some(wide) = found.as_ref().filter(|_| found != self.wide_mode) {
+            warn!("{wide}");
+        }
+        self.wide_mode = found;
     }
 
     // ---- who is told -----------------------------------------------------------------------------------------------
@@ -552,12 +563,10 @@ async fn sleep_until_some(at: Option<Instant>) {
 }
 
 /// The credentials as the client wants them, or why there are none.
-fn access(sources: &Sources) -> Result<Access, String> {
+fn access(sources: &Sources) -> Result<(Access, Option<WideMode>), String> {
     let found = credentials::load(sources).map_err(|problem| problem.to_string())?;
-    if let Some(wide) = &found.wide_mode {
-        warn!("{wide}");
-    }
-    Ok(Access { url: found.url.as_str().to_owned(), token: found.token.expose_secret().into() })
+    let access = Access { url: found.url.as_str().to_owned(), token: found.token.expose_secret().into() };
+    Ok((access, found.wide_mode))
 }
 
 /// Ends the tasks of a former life, each with one error that mcpd drops if it comes twice.

@@ -4,14 +4,22 @@ use std::time::Duration;
 
 use crate::{
     domain::{
-        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus, Outcome,
-        Output, Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage, Verdict, Verdicts,
+        BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus,
+        MAX_NAME_BYTES, Outcome, Output, Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage,
+        Verdict, Verdicts,
     },
     pb,
 };
 
-/// Longest descriptive text of a provider that is kept, in bytes: type, model, tier, description, state detail.
+/// Longest descriptive text of a provider that is kept, in bytes: type, model, tier, description, state detail, a feature.
 const MAX_TEXT: usize = 1024;
+/// Most bytes of a plain piece or answer in its form as JSON, where a control character has six: as many as a plain answer that is
+/// gathered may have. The agent builds that form, and then once more the one that mcpd is sent.
+const MAX_PLAIN_JSON: usize = 32 << 20;
+/// What a control character has more in its form as JSON, in bytes: `\u0001`.
+const ESCAPE: usize = 5;
+/// Longest message of an error that is passed on, in bytes: it is one sentence for people.
+const MAX_MESSAGE: usize = 4 << 10;
 /// Most features of a provider that are kept.
 const MAX_FEATURES: usize = 64;
 
@@ -24,10 +32,15 @@ pub fn millis(duration: Duration) -> u32 {
 pub fn provider(p: pb::Provider) -> Pushed {
     let name = match ProviderName::new(&p.name) {
         Ok(name) => name,
-        Err(why) => return Err((p.name.clone(), bad_name(&p.name, &why))),
+        Err(why) => {
+            let failure = bad_name(&p.name, &why);
+            // The verdict repeats as much of it as a good one may have.
+            return Err((cut(p.name, MAX_NAME_BYTES), failure));
+        }
     };
     let texts = [&p.r#type, &p.model, &p.tier, &p.description, &p.state_detail];
-    if texts.iter().any(|t| t.len() > MAX_TEXT) || p.features.len() > MAX_FEATURES {
+    let too_long = texts.into_iter().chain(&p.features).any(|text| text.len() > MAX_TEXT);
+    if too_long || p.features.len() > MAX_FEATURES {
         let message = format!(
             "a text of provider '{name}' is longer than {MAX_TEXT} bytes, or it has more than {MAX_FEATURES} features"
         );
@@ -47,6 +60,12 @@ pub fn provider(p: pb::Provider) -> Pushed {
         context_tokens: p.context_tokens,
         max_output_tokens: p.max_output_tokens,
     })
+}
+
+/// A text without what is beyond so many bytes.
+fn cut(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
 }
 
 fn bad_name(name: &str, why: &BadName) -> Failure {
@@ -97,6 +116,34 @@ pub fn output(output: Option<pb::task_chunk::Output>) -> Output {
         }),
         None => Output::Alive,
     }
+}
+
+/// Why a plain piece of output is not taken.
+pub fn oversized_piece(output: &Output) -> Option<Failure> {
+    let Output::Delta(delta) = output else { return None };
+    oversized(&delta.content, &delta.reasoning, &delta.tool_calls)
+}
+
+/// The outcome, unless it is a plain answer that is too large.
+pub fn bounded(outcome: Outcome) -> Outcome {
+    let Outcome::Result(result) = &outcome else { return outcome };
+    let oversized = oversized(&result.content, &result.reasoning, &result.tool_calls);
+    oversized.map_or(outcome, Outcome::Failed)
+}
+
+fn oversized(content: &str, reasoning: &str, calls: &[ToolCallDelta]) -> Option<Failure> {
+    let parts = calls.iter().flat_map(|call| [&*call.id, &*call.name, &*call.arguments]);
+    let bytes: usize = parts.chain([content, reasoning]).map(json_len).sum();
+    (bytes > MAX_PLAIN_JSON).then(|| {
+        let message =
+            format!("the local program's text has {bytes} bytes as JSON; {MAX_PLAIN_JSON} are the most");
+        Failure::new(FailureCode::BadOutput, message)
+    })
+}
+
+fn json_len(text: &str) -> usize {
+    let escapes = text.bytes().filter(|byte| *byte < b' ').count();
+    text.len() + ESCAPE * escapes
 }
 
 fn tool_call_delta(call: pb::ToolCallDelta) -> ToolCallDelta {
@@ -150,7 +197,7 @@ pub fn failure(error: pb::Error) -> Failure {
     let message = if error.message.is_empty() {
         format!("the provider failed: {}", code.as_str())
     } else {
-        error.message
+        cut(error.message, MAX_MESSAGE)
     };
     Failure {
         code,

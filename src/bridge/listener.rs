@@ -13,14 +13,16 @@ use std::{
 
 use nix::sys::stat::{Mode, umask};
 use tokio::{net::UnixListener, sync::mpsc};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::InterceptorLayer, transport::Server};
+use tonic::{body::Body, codegen::http, service::InterceptorLayer, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::util::MapRequestLayer;
 use tracing::warn;
 
 use super::{
     Event,
+    connections::connections,
+    large::Turns,
     service::{Service, StatusFeed, UidGuard},
 };
 use crate::pb::{FILE_DESCRIPTOR_SET, bridge_service_server::BridgeServiceServer};
@@ -192,6 +194,9 @@ pub struct Serve {
     pub serving: tokio::sync::watch::Receiver<bool>,
 }
 
+/// Largest message of the services that only answer questions, in bytes: a name.
+const MAX_QUESTION_BYTES: usize = 4 << 10;
+
 /// Why reflection can always be built.
 const COMPILED_IN: &str = "the descriptors were compiled with this program";
 
@@ -209,19 +214,27 @@ pub async fn serve(
     let bridge = BridgeServiceServer::new(service)
         .max_decoding_message_size(serve.max_message_bytes)
         .max_encoding_message_size(usize::MAX);
+    let guard = UidGuard::new(&serve.allow_uid);
+    let (turns, connections) = (Turns::default(), connections(listener, guard.clone()));
+    let in_turn = move |request: http::Request<Body>| request.map(|body| Body::new(turns.take(body)));
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .layer(InterceptorLayer::new(UidGuard::new(&serve.allow_uid)))
-        .add_service(health_service)
-        .add_service(reflection().build_v1().expect(COMPILED_IN))
+        .layer(InterceptorLayer::new(guard))
+        .layer(MapRequestLayer::new(in_turn))
+        .add_service(health_service.max_decoding_message_size(MAX_QUESTION_BYTES))
+        .add_service(
+            reflection().build_v1().expect(COMPILED_IN).max_decoding_message_size(MAX_QUESTION_BYTES),
+        )
         // grpcurl 1.8, which is what package managers still have, knows no other.
-        .add_service(reflection().build_v1alpha().expect(COMPILED_IN))
+        .add_service(
+            reflection().build_v1alpha().expect(COMPILED_IN).max_decoding_message_size(MAX_QUESTION_BYTES),
+        )
         .add_service(bridge)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned())
+        .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
         .await;
     follow.abort();
     served

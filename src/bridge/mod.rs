@@ -1,10 +1,15 @@
 //! The bridge: gRPC on a unix socket for the local programs that own providers.
 //!
 //! [`listener`] owns the socket and the server, [`session`] one stream each, [`convert`] the words on the wire. What happens goes to
-//! the agent as [`Event`]s; the agent answers through each session's [`SessionHandle`].
+//! the agent as [`Event`]s; the agent answers through each session's [`SessionHandle`]. What keeps a client from costing memory is
+//! in `connections`, `large`, [`codec`] and `outbound`, in the order in which its bytes meet them.
 
+pub mod codec;
+mod connections;
 pub mod convert;
+mod large;
 pub mod listener;
+mod outbound;
 pub mod service;
 pub mod session;
 

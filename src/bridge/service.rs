@@ -10,14 +10,11 @@ use std::{
 };
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream, wrappers::WatchStream};
+use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
 
-use super::{
-    Event,
-    session::{OUTBOUND, Reader},
-};
+use super::{Event, outbound, session::Reader};
 use crate::{
     domain::{Printable, ProviderName, SessionKey},
     pb::{self, bridge_service_server::BridgeService},
@@ -55,7 +52,7 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl BridgeService for Service {
-    type SessionStream = ReceiverStream<Result<pb::SessionResponse, Status>>;
+    type SessionStream = outbound::Receiver;
     type WatchStatusStream = Responses<pb::WatchStatusResponse>;
 
     async fn session(
@@ -65,14 +62,14 @@ impl BridgeService for Service {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place
             .map_err(|_| Status::resource_exhausted(format!("{MAX_SESSIONS} sessions are open already")))?;
-        let (out, responses) = mpsc::channel(OUTBOUND);
+        let (out, responses) = outbound::channel();
         let key = SessionKey(self.next_session.fetch_add(1, Ordering::Relaxed));
         let reader = Reader::new(key, request.into_inner(), out, self.events.clone(), &self.shutdown);
         tokio::spawn(async move {
             reader.run().await;
             drop(place);
         });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        Ok(Response::new(responses))
     }
 
     async fn watch_status(
@@ -122,13 +119,18 @@ impl UidGuard {
         let own = [nix::unistd::getuid().as_raw(), 0];
         Self(Arc::new(own.into_iter().chain(also.iter().copied()).collect()))
     }
+
+    /// Whether a user may use the socket.
+    pub fn lets_in(&self, uid: u32) -> bool {
+        self.0.contains(&uid)
+    }
 }
 
 impl tonic::service::Interceptor for UidGuard {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
         match peer {
-            Some(peer) if self.0.contains(&peer.uid()) => Ok(request),
+            Some(peer) if self.lets_in(peer.uid()) => Ok(request),
             Some(peer) => Err(Status::permission_denied(format!(
                 "uid {} may not use this socket; its owner can start mcprelay with --allow-uid {0}",
                 peer.uid()

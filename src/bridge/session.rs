@@ -12,33 +12,34 @@ use std::{
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::{BUILTIN_CLIENT, Event, convert};
+use super::{
+    BUILTIN_CLIENT, Event, convert,
+    outbound::{self, NotReading},
+};
 use crate::{
     domain::{
-        CancelReason, Failure, FailureCode, LinkStatus, Outcome, Printable, ProviderName, SessionHello,
-        SessionKey, Taken, TaskId, TaskKey, TaskSink, Verdicts,
+        CancelReason, Failure, FailureCode, LinkStatus, MAX_TASK_ID_BYTES, Outcome, Printable, ProviderName,
+        SessionHello, SessionKey, Taken, TaskId, TaskKey, TaskSink, Verdicts,
     },
     pb,
 };
 
 /// How long a stream may take to say Hello: any client says it at once.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// Messages that may wait for a client that does not read. One that lets more pile up is as good as gone.
-pub(super) const OUTBOUND: usize = 1024;
 /// What a client without a number of its own accepts: the default of gRPC libraries, in bytes.
 const DEFAULT_MESSAGE_BYTES: u32 = 4 << 20;
 /// Most entries of a snapshot that are judged one by one. More is no set of LLMs but a burden on everybody's memory.
 const MAX_SNAPSHOT: usize = 10_000;
+/// Most bytes of a snapshot's texts and numbers, which the agent keeps: every session's together are not many.
+const MAX_SNAPSHOT_BYTES: usize = 1 << 20;
 /// Longest client id or version kept, in bytes: they are shown, nothing else.
 const MAX_HELLO_TEXT: usize = 128;
-
-/// One message to the client, or the status that ends the stream.
-pub(super) type Outbound = Result<pb::SessionResponse, Status>;
 
 /// A task as it is offered.
 pub struct Offer {
@@ -96,7 +97,7 @@ type TaskTable = Mutex<HashMap<String, LocalTask>>;
 /// The agent's side of one session. Nothing here waits: a client that does not keep up is closed.
 #[derive(Clone)]
 pub struct SessionHandle {
-    out: mpsc::Sender<Outbound>,
+    out: outbound::Sender,
     tasks: Arc<TaskTable>,
     closing: Arc<Mutex<Option<CloseReason>>>,
     closed: CancellationToken,
@@ -174,9 +175,8 @@ impl SessionHandle {
     }
 
     fn send(&self, payload: pb::session_response::Payload) {
-        match self.out.try_send(Ok(pb::SessionResponse { payload: Some(payload) })) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => self.close(CloseReason::NotReading),
+        if let Err(NotReading) = self.out.send(payload) {
+            self.close(CloseReason::NotReading);
         }
     }
 }
@@ -199,7 +199,7 @@ impl Reader {
     pub(super) fn new(
         key: SessionKey,
         inbound: Streaming<pb::SessionRequest>,
-        out: mpsc::Sender<Outbound>,
+        out: outbound::Sender,
         events: mpsc::Sender<Event>,
         shutdown: &CancellationToken,
     ) -> Self {
@@ -220,8 +220,8 @@ impl Reader {
             Err(status) => {
                 let message = Printable(status.message()).to_string();
                 info!(%session, code = ?status.code(), message, "session ended");
-                // Never swallowed into OK: the client sees why. A client that is gone does not.
-                let _ = self.handle.out.try_send(Err(status));
+                // Never swallowed into OK: the client sees why.
+                self.handle.out.end(status);
             }
         }
         lock(&self.handle.tasks).clear();
@@ -291,16 +291,7 @@ impl Reader {
         match payload {
             Payload::TaskChunk(chunk) => self.chunk(chunk).await,
             Payload::TaskFinished(finished) => self.finished(finished).await,
-            Payload::ProviderSnapshot(snapshot) if snapshot.providers.len() > MAX_SNAPSHOT => {
-                Err(Status::invalid_argument(format!(
-                    "a snapshot of {} providers; {MAX_SNAPSHOT} are the most that is looked at",
-                    snapshot.providers.len()
-                )))
-            }
-            Payload::ProviderSnapshot(snapshot) => {
-                let pushed = snapshot.providers.into_iter().map(convert::provider).collect();
-                self.emit(Event::Snapshot(self.key, snapshot.generation, pushed)).await
-            }
+            Payload::ProviderSnapshot(snapshot) => self.snapshot(snapshot).await,
             Payload::Drain(drain) => {
                 info!(session = %self.key, reason = %Printable(&drain.reason), "session drains");
                 self.emit(Event::Draining(self.key)).await
@@ -309,6 +300,22 @@ impl Reader {
                 Err(Status::invalid_argument("Hello came twice; it is said once, as the first message"))
             }
         }
+    }
+
+    async fn snapshot(&mut self, snapshot: pb::ProviderSnapshot) -> Result<(), Status> {
+        let (providers, bytes) = (snapshot.providers.len(), snapshot.encoded_len());
+        if providers > MAX_SNAPSHOT {
+            return Err(Status::invalid_argument(format!(
+                "a snapshot of {providers} providers; {MAX_SNAPSHOT} are the most that is looked at"
+            )));
+        }
+        if bytes > MAX_SNAPSHOT_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "a snapshot of {bytes} bytes; {MAX_SNAPSHOT_BYTES} are the most that is kept"
+            )));
+        }
+        let pushed = snapshot.providers.into_iter().map(convert::provider).collect();
+        self.emit(Event::Snapshot(self.key, snapshot.generation, pushed)).await
     }
 
     async fn chunk(&mut self, chunk: pb::TaskChunk) -> Result<(), Status> {
@@ -320,7 +327,11 @@ impl Reader {
                 Some(task) if task.broken => return Ok(()),
                 Some(task) => {
                     task.any_output |= !matches!(output, crate::domain::Output::Alive);
-                    match task.sink.output(output) {
+                    let taken = match convert::oversized_piece(&output) {
+                        Some(failure) => Taken::Broken(failure),
+                        None => task.sink.output(output),
+                    };
+                    match taken {
                         Taken::Accepted | Taken::Closed => return Ok(()),
                         Taken::Broken(failure) => {
                             task.broken = true;
@@ -351,7 +362,7 @@ impl Reader {
                 FailureCode::BadOutput,
                 "the local program sent chunks and then a whole answer; after chunks a task ends without an outcome",
             )),
-            outcome => outcome,
+            outcome => convert::bounded(outcome),
         };
         self.emit(Event::Finished(self.key, task.key, outcome, usage)).await
     }
@@ -359,7 +370,10 @@ impl Reader {
     /// Output for a task that this session does not have: whoever produces it is told to stop.
     fn unknown_task(&self, what: &str, id: &str) {
         debug!(session = %self.key, task_id = %Printable(id), "{what} for a task that the session does not have; dropped");
-        self.handle.send(convert::task_cancel(id, CancelReason::CallerGone));
+        // A longer id was never offered by anybody, and is not worth its way back.
+        if id.len() <= MAX_TASK_ID_BYTES {
+            self.handle.send(convert::task_cancel(id, CancelReason::CallerGone));
+        }
     }
 
     async fn emit(&self, event: Event) -> Result<(), Status> {

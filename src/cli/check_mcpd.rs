@@ -22,6 +22,8 @@ use crate::config::{self, HomeArgs, Lookup, McpdArgs};
 
 /// What to do about a clause that is not held.
 const ADVICE: &str = "mend it in mcpd, or change the name in the agent if mcpd means the same by another one";
+/// What to do where nothing comes: mcpd may be innocent.
+const SILENT: &str = "run `mcprelay doctor`, which knows a proxy that holds the channel back; if there is none, mend it in mcpd";
 /// What to do about one that the agent can live without.
 const OPTIONAL: &str = "the agent works without it; mcpd would do well to have it";
 
@@ -62,7 +64,10 @@ enum Broken {
 pub async fn run(args: CheckArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let mcpd = Mcpd::new(&args.mcpd, &args.home, env)?;
     // Without an answer or a token there is nothing to try; a list that is missing is a clause like any other.
-    if let Err(error @ (CallError::NoAnswer { .. } | CallError::Refused { .. })) = get::list(&mcpd).await {
+    if let Err(
+        error @ (CallError::NoAnswer { .. } | CallError::Untrusted { .. } | CallError::Refused { .. }),
+    ) = get::list(&mcpd).await
+    {
         return Err(error.into());
     }
     let mut check = Check::new(mcpd, args.output, args.keep_alive_wait, CANCEL_WAIT);
@@ -135,7 +140,7 @@ impl Check {
         let (finding, value) = match outcome {
             Ok(value) => (Finding::ok(&subject, "held"), Some(value)),
             Err(Broken::Not(why)) => (Finding::failure(&subject, why, ADVICE), None),
-            Err(Broken::Silent) => (Finding::failure(&subject, "nothing comes in time", ADVICE), None),
+            Err(Broken::Silent) => (Finding::failure(&subject, "nothing comes in time", SILENT), None),
             Err(Broken::Weak(why)) => (Finding::warning(&subject, why, OPTIONAL), None),
             Err(Broken::Skip(why)) => (Finding::skipped(&subject, why), None),
         };

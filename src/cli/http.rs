@@ -30,6 +30,9 @@ pub struct Mcpd {
     credentials: Credentials,
 }
 
+/// What rustls says of a certificate that no authority it trusts has signed.
+const UNKNOWN_ISSUER: &str = "UnknownIssuer";
+
 /// Why a call to mcpd gave nothing usable. Never holds the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
@@ -39,6 +42,16 @@ pub enum CallError {
         /// Where it should be.
         url: McpdUrl,
         /// The innermost cause.
+        why: String,
+    },
+    /// Its certificate is from an authority that nobody here knows.
+    #[error(
+        "nobody here knows the authority of the certificate at {url} ({why}): pass its PEM file as --ca-file"
+    )]
+    Untrusted {
+        /// Where it is.
+        url: McpdUrl,
+        /// What TLS says.
         why: String,
     },
     /// The token is not accepted.
@@ -168,7 +181,11 @@ impl Mcpd {
 
     /// The error for a call that got no answer.
     pub fn no_answer(&self, error: &reqwest::Error) -> CallError {
-        CallError::NoAnswer { url: self.url().clone(), why: root_cause(error) }
+        let (url, why) = (self.url().clone(), root_cause(error));
+        match why.contains(UNKNOWN_ISSUER) {
+            true => CallError::Untrusted { url, why },
+            false => CallError::NoAnswer { url, why },
+        }
     }
 
     /// The error for an answer that is none of an mcpd.

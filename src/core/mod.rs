@@ -126,7 +126,7 @@ impl Core {
         }
         if matches!(self.drain, Drain::Ending(since) if since + DRAIN_DELIVERY_BOUND <= now) {
             // Ends from before the drain, too, for an mcpd that does not answer: a successor offers them again.
-            self.drained(fx);
+            return self.drained(fx);
         }
         self.link.tick(now, fx);
         self.settle_down(now, fx);

@@ -47,13 +47,13 @@ pub enum PartReply {
 #[derive(Debug)]
 pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
-/// The way of one task's parts to mcpd. The URL is made once, for the mcpd that there is.
+/// The way of one task's parts to mcpd. The URL is made once.
 #[derive(Debug)]
 pub struct ResultPosts {
     mcpd: Mcpd,
     /// `None` for an id that no URL can carry.
     path: Option<String>,
-    url: Option<(Arc<str>, Url)>,
+    url: Option<Url>,
 }
 
 impl ResultPosts {
@@ -103,15 +103,11 @@ impl ResultPosts {
         Some(request)
     }
 
-    fn url_at(&mut self, mcpd: &Arc<str>) -> Option<Url> {
-        if let Some((made_for, url)) = &self.url
-            && made_for == mcpd
-        {
-            return Some(url.clone());
+    fn url_at(&mut self, mcpd: &str) -> Option<Url> {
+        if self.url.is_none() {
+            self.url = Url::parse(&endpoint(mcpd, self.path.as_deref()?)).ok();
         }
-        let url = Url::parse(&endpoint(mcpd, self.path.as_deref()?)).ok()?;
-        self.url = Some((Arc::clone(mcpd), url.clone()));
-        Some(url)
+        self.url.clone()
     }
 
     async fn part_reply(&self, c: &Arc<Connected>, response: Response) -> PartReply {

@@ -219,6 +219,25 @@ async fn credentials_that_break_while_the_agent_is_online_are_one_warning_and_ev
     world.link(AgentState::Online).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_mode_that_lets_others_read_the_token_is_one_warning_however_often_the_file_is_read() {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+    let logs = Logs::keep();
+    let mut world = World::offline(FakeMcpd::builder(), |_| {}).await;
+    world.write_credentials();
+    fs::set_permissions(world.path("credentials"), fs::Permissions::from_mode(0o640)).expect("it is ours");
+    world.start_agent();
+    let mut client = world.serving("llama").await;
+    for n in 0..3 {
+        world.write("config.json", &json!({"n": n, "grows": "x".repeat(n)}).to_string());
+        pass(Duration::from_secs(6)).await;
+    }
+    world.mcpd.answer(Aim::next(CallKind::Heartbeat).times(2), Answer::status(401));
+    pass(Duration::from_secs(70)).await;
+    assert_eq!(logs.lines_with("so others may read the token").len(), 1);
+    works(&world, &mut client, "llama").await;
+}
+
 // ---- from a local program ------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use reqwest::{Response, header};
+use serde::de::IgnoredAny;
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -36,9 +37,15 @@ pub(super) async fn examine(mcpd: &Mcpd, report: &mut Report) -> io::Result<()> 
     let asked = SystemTime::now();
     let response = mcpd.send(mcpd.get(LLMS_PATH).timeout(CALL_TIMEOUT), LLMS_PATH).await;
     let answered = SystemTime::now();
-    report.extend(reached(mcpd, response.as_ref().err()))?;
-    let Ok(response) = response else { return Ok(()) };
-    report.add(clock(&response, asked, answered))?;
+    let clock = response.as_ref().ok().map(|response| clock(response, asked, answered));
+    // A login page says 200 to everything: only a list of rows shows that the token was looked at.
+    let listed = match response {
+        Ok(response) => mcpd.json::<Vec<IgnoredAny>>(response).await,
+        Err(error) => Err(error),
+    };
+    report.extend(reached(mcpd, listed.as_ref().err()))?;
+    let (Ok(_), Some(clock)) = (listed, clock) else { return Ok(()) };
+    report.add(clock)?;
     report.add(channel(mcpd, &PATIENCE).await)
 }
 
@@ -191,6 +198,17 @@ mod tests {
             finding.result == Level::Failure
                 && finding.advice.is_some_and(|advice| advice.contains("buffering"))
         );
+    }
+
+    #[tokio::test]
+    async fn a_page_that_answers_everything_is_no_mcpd_that_accepts_the_token() {
+        let page = async || ([("content-type", "text/html")], "<html>Log in</html>");
+        let stub = Stub::serve(Router::new().fallback(page)).await;
+        let mut report = Report::new(Format::Json);
+        examine(&stub.mcpd(), &mut report).await.expect("adds");
+        let [finding] = report.findings() else { panic!("{:?}", report.findings()) };
+        assert_eq!((&*finding.subject, finding.result), ("mcpd", Level::Failure));
+        assert!(finding.message.contains("is no mcpd"), "{finding:?}");
     }
 
     #[tokio::test]

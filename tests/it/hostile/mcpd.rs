@@ -171,6 +171,13 @@ async fn an_endless_event_costs_no_more_than_its_limit() {
         real.mcpd.send_raw("x".repeat(1 << 20));
     }
     real.agent.says("--event-limit can raise it").await;
+    // mcpd may not have noticed yet that the old channel is closed, and would give it the next task.
+    let mut opened = 0;
+    let again = |entry: &fake_mcpd::Entry| {
+        opened += usize::from(entry.is_call(CallKind::Stream));
+        opened >= 2
+    };
+    soon("another channel", real.mcpd.wait_for(again)).await;
     real.active("llama").await;
     real.still_serves("llama", &mut client).await;
     real.assert_small();

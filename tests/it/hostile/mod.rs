@@ -1,6 +1,7 @@
 //! Parties that are up to no good: an mcpd, a local program, and what they say. Whatever they do, memory stays bounded, the log and
 //! the terminal stay clean, and the others are served.
 
+mod amplification;
 mod local_programs;
 mod mcpd;
 mod providers;

@@ -1,0 +1,221 @@
+//! Protobuf with a limit on what a message decodes to.
+//!
+//! Two bytes on the wire, an empty element of a repeated field, become a hundred times as much in memory: 33 MiB of empty providers decode
+//! to 3.4 GiB. So before a session's message is decoded its fields are counted, along the same path that decoding takes.
+
+use std::marker::PhantomData;
+
+use bytes::Buf as _;
+use prost::{
+    DecodeError, Message,
+    encoding::{WireType, decode_key, decode_varint},
+};
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder},
+};
+use tonic_prost::ProstEncoder;
+
+use crate::pb;
+
+/// Most fields of one message to the agent, those of its parts included: ten thousand providers with all that a provider has, one
+/// feature each. Decoded they have some 27 MiB at most.
+pub const MAX_FIELDS: usize = 1 << 17;
+
+/// Which fields of a message are messages themselves, by number. All else is a leaf: it counts as one, whatever its size.
+#[derive(Debug)]
+pub struct Shape(&'static [(u32, Shape)]);
+
+/// A message that one side takes, and what has to be looked at before.
+pub trait Taken: Message + Default + 'static {
+    /// What is counted; `None` trusts the sender.
+    const COUNTED: Option<Shape> = None;
+}
+
+/// `providers` of a snapshot; `tool_calls` of a chunk's delta and of a finished task's result.
+impl Taken for pb::SessionRequest {
+    const COUNTED: Option<Shape> = Some(Shape(&[
+        (2, Shape(&[(2, Shape(&[]))])),
+        (3, Shape(&[(3, Shape(&[(3, Shape(&[]))]))])),
+        (4, Shape(&[(3, Shape(&[(3, Shape(&[]))]))])),
+    ]));
+}
+impl Taken for pb::WatchStatusRequest {}
+impl Taken for pb::SetPausedRequest {}
+// What the agent itself sends to the clients in this program.
+impl Taken for pb::SessionResponse {}
+impl Taken for pb::WatchStatusResponse {}
+impl Taken for pb::SetPausedResponse {}
+
+/// The codec of the bridge's rpcs: prost, and a look at what comes in.
+#[derive(Debug)]
+pub struct CountedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for CountedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Message + 'static, U: Taken> Codec for CountedCodec<T, U> {
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = CountedDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        CountedDecoder(PhantomData)
+    }
+}
+
+/// Decodes what has no more fields than it may.
+#[derive(Debug)]
+pub struct CountedDecoder<U>(PhantomData<U>);
+
+impl<U: Taken> Decoder for CountedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let message = buf.copy_to_bytes(buf.remaining());
+        if let Some(shape) = U::COUNTED {
+            let mut left = MAX_FIELDS;
+            count(&message, &shape, &mut left)?;
+        }
+        Ok(Some(U::decode(message).map_err(Uncounted::from)?))
+    }
+}
+
+/// Why a message is not decoded.
+#[derive(Debug, thiserror::Error)]
+enum Uncounted {
+    #[error("a message of more than {MAX_FIELDS} fields; send fewer providers or tool calls at once")]
+    TooMany,
+    #[error("a message that is no protobuf: {0}")]
+    Broken(#[from] DecodeError),
+    #[error("a message that is no protobuf: it ends within a field")]
+    Short,
+    /// Groups, which no client of proto3 sends. To skip one is to follow prost's own way through it.
+    #[error("a message with a group in it, which this protocol does not have")]
+    Group,
+}
+
+impl From<Uncounted> for Status {
+    fn from(why: Uncounted) -> Self {
+        match why {
+            Uncounted::TooMany => Self::resource_exhausted(why.to_string()),
+            Uncounted::Broken(_) | Uncounted::Short | Uncounted::Group => {
+                Self::invalid_argument(why.to_string())
+            }
+        }
+    }
+}
+
+/// Takes the message's fields from `left`. What cannot be followed to its end is refused: prost might follow it further.
+fn count(mut message: &[u8], shape: &Shape, left: &mut usize) -> Result<(), Uncounted> {
+    while !message.is_empty() {
+        *left = left.checked_sub(1).ok_or(Uncounted::TooMany)?;
+        let (number, kind) = decode_key(&mut message)?;
+        let value = value(&mut message, kind)?;
+        if let Some((_, inner)) = shape.0.iter().find(|(known, _)| *known == number) {
+            count(value, inner, left)?;
+        }
+    }
+    Ok(())
+}
+
+/// Steps over one field's value; gives its bytes if it has a length, else none.
+fn value<'a>(message: &mut &'a [u8], kind: WireType) -> Result<&'a [u8], Uncounted> {
+    let (length, kept) = match kind {
+        WireType::Varint => {
+            decode_varint(message)?;
+            (0, false)
+        }
+        WireType::ThirtyTwoBit => (4, false),
+        WireType::SixtyFourBit => (8, false),
+        WireType::LengthDelimited => (decode_varint(message)?, true),
+        WireType::StartGroup | WireType::EndGroup => return Err(Uncounted::Group),
+    };
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    let (value, rest) = message.split_at_checked(length).ok_or(Uncounted::Short)?;
+    *message = rest;
+    Ok(if kept { value } else { &[] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(request: &[u8]) -> Result<usize, Uncounted> {
+        let mut left = MAX_FIELDS;
+        count(request, &pb::SessionRequest::COUNTED.expect("it is counted"), &mut left)?;
+        Ok(MAX_FIELDS - left)
+    }
+
+    fn field(number: u8, inner: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![number << 3 | 2];
+        prost::encoding::encode_varint(inner.len() as u64, &mut bytes);
+        bytes.extend(inner);
+        bytes
+    }
+
+    #[test]
+    fn what_decodes_to_many_parts_is_counted_part_by_part() {
+        let provider = field(2, &[field(1, b"name"), field(10, b""), field(10, b"")].concat());
+        assert_eq!(counted(&field(2, &provider.repeat(3))).unwrap(), 1 + 3 * 4);
+        let calls = field(3, &field(3, b"").repeat(5));
+        assert_eq!(counted(&field(3, &calls)).unwrap(), 2 + 5, "a chunk's");
+        assert_eq!(counted(&field(4, &calls)).unwrap(), 2 + 5, "a result's");
+    }
+
+    #[test]
+    fn raw_bytes_count_as_one_whatever_is_in_them() {
+        let json = field(3, &field(2, &field(3, b"").repeat(MAX_FIELDS)));
+        assert_eq!(counted(&json).unwrap(), 2);
+    }
+
+    #[test]
+    fn the_field_after_the_last_one_is_refused() {
+        let with = |n: usize| field(2, &field(2, b"").repeat(n));
+        assert_eq!(counted(&with(MAX_FIELDS - 1)).unwrap(), MAX_FIELDS);
+        assert!(matches!(counted(&with(MAX_FIELDS)), Err(Uncounted::TooMany)));
+        let unknown = field(2, &[0x78, 0].repeat(MAX_FIELDS));
+        assert!(matches!(counted(&unknown), Err(Uncounted::TooMany)), "fields that nobody knows too");
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_refused() {
+        for broken in [&[0x12, 9, 1][..], &[0x12], &[0xff; 11], &[0x07], &[0x12, 1, 0x80], &[0x0d, 1]] {
+            assert!(matches!(counted(broken), Err(Uncounted::Broken(_) | Uncounted::Short)), "{broken:?}");
+        }
+        assert!(matches!(counted(&[0x13, 0x14]), Err(Uncounted::Group)));
+    }
+
+    /// Every repeated field below a session's request is on the way that is counted: the proto may get more of them.
+    #[test]
+    fn no_repeated_field_of_a_request_is_left_out() {
+        let set = prost_types::FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).expect("it is ours");
+        let messages: Vec<_> = set.file.iter().flat_map(|file| &file.message_type).collect();
+        let of = |name: &str| {
+            let name = name.rsplit('.').next().unwrap_or_default().to_owned();
+            messages.iter().find(move |m| m.name() == name).expect("it is in the proto")
+        };
+        let counted = pb::SessionRequest::COUNTED.expect("it is counted");
+        let mut open = vec![(of("SessionRequest"), Some(counted.0))];
+        while let Some((message, shape)) = open.pop() {
+            for field in &message.field {
+                let inner =
+                    shape.and_then(|s| s.iter().find(|(n, _)| i32::try_from(*n) == Ok(field.number())));
+                let repeated = field.label() == prost_types::field_descriptor_proto::Label::Repeated;
+                assert!(!repeated || shape.is_some(), "{}.{} is not counted", message.name(), field.name());
+                if field.r#type() == prost_types::field_descriptor_proto::Type::Message {
+                    open.push((of(field.type_name()), inner.map(|(_, shape)| shape.0)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What waits for a client to read it: a bounded number of messages, and of bytes.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::Status;
+
+use crate::pb::{SessionResponse, session_response::Payload};
+
+/// Messages that may wait for a client that does not read. One that lets more pile up is as good as gone.
+const MESSAGES: usize = 1024;
+/// Bytes that may wait for it: verdicts repeat what the client chose, so that a few messages could be many. The verdicts on the largest
+/// snapshot have about half of this.
+const MAX_UNREAD_BYTES: usize = 8 << 20;
+
+/// One message to the client, or the status that ends the stream.
+type Outbound = Result<SessionResponse, Status>;
+
+/// The agent's end: nothing here waits.
+#[derive(Clone, Debug)]
+pub(super) struct Sender {
+    messages: mpsc::Sender<Outbound>,
+    unread: Arc<AtomicUsize>,
+}
+
+/// The client has let too much pile up.
+#[derive(Debug)]
+pub(super) struct NotReading;
+
+impl Sender {
+    /// Sends a message; to a client that is gone it goes nowhere.
+    pub(super) fn send(&self, payload: Payload) -> Result<(), NotReading> {
+        let message = SessionResponse { payload: Some(payload) };
+        let bytes = weight(&message);
+        if self.unread.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_UNREAD_BYTES {
+            return Err(NotReading);
+        }
+        match self.messages.try_send(Ok(message)) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(NotReading),
+        }
+    }
+
+    /// Ends the stream with a status. A client that is gone does not see it.
+    pub(super) fn end(&self, status: Status) {
+        let _ = self.messages.try_send(Err(status));
+    }
+}
+
+/// The client's end.
+#[derive(Debug)]
+pub struct Receiver {
+    messages: ReceiverStream<Outbound>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Stream for Receiver {
+    type Item = Outbound;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Outbound>> {
+        let next = Pin::new(&mut self.messages).poll_next(context);
+        if let Poll::Ready(Some(Ok(message))) = &next {
+            self.unread.fetch_sub(weight(message), Ordering::Relaxed);
+        }
+        next
+    }
+}
+
+/// Both ends of one session's way to its client.
+pub(super) fn channel() -> (Sender, Receiver) {
+    let (messages, receiver) = mpsc::channel(MESSAGES);
+    let unread = Arc::<AtomicUsize>::default();
+    let receiver = Receiver { messages: ReceiverStream::new(receiver), unread: Arc::clone(&unread) };
+    (Sender { messages, unread }, receiver)
+}
+
+/// What a message counts. An offer is nothing more than a task that the agent holds anyway, whose bytes are counted there.
+fn weight(message: &SessionResponse) -> usize {
+    match &message.payload {
+        Some(Payload::TaskOffer(_)) => 0,
+        _ => message.encoded_len(),
+    }
+}
