@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use crate::{
     faults::begun,
-    support::{World, chat, gaps, soon},
+    support::{World, chat, completion, gaps, soon},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -94,15 +94,20 @@ async fn an_id_is_on_disk_before_any_program_has_the_offer() {
     let mut client = world.serving("llama").await;
     for burst in 1..=8 {
         let calls: Vec<_> = (0..burst).map(|_| world.mcpd.infer_stream("llama", &chat("hi"))).collect();
-        for call in calls {
+        let mut offered = Vec::new();
+        for _ in &calls {
             let offer = client.offer().await;
             // Killed now, the agent would have to leave the id behind.
             let written = std::fs::read_to_string(world.path(TASKS_FILE)).expect("the file is there");
             let (begun, over) = (format!("+{}", offer.task_id), format!("-{}", offer.task_id));
             assert!(written.lines().any(|l| l == begun) && !written.lines().any(|l| l == over), "{written}");
-            drop(call);
-            client.cancel().await;
-            client.finish_cancelled(&offer.task_id).await;
+            offered.push(offer);
+        }
+        for offer in &offered {
+            client.finish_body(offer, &completion("ok")).await;
+        }
+        for call in calls {
+            soon("the end", call.expect("accepted").collect()).await;
         }
     }
     world.assert_clean();
