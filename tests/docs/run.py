@@ -215,9 +215,10 @@ class World:
         handler = self.models.RequestHandlerClass
         handler.models = (*handler.models, *(provider.get("model") for provider in providers))
         self.write("config.json", config)
-        for provider in providers:
-            if any(line.startswith("mcprelay run --provide") for line in self.serving):
-                self.until(f"{provider['name']} is listed", lambda name=provider["name"]: self.lists(name))
+        # The file is followed within a second or two.
+        if "run" in self.serving and any("provide" in process.line for process in self.serving.values()):
+            for name in (provider["name"] for provider in providers if provider.get("publish") is True):
+                self.until(f"{name} is listed", lambda name=name: self.lists(name))
 
     def lists(self, name):
         listed = subprocess.run(
@@ -242,7 +243,7 @@ class World:
                 ["bash", "-c", f"exec env {line}" if "=" in line.split()[0] else f"exec {line}"],
                 env=self.env, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )
-        process.log = out
+        process.line, process.log = line, out
         return process
 
     def first_line(self, process):
