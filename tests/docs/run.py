@@ -183,7 +183,7 @@ class World:
         # The ports that pages show, and those that are free here.
         self.ports = {"9464": str(free_port())}
         self.models = self.model_server()
-        self.mcpd = self.start("fake-mcpd --token T", "an mcpd")
+        self.mcpd = self.start("fake-mcpd --token T --ping-interval 1s", "an mcpd")
         self.url = self.first_line(self.mcpd).split()[-1]
         self.write("credentials", {"mcpdUrl": self.url, "token": TOKEN})
 
