@@ -30,7 +30,7 @@ BIN = Path(os.environ.get("MCPRELAY_BIN", ROOT / "target/debug")).resolve()
 PATIENCE = 60.0
 TOKEN = "T"
 
-# What is not run, by the begin of its line, and why.
+# What is not run, by the begin of its line after any variables, and why.
 NOT_RUN = {
     "./test.sh": "this is part of it",
     "cargo install": "compiles for minutes; the step before has built the programs",
@@ -47,7 +47,7 @@ NOT_RUN = {
     "../../tests/node/run.sh": "the Node client's step",
     "ollama": "not here; a stand-in answers as it would",
     "llama-server": "not here; a stand-in answers as it would",
-    "VLLM_API_KEY": "not here; a stand-in answers as it would",
+    "vllm": "not here; a stand-in answers as it would",
     "lms": "not here; a stand-in answers as it would",
     "$EDITOR": "for people",
     "mcprelay provide --detect": "asks the servers' usual ports, where anything may be; tests/provide/detect.rs runs it",
@@ -261,8 +261,9 @@ class World:
 
     def run(self, line, output):
         """Runs one command and compares what it prints; a server goes on until the page ends."""
+        program = re.sub(r"^(\w+=\S+ )+", "", line)
         for begin in NOT_RUN:
-            if line.startswith(begin):
+            if program.startswith(begin):
                 self.used.add(begin)
                 return
         line = self.here(line)
