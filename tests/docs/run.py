@@ -30,7 +30,7 @@ BIN = Path(os.environ.get("MCPRELAY_BIN", ROOT / "target/debug")).resolve()
 PATIENCE = 60.0
 TOKEN = "T"
 
-# What is not run, by the begin of its line, and why.
+# What is not run, by the begin of its line after any variables, and why.
 NOT_RUN = {
     "./test.sh": "this is part of it",
     "cargo install": "compiles for minutes; the step before has built the programs",
@@ -47,7 +47,7 @@ NOT_RUN = {
     "../../tests/node/run.sh": "the Node client's step",
     "ollama": "not here; a stand-in answers as it would",
     "llama-server": "not here; a stand-in answers as it would",
-    "VLLM_API_KEY": "not here; a stand-in answers as it would",
+    "vllm": "not here; a stand-in answers as it would",
     "lms": "not here; a stand-in answers as it would",
     "$EDITOR": "for people",
     "mcprelay provide --detect": "asks the servers' usual ports, where anything may be; tests/provide/detect.rs runs it",
@@ -183,7 +183,7 @@ class World:
         # The ports that pages show, and those that are free here.
         self.ports = {"9464": str(free_port())}
         self.models = self.model_server()
-        self.mcpd = self.start("fake-mcpd --token T", "an mcpd")
+        self.mcpd = self.start("fake-mcpd --token T --ping-interval 1s", "an mcpd")
         self.url = self.first_line(self.mcpd).split()[-1]
         self.write("credentials", {"mcpdUrl": self.url, "token": TOKEN})
 
@@ -215,9 +215,10 @@ class World:
         handler = self.models.RequestHandlerClass
         handler.models = (*handler.models, *(provider.get("model") for provider in providers))
         self.write("config.json", config)
-        for provider in providers:
-            if any(line.startswith("mcprelay run --provide") for line in self.serving):
-                self.until(f"{provider['name']} is listed", lambda name=provider["name"]: self.lists(name))
+        # The file is followed within a second or two.
+        if "run" in self.serving and any("provide" in process.line for process in self.serving.values()):
+            for name in (provider["name"] for provider in providers if provider.get("publish") is True):
+                self.until(f"{name} is listed", lambda name=name: self.lists(name))
 
     def lists(self, name):
         listed = subprocess.run(
@@ -242,7 +243,7 @@ class World:
                 ["bash", "-c", f"exec env {line}" if "=" in line.split()[0] else f"exec {line}"],
                 env=self.env, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )
-        process.log = out
+        process.line, process.log = line, out
         return process
 
     def first_line(self, process):
@@ -260,8 +261,9 @@ class World:
 
     def run(self, line, output):
         """Runs one command and compares what it prints; a server goes on until the page ends."""
+        program = re.sub(r"^(\w+=\S+ )+", "", line)
         for begin in NOT_RUN:
-            if line.startswith(begin):
+            if program.startswith(begin):
                 self.used.add(begin)
                 return
         line = self.here(line)
