@@ -261,8 +261,12 @@ mod tests {
         file.flush();
         // A killed agent runs no destructors.
         std::mem::forget(file);
-        let (_file, left) = TaskFile::open(path.clone());
+        let (mut file, left) = TaskFile::open(path.clone());
         assert_eq!(left, [id("b/../\n%"), id("c")]);
+        file.begun(&id("d"));
+        file.over(&id("c"));
+        let left = ["a", "b/../\n%", "c", "d"].map(|name| file.is_left_behind(&id(name)));
+        assert_eq!(left, [false, true, false, false], "until it has its end");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 

@@ -75,17 +75,20 @@ async fn a_killed_agents_task_is_not_run_by_its_successor_however_long_that_had_
     let (call, offer) = begun(&world, &mut client).await;
     world.kill_agent().await;
     drop((client, call));
+    world.mcpd.answer(Aim::next(CallKind::Result), Answer::status(503).retry_after(600));
     world.start_agent();
-    // Longer than ended ids are remembered.
+    // Longer than ended ids are remembered; and then mcpd does not take the end yet.
     sleep(660 * SECOND).await;
     let mut client = world.serving("llama").await;
+    world.calls_of(CallKind::Result, 2).await;
     let again = json!({"kind": "infer", "taskId": offer.task_id, "llmName": "llama", "streaming": true, "request": {}});
     world.mcpd.send_raw(format!("event: task\\ndata: {again}\\n\\n"));
     let (_call, next) = begun(&world, &mut client).await;
     assert_ne!(next.task_id, offer.task_id);
+    world.calls_of(CallKind::Result, 4).await;
     let runs =
         world.calls(CallKind::Result).iter().filter(|e| e.task.as_ref() == Some(&offer.task_id)).count();
-    assert_eq!(runs, 2, "its first token, and its end");
+    assert_eq!(runs, 3, "its first token, its end that was not taken, and its end");
 }
 
 #[tokio::test(start_paused = true)]
