@@ -124,6 +124,7 @@ function countOf(value: unknown): number | undefined {
 }
 
 function nameOf(value: unknown): string {
-  if (value === null || typeof value !== 'object') return value === undefined ? 'nothing' : `a ${typeof value}`;
+  if (value === null || value === undefined) return 'nothing';
+  if (typeof value !== 'object') return `a ${typeof value}`;
   return `an object with the fields [${Object.keys(value).slice(0, 10).join(', ')}]`;
 }
