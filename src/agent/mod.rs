@@ -9,7 +9,7 @@ mod hub;
 mod relay;
 mod status;
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -91,6 +91,8 @@ pub struct Agent {
     hub: Hub,
     socket: BoundSocket,
     serve: Serve,
+    /// Held while the agent runs: its files are for one agent.
+    home_lock: Option<File>,
 }
 
 impl Agent {
@@ -106,6 +108,7 @@ impl Agent {
         surroundings: Surroundings,
         socket: BoundSocket,
     ) -> Result<Self, AgentError> {
+        let home_lock = listener::lock_home(&config.home)?;
         let (channels, bridge_events, status_feed) = Channels::new();
         let (serving_tx, serving) = watch::channel(true);
         let max_message_bytes = config.event_limit + MESSAGE_MARGIN;
@@ -117,11 +120,12 @@ impl Agent {
             serving,
         };
         let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes)?;
-        Ok(Self { hub, socket, serve })
+        Ok(Self { hub, socket, serve, home_lock })
     }
 
     /// Runs until told to stop. Everything that it started has ended when this returns.
     pub async fn run(self, stop: Stop) -> Result<Stopped, AgentError> {
+        let _home_lock = self.home_lock;
         let shutdown = CancellationToken::new();
         // An agent that is dropped while it runs ends its streams and gives up its socket, as a killed one does.
         let _shutdown_when_dropped = shutdown.clone().drop_guard();

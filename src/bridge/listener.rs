@@ -35,6 +35,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Flow-control window of one connection, in bytes.
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The lock of a home. No socket's lock can have this name.
+const HOME_LOCK: &str = "mcprelay.pid";
 /// Most streams on one connection: a session, a few watchers and calls.
 const MAX_STREAMS: u32 = 64;
 
@@ -48,6 +50,14 @@ pub enum BindError {
         pid: Option<u32>,
         /// The socket it serves.
         socket: PathBuf,
+    },
+    /// Another agent has this home, on another socket.
+    #[error("another mcprelay{} already runs in {}; stop it first, or use another --home", pid_text(.pid), .home.display())]
+    HomeTaken {
+        /// The other one's process id, where it can be read.
+        pid: Option<u32>,
+        /// The home of both.
+        home: PathBuf,
     },
     /// Something listens on the socket without holding the lock.
     #[error("something else already listens on {}; use another --socket", .0.display())]
@@ -125,15 +135,43 @@ fn make_folder(folder: &Path) -> Result<(), BindError> {
     made.map_err(|error| BindError::Io { what: "create the folder", path: folder.to_owned(), error })
 }
 
-/// Takes the lock `<socket>.lock`, which names its holder's process.
+/// Takes the lock of a home, whose sticky session and tasks file are for one agent, whatever its socket. A home that cannot be
+/// written to has neither, and needs no lock.
+pub fn lock_home(home: &Path) -> Result<Option<File>, BindError> {
+    match lock_file(&home.join(HOME_LOCK)) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(NoLock::Held(pid)) => Err(BindError::HomeTaken { pid, home: home.to_owned() }),
+        Err(NoLock::Io(what, error)) => {
+            warn!(
+                "cannot {what} {}: {error}; a second agent in this home is not noticed",
+                home.join(HOME_LOCK).display()
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Takes the lock `<socket>.lock`.
 fn take_lock(socket: &Path) -> Result<File, BindError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
-    let io_error = |what| {
-        let path = path.clone();
-        move |error| BindError::Io { what, path, error }
-    };
+    lock_file(&path).map_err(|why| match why {
+        NoLock::Held(pid) => BindError::Running { pid, socket: socket.to_owned() },
+        NoLock::Io(what, error) => BindError::Io { what, path, error },
+    })
+}
+
+/// Why a lock was not taken.
+enum NoLock {
+    /// Somebody has it: who, where that can be read.
+    Held(Option<u32>),
+    /// What was tried, and what the system said.
+    Io(&'static str, io::Error),
+}
+
+/// Takes a lock, whose file names its holder's process.
+fn lock_file(path: &Path) -> Result<File, NoLock> {
     let open = OpenOptions::new()
         .read(true)
         .write(true)
@@ -141,16 +179,16 @@ fn take_lock(socket: &Path) -> Result<File, BindError> {
         .truncate(false)
         .mode(0o600)
         .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&path);
-    let mut file = open.map_err(io_error("open the lock"))?;
+        .open(path);
+    let mut file = open.map_err(|error| NoLock::Io("open the lock", error))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
             let mut text = String::new();
             let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(BindError::Running { pid, socket: socket.to_owned() });
+            return Err(NoLock::Held(pid));
         }
-        Err(fs::TryLockError::Error(error)) => return Err(io_error("lock")(error)),
+        Err(fs::TryLockError::Error(error)) => return Err(NoLock::Io("lock", error)),
     }
     let written =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));

@@ -18,6 +18,9 @@ use crate::pb::{SessionResponse, session_response::Payload};
 
 /// Messages that may wait for a client that does not read. One that lets more pile up is as good as gone.
 const MESSAGES: usize = 1024;
+/// Places that must be free before whoever sends output of tasks that there are not is told so: a flood of it must not take the room
+/// of what matters, nor end the session.
+const SPARE_MESSAGES: usize = MESSAGES / 2;
 /// Bytes that may wait for it: verdicts repeat what the client chose, so that a few messages could be many. The verdicts on the largest
 /// snapshot have about half of this.
 const MAX_UNREAD_BYTES: usize = 8 << 20;
@@ -50,9 +53,21 @@ impl Sender {
         }
     }
 
+    /// Whether there is room for what can also be left out.
+    pub(super) fn has_spare_room(&self) -> bool {
+        self.messages.capacity() > SPARE_MESSAGES
+            && self.unread.load(Ordering::Relaxed) < MAX_UNREAD_BYTES / 2
+    }
+}
+
+/// The place that is kept for the status which ends the stream: a client that let all others fill up must see it too.
+#[derive(Debug)]
+pub(super) struct LastPlace(mpsc::OwnedPermit<Outbound>);
+
+impl LastPlace {
     /// Ends the stream with a status. A client that is gone does not see it.
-    pub(super) fn end(&self, status: Status) {
-        let _ = self.messages.try_send(Err(status));
+    pub(super) fn end(self, status: Status) {
+        self.0.send(Err(status));
     }
 }
 
@@ -76,11 +91,12 @@ impl Stream for Receiver {
 }
 
 /// Both ends of one session's way to its client.
-pub(super) fn channel() -> (Sender, Receiver) {
-    let (messages, receiver) = mpsc::channel(MESSAGES);
+pub(super) fn channel() -> (Sender, LastPlace, Receiver) {
+    let (messages, receiver) = mpsc::channel(MESSAGES + 1);
+    let last = LastPlace(messages.clone().try_reserve_owned().expect("a new queue has room"));
     let unread = Arc::<AtomicUsize>::default();
     let receiver = Receiver { messages: ReceiverStream::new(receiver), unread: Arc::clone(&unread) };
-    (Sender { messages, unread }, receiver)
+    (Sender { messages, unread }, last, receiver)
 }
 
 /// What a message counts. An offer is nothing more than a task that the agent holds anyway, whose bytes are counted there.

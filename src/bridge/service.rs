@@ -62,9 +62,10 @@ impl BridgeService for Service {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place
             .map_err(|_| Status::resource_exhausted(format!("{MAX_SESSIONS} sessions are open already")))?;
-        let (out, responses) = outbound::channel();
+        let (out, last_place, responses) = outbound::channel();
         let key = SessionKey(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let reader = Reader::new(key, request.into_inner(), out, self.events.clone(), &self.shutdown);
+        let reader =
+            Reader::new(key, request.into_inner(), (out, last_place), self.events.clone(), &self.shutdown);
         tokio::spawn(async move {
             reader.run().await;
             drop(place);

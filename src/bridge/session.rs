@@ -192,6 +192,9 @@ pub(super) struct Reader {
     inbound: Streaming<pb::SessionRequest>,
     events: mpsc::Sender<Event>,
     handle: SessionHandle,
+    last_place: outbound::LastPlace,
+    /// The last task whose output was for nobody and whose sender was told so.
+    told_to_stop: String,
 }
 
 impl Reader {
@@ -199,7 +202,7 @@ impl Reader {
     pub(super) fn new(
         key: SessionKey,
         inbound: Streaming<pb::SessionRequest>,
-        out: outbound::Sender,
+        (out, last_place): (outbound::Sender, outbound::LastPlace),
         events: mpsc::Sender<Event>,
         shutdown: &CancellationToken,
     ) -> Self {
@@ -209,7 +212,7 @@ impl Reader {
             closing: Arc::default(),
             closed: shutdown.child_token(),
         };
-        Self { key, inbound, events, handle }
+        Self { key, inbound, events, handle, last_place, told_to_stop: String::new() }
     }
 
     /// Reads until the stream ends, and logs once how it did.
@@ -221,7 +224,7 @@ impl Reader {
                 let message = Printable(status.message()).to_string();
                 info!(%session, code = ?status.code(), message, "session ended");
                 // Never swallowed into OK: the client sees why.
-                self.handle.out.end(status);
+                self.last_place.end(status);
             }
         }
         lock(&self.handle.tasks).clear();
@@ -344,7 +347,7 @@ impl Reader {
         match broken {
             Some((key, failure)) => self.emit(Event::Broken(self.key, key, failure)).await,
             None => {
-                self.unknown_task("chunk", &chunk.task_id);
+                self.unknown_task(&chunk.task_id);
                 Ok(())
             }
         }
@@ -367,12 +370,14 @@ impl Reader {
         self.emit(Event::Finished(self.key, task.key, outcome, usage)).await
     }
 
-    /// Output for a task that this session does not have: whoever produces it is told to stop.
-    fn unknown_task(&self, what: &str, id: &str) {
-        debug!(session = %self.key, task_id = %Printable(id), "{what} for a task that the session does not have; dropped");
+    /// Output for a task that this session does not have: whoever produces it is told to stop, once for all that is on its way.
+    fn unknown_task(&mut self, id: &str) {
+        debug!(session = %self.key, task_id = %Printable(id), "chunk for a task that the session does not have; dropped");
         // A longer id was never offered by anybody, and is not worth its way back.
-        if id.len() <= MAX_TASK_ID_BYTES {
+        let worth_it = id.len() <= MAX_TASK_ID_BYTES && self.handle.out.has_spare_room();
+        if worth_it && self.told_to_stop != id {
             self.handle.send(convert::task_cancel(id, CancelReason::CallerGone));
+            id.clone_into(&mut self.told_to_stop);
         }
     }
 

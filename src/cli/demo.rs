@@ -8,16 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args, Parser as _};
+use clap::Args;
 use fake_mcpd::{FakeMcpd, Snapshot};
 use serde_json::json;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cli, Command, Stop, get, infer, status, waterfall::Waterfall};
+use super::{Stop, get, infer, status, waterfall::Waterfall};
 use crate::{
     agent::{self, Agent, Surroundings, files::write_atomically},
-    config::{Config, Lookup},
+    config::{Config, Lookup, parse_args},
     domain::ProviderName,
     pb::ProviderState,
     provide::{
@@ -35,6 +35,8 @@ const TOKEN_DELAY: Duration = Duration::from_millis(25);
 const ANSWERED: Duration = Duration::from_secs(6);
 /// How long the LLM may take to be listed after that; a real server may have to load its model first.
 const LISTED: Duration = Duration::from_secs(60);
+/// The environment of the demo's commands: the reader's own settings must not lead them to another mcpd.
+const NOTHING: Lookup<'static> = &|_| None;
 /// How long the parts may take to end.
 const END: Duration = Duration::from_secs(5);
 
@@ -134,16 +136,18 @@ fn entry(args: &DemoArgs) -> Result<Entry, Stop> {
 async fn show(home: &Path, command: &[&str]) -> Result<(), Stop> {
     println!("$ mcprelay {}", command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
     io::stdout().flush()?;
-    // The reader's own settings must not lead the demo to their mcpd.
-    let nothing: Lookup<'_> = &|_| None;
-    let home = home.to_string_lossy();
-    let words = ["mcprelay"].iter().chain(command).copied().chain(["--home", &home]);
-    match Cli::try_parse_from(words).map(|cli| cli.command) {
-        Ok(Command::Get(args)) => get::run(args, nothing).await,
-        Ok(Command::Infer(args)) => infer::run(args, nothing).await,
-        Ok(_) => Ok(()),
-        Err(error) => Err(Stop::Usage(error.to_string())),
+    match command {
+        ["get", words @ ..] => get::run(parsed(words, home)?, NOTHING).await,
+        ["infer", words @ ..] => infer::run(parsed(words, home)?, NOTHING).await,
+        _ => Ok(()),
     }
+}
+
+/// The arguments of a command in the demo's home.
+fn parsed<A: Args>(words: &[&str], home: &Path) -> Result<A, Stop> {
+    let home = home.to_string_lossy();
+    let words = [words, &["--home", &home]].concat();
+    parse_args(&words, NOTHING).map_err(|error| Stop::Usage(error.to_string()))
 }
 
 fn quoted(word: &str) -> String {

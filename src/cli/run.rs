@@ -37,10 +37,11 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let config = Config::new(args.config, env)?;
     let telemetry = start_telemetry(&config)?;
     let surroundings = Surroundings { telemetry: telemetry.handle(), ..Surroundings::default() };
+    let stop = agent::Stop::default();
+    // Before the socket is there: whoever sees it may send a signal, which must not kill what has just begun.
+    let signals = tokio::spawn(follow_signals(stop.clone())?);
     let agent = new_agent(&config, surroundings).map_err(|error| Stop::Failed(error.to_string()))?;
     info!(socket = %config.socket.display(), pid = std::process::id(), "mcprelay {} runs", env!("CARGO_PKG_VERSION"));
-    let stop = agent::Stop::default();
-    let signals = tokio::spawn(follow_signals(stop.clone())?);
     // The host says goodbye when the drain begins, and lets its tasks finish as the agent does.
     let host = args.provide.then(|| spawn_host(&config, stop.drain.child_token()));
     service::ready();

@@ -45,7 +45,8 @@ pub(super) enum Life {
 pub(super) struct Session {
     pub(super) hello: SessionHello,
     pub(super) life: Life,
-    generation: u32,
+    /// The last snapshot's; `None` before the first one.
+    generation: Option<u32>,
     /// The last snapshot in its order: a provider, or why an entry was refused.
     pushed: Vec<Pushed>,
     pub(super) providers: BTreeMap<ProviderName, Provider>,
@@ -62,6 +63,8 @@ pub(super) struct Providers {
     queues: BTreeMap<ProviderName, VecDeque<TaskKey>>,
     paused: BTreeSet<ProviderName>,
     all_paused: bool,
+    /// Those that were resumed one by one after all were paused.
+    resumed: BTreeSet<ProviderName>,
     conflicts: BTreeSet<ProviderName>,
 }
 
@@ -75,6 +78,7 @@ impl Providers {
             queues: BTreeMap::new(),
             paused: BTreeSet::new(),
             all_paused: false,
+            resumed: BTreeSet::new(),
             conflicts: BTreeSet::new(),
         }
     }
@@ -88,7 +92,7 @@ impl Providers {
         let fresh = Session {
             hello,
             life: Life::Live,
-            generation: 0,
+            generation: None,
             pushed: Vec::new(),
             providers: BTreeMap::new(),
             told: None,
@@ -103,7 +107,9 @@ impl Providers {
         let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else {
             return;
         };
-        entry.generation = generation;
+        entry.generation = Some(generation);
+        // Every snapshot is answered, also one that says what the last one said.
+        entry.told = None;
         entry.providers.clear();
         entry.pushed = pushed;
         for slot in &mut entry.pushed {
@@ -166,20 +172,24 @@ impl Providers {
     /// Pauses or resumes one provider, or all.
     pub(super) fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) {
         match (name, paused) {
-            (Some(name), true) => drop(self.paused.insert(name)),
+            (Some(name), true) => {
+                self.resumed.remove(&name);
+                self.paused.insert(name);
+            }
             (Some(name), false) => {
                 self.paused.remove(&name);
+                self.resumed.insert(name);
             }
-            (None, true) => self.all_paused = true,
-            (None, false) => {
-                self.all_paused = false;
+            (None, paused) => {
+                self.all_paused = paused;
                 self.paused.clear();
+                self.resumed.clear();
             }
         }
     }
 
     pub(super) fn is_paused(&self, name: &ProviderName) -> bool {
-        self.all_paused || self.paused.contains(name)
+        self.paused.contains(name) || (self.all_paused && !self.resumed.contains(name))
     }
 
     /// The names that mcpd gives to somebody else; `true` if that changed.

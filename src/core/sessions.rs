@@ -45,7 +45,8 @@ impl Core {
         self.free_slot(key, now, fx);
     }
 
-    /// The stream of a session ended. Without a goodbye its providers get a grace, and tasks that sent nothing wait for it.
+    /// The stream of a session ended. Without a goodbye its providers get a grace, and tasks that sent nothing wait for it, unless
+    /// they have lost too many sessions.
     pub(super) fn session_closed(
         &mut self,
         session: SessionKey,
@@ -62,7 +63,11 @@ impl Core {
             if !self.tasks.is_open(key) {
                 self.tasks.release(key);
                 self.forget_if_over(key, now, fx);
-            } else if departure == Departure::Lost && !activity(key).any_output && self.drain == Drain::No {
+            } else if departure == Departure::Lost
+                && !activity(key).any_output
+                && self.drain == Drain::No
+                && self.tasks.lost(key)
+            {
                 self.requeue(key, name.as_ref(), now, fx);
             } else {
                 self.tasks.release(key);
@@ -97,7 +102,7 @@ impl Core {
 fn withdrawn() -> Failure {
     Failure::retryable(
         FailureCode::Unavailable,
-        "the provider was withdrawn by its owner while the task waited for it",
+        "the provider was withdrawn, or its local program did not come back, while the task waited for it",
         SESSION_GRACE,
     )
 }

@@ -19,6 +19,9 @@ use std::{
 use super::{ActivityOf, DEADLINE_MARGIN, Settings, recent::Recent};
 use crate::domain::{Failure, FailureCode, ProviderName, SessionKey, Task, TaskId, TaskKey};
 
+/// How many sessions may go away with one task before it ends: what brings its local program down must not do so for ever.
+pub(super) const MAX_LOSSES: u32 = 3;
+
 /// The local side of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Local {
@@ -53,6 +56,8 @@ pub(super) struct Entry {
     pub(super) upstream: Upstream,
     deadline: Instant,
     wake: Option<Instant>,
+    /// Sessions that went away with it.
+    losses: u32,
 }
 
 /// What a passed deadline means.
@@ -121,6 +126,7 @@ impl Tasks {
             upstream: Upstream::Open,
             deadline,
             wake: None,
+            losses: 0,
         };
         self.entries.insert(key, entry);
         self.rearm(key, None);
@@ -184,6 +190,13 @@ impl Tasks {
         let look =
             entry.task.streaming.then(|| look_again(now + settings.first_token_timeout, settings, now));
         self.rearm(key, look);
+    }
+
+    /// The task's session went away; `true` if another one may have the task.
+    pub(super) fn lost(&mut self, key: TaskKey) -> bool {
+        let Some(entry) = self.entries.get_mut(&key) else { return false };
+        entry.losses += 1;
+        entry.losses < MAX_LOSSES
     }
 
     pub(super) fn requeued(&mut self, key: TaskKey, until: Instant) {

@@ -8,7 +8,9 @@ use mcprelay::pb::{self, AgentState, session_request::Payload};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::support::{Client, Logs, World, chat, chunk, completion, hello, last_chunk, pass, provider, soon};
+use crate::support::{
+    Client, Logs, Watch, World, chat, chunk, completion, hello, last_chunk, pass, provider, soon,
+};
 
 /// The first result that mcpd gets for a task of the test's own making.
 async fn answer_to(world: &World, task: &str) -> Value {
@@ -290,6 +292,41 @@ async fn a_chunk_for_a_task_that_the_session_does_not_have_is_told_to_stop() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn late_chunks_are_told_to_stop_once_and_in_any_number_do_not_end_their_session() {
+    let (world, mut client) = world().await;
+    let stranger = |id: String| pb::TaskOffer { task_id: id, ..Default::default() };
+    for _ in 0..50 {
+        client.chunk(&stranger("over".into()), &chunk("late")).await;
+    }
+    client.chunk(&stranger("over too".into()), &chunk("late")).await;
+    assert_eq!([client.cancel().await.task_id, client.cancel().await.task_id], ["over", "over too"]);
+    // Far more than may wait for a client, which reads none of the answers meanwhile.
+    for n in 0..10_000 {
+        client.chunk(&stranger(format!("over {n}")), &chunk("late")).await;
+    }
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_did_not_read_what_it_was_sent_is_told_so_when_it_reads() {
+    let (world, mut client) = world().await;
+    let mut deaf = world.client("deaf").await;
+    let providers: Vec<_> = (0..10).map(|n| provider(&format!("{n}{}", "x".repeat(240)), false)).collect();
+    // The answers fill the 2 MiB that the connection holds, and then all the places that the agent has for them.
+    for generation in 1..=4_000 {
+        let snapshot = pb::ProviderSnapshot { generation, providers: providers.clone() };
+        deaf.send(Payload::ProviderSnapshot(snapshot)).await;
+    }
+    let thrown_out =
+        |s: &pb::WatchStatusResponse| s.sessions.iter().all(|session| session.client_id != "deaf");
+    Watch::open(&world.config.socket).await.until(thrown_out).await;
+    let status = deaf.ended().await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().contains("does not read"), "{}", status.message());
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_cannot_answer_another_ones_task() {
     let (world, mut client) = world().await;
     let mut thief = world.client_with("thief", &[]).await;
@@ -365,6 +402,18 @@ async fn a_message_over_the_limit_ends_its_session_with_a_status_and_no_other() 
     large.chunk(&task, &chunk(&"x".repeat(2 << 20))).await;
     let status = large.ended().await;
     assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+    works(&world, &mut client, "llama").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_with_a_text_that_is_too_long_is_refused_and_the_others_are_taken() {
+    let (world, mut client) = world().await;
+    let long = || "x".repeat(2 << 10);
+    let detailed = pb::Provider { state_detail: long(), ..provider("detailed", true) };
+    let featured = pb::Provider { features: vec![long()], ..provider("featured", true) };
+    let verdicts = client.push(&[detailed, featured, provider("llama", true)]).await;
+    let words: Vec<_> = verdicts.iter().map(pb::ProviderVerdict::verdict).collect();
+    assert_eq!(words, [pb::Verdict::Refused, pb::Verdict::Refused, pb::Verdict::Published]);
     works(&world, &mut client, "llama").await;
 }
 

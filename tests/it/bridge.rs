@@ -76,6 +76,23 @@ async fn a_snapshot_is_the_whole_set_and_its_verdicts_come_in_its_order() {
     world.assert_clean();
 }
 
+#[tokio::test(start_paused = true)]
+async fn every_snapshot_is_answered_whatever_its_generation_and_also_if_it_says_nothing_new() {
+    let world = World::start().await;
+    let mut client = world.client("mcplocal").await;
+    for generation in [0, 7, 7, 3] {
+        let snapshot = pb::ProviderSnapshot { generation, providers: vec![provider("llama", true)] };
+        client.send(session_request::Payload::ProviderSnapshot(snapshot)).await;
+        let result = client
+            .wait_for(|payload| match payload {
+                session_response::Payload::ProviderSnapshotResult(result) => Some(result),
+                _ => None,
+            })
+            .await;
+        assert_eq!((result.generation, &*words(&result.verdicts)), (generation, &[Verdict::Published][..]));
+    }
+}
+
 // ---- stand-by ------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
@@ -234,6 +251,26 @@ async fn a_lost_sessions_task_that_has_sent_something_ends_at_once_with_an_error
     assert!(lost.elapsed() < Duration::from_secs(1));
     let TaskEnd::Failed { message, .. } = end else { panic!("{end:?}") };
     assert!(message.contains("connection to mcplocal lost"), "{message}");
+    let mut client = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    serves(&world, &mut client).await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_with_which_three_sessions_were_lost_ends_instead_of_costing_a_fourth() {
+    let world = World::start().await;
+    let mut client = world.serving("llama").await;
+    let call = infer(&world);
+    for _ in 0..2 {
+        client.offer().await;
+        client.half_close();
+        client = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    }
+    client.offer().await;
+    client.half_close();
+    let reply = reply(call).await;
+    assert_eq!(reply.status, 502);
+    assert!(String::from_utf8_lossy(&reply.body).contains("went away before its end"), "{reply:?}");
     let mut client = world.client_with("mcplocal", &[provider("llama", true)]).await;
     serves(&world, &mut client).await;
     world.assert_clean();

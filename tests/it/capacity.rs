@@ -178,6 +178,20 @@ async fn pausing_everything_reaches_providers_that_come_later_and_resuming_lets_
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_all_were_paused_one_can_be_resumed_and_the_others_stay_paused() {
+    let world = World::start().await;
+    let mut client = serving(&world, &[provider("a", true), provider("b", true)]).await;
+    assert_eq!(set_paused(&mut client, "", true).await.expect("done"), ["a", "b"]);
+    world.inactive("a").await;
+    assert_eq!(set_paused(&mut client, "a", false).await.expect("done"), ["a"]);
+    world.inactive("b").await;
+    world.active("a").await;
+    assert_eq!(set_paused(&mut client, "", true).await.expect("done"), ["a"], "all means all again");
+    world.inactive("a").await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
 async fn pausing_a_name_that_nobody_pushed_is_not_found() {
     let world = World::start().await;
     let mut client = serving(&world, &[provider("a", true)]).await;

@@ -187,6 +187,37 @@ async fn a_second_agent_is_told_the_first_ones_pid_and_the_first_goes_on() {
 }
 
 #[tokio::test]
+async fn a_second_agent_in_one_home_is_refused_on_another_socket_too() {
+    let mcpd = mcpd().await;
+    let home = home_for(&mcpd);
+    let first = running(home.path()).await;
+    let other = home.path().join("other.sock");
+    let refused = output(home.path(), &["run", "--socket", &other.to_string_lossy()]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused);
+    assert!(said.contains(&format!("another mcprelay (pid {}) already runs in", first.pid())), "{said}");
+    assert!(fs::symlink_metadata(&other).is_err(), "its socket is gone again");
+    serves(&mcpd, &home.path().join("mcprelay.sock")).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_as_soon_as_its_socket_is_there_ends_well() {
+    let mcpd = mcpd().await;
+    let home = home_for(&mcpd);
+    let socket = home.path().join("mcprelay.sock");
+    for _ in 0..10 {
+        let agent = Process::start(mcprelay(home.path(), &["run"]));
+        let there = tokio::task::spawn_blocking({
+            let socket = socket.clone();
+            move || while fs::symlink_metadata(&socket).is_err() {}
+        });
+        soon("the socket", there).await.expect("it looks");
+        assert_eq!(agent.stop().await, Some(0));
+        assert!(fs::symlink_metadata(&socket).is_err());
+    }
+}
+
+#[tokio::test]
 async fn a_killed_agents_successor_takes_its_place_and_an_ended_one_leaves_no_socket() {
     let mcpd = mcpd().await;
     let home = home_for(&mcpd);
@@ -230,7 +261,8 @@ async fn a_home_in_order_gives_no_warning() {
     let home = home_for(&mcpd);
     let agent = running(home.path()).await;
     let _client = serves(&mcpd, &home.path().join("mcprelay.sock")).await;
-    for name in ["mcprelay.sock", "mcprelay.sock.lock", "mcprelay.tasks", "provider-session"] {
+    for name in ["mcprelay.sock", "mcprelay.sock.lock", "mcprelay.pid", "mcprelay.tasks", "provider-session"]
+    {
         assert_eq!(mode(&home.path().join(name)), 0o600, "{name}");
     }
     assert!(!agent.log().contains("WARN"), "{}", agent.log());

@@ -46,6 +46,22 @@ async fn the_demo_shows_the_whole_path_and_complains_of_nothing() {
 }
 
 #[tokio::test]
+async fn the_demo_is_the_same_whatever_its_reader_has_set_for_another_mcpd() {
+    let mut demo = command(MCPRELAY);
+    demo.arg("demo");
+    for (name, value) in [
+        ("MCPRELAY_MCPD_URL", "https://mcpd.example.com"),
+        ("MCPRELAY_TOKEN", "theirs"),
+        ("MCPRELAY_CA_FILE", "/nonexistent"),
+        ("MCPRELAY_HOME", "/nonexistent"),
+    ] {
+        demo.env(name, value);
+    }
+    let output = ended(demo).await;
+    assert!(output.status.success() && text(&output).contains("You said: Say hello"), "{}", text(&output));
+}
+
+#[tokio::test]
 async fn the_demo_with_a_server_that_is_not_there_says_why_it_ends() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     let url = format!("http://{}", free.local_addr().expect("it is bound"));

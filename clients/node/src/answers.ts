@@ -97,11 +97,34 @@ function textOf(value: unknown): string {
   return typeof value === 'string' ? value : (JSON.stringify(value) ?? '');
 }
 
+/** The first half of a character that takes two: what a text ends with that was cut in the middle of an emoji. */
+const CUT_OFF = /[\ud800-\udbff]$/;
+
+/** Puts together again what a provider cut in the middle of a character: half of one waits for the next piece. */
+export class JoinedText {
+  private readonly halves = { content: '', reasoning: '' };
+
+  piece(output: Output): Output {
+    const { delta } = output;
+    if (!delta) return output;
+    const last = delta.finish_reason !== '';
+    return { delta: { ...delta, content: this.next('content', delta, last), reasoning: this.next('reasoning', delta, last) } };
+  }
+
+  private next(field: 'content' | 'reasoning', delta: WireDelta, last: boolean): string {
+    const text = this.halves[field] + delta[field];
+    const whole = last ? text : text.replace(CUT_OFF, '');
+    this.halves[field] = text.slice(whole.length);
+    return whole;
+  }
+}
+
 function countOf(value: unknown): number | undefined {
   return typeof value === 'number' ? uint32(value) : undefined;
 }
 
 function nameOf(value: unknown): string {
-  if (value === null || typeof value !== 'object') return value === undefined ? 'nothing' : `a ${typeof value}`;
+  if (value === null || value === undefined) return 'nothing';
+  if (typeof value !== 'object') return `a ${typeof value}`;
   return `an object with the fields [${Object.keys(value).slice(0, 10).join(', ')}]`;
 }

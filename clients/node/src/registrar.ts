@@ -14,6 +14,9 @@ import { enumWord, uint32, type AgentStatus, type WireProvider } from './wire.js
 const MAX_MESSAGE_BYTES = 33 * 1024 * 1024;
 /** How long `stop()` waits for running tasks: what service managers give a program before they kill it is 90 s or more. */
 const STOP_GRACE_MS = 30_000;
+/** The longest time that a timer of Node's can wait, about 25 days; it takes a longer one for none at all. */
+const LONGEST_TIMER_MS = 0x7fff_ffff;
+const STATES: readonly unknown[] = ['ready', 'loading', 'unavailable'];
 const VERSION = 'mcprelay-client/0.1.0';
 
 /**
@@ -26,7 +29,7 @@ export function startRegistrar(options: RegistrarOptions): Registrar {
   return new Registrar(options);
 }
 
-/** A running registrar. It emits "status" with a RegistrarStatus whenever that changes, and nothing else. */
+/** A running registrar. It emits "status" whenever anything in its RegistrarStatus but `runningTasks` changes, and nothing else. */
 export class Registrar extends EventEmitter<{ status: [RegistrarStatus] }> {
   private readonly host: Host;
   private readonly log: Required<Logger>;
@@ -83,7 +86,8 @@ export class Registrar extends EventEmitter<{ status: [RegistrarStatus] }> {
 
   /** Takes no further tasks, lets the running ones finish within the grace, and closes. Any further call waits with the first. */
   stop(options: StopOptions = {}): Promise<void> {
-    this.stopping ??= this.shutDown(options.graceMs ?? STOP_GRACE_MS, options.reason ?? 'This program is stopping.');
+    const graceMs = Math.min(uint32(options.graceMs ?? STOP_GRACE_MS), LONGEST_TIMER_MS);
+    this.stopping ??= this.shutDown(graceMs, options.reason ?? 'This program is stopping.');
     return this.stopping;
   }
 
@@ -152,11 +156,21 @@ function lineOf(state: RegistrarState, detail: string): string {
 function checked(providers: readonly Provider[]): readonly Provider[] {
   if (!Array.isArray(providers)) throw new TypeError('providers is not an array');
   for (const provider of providers as readonly Provider[]) {
-    if (typeof provider?.complete !== 'function') {
-      throw new TypeError(`provider "${String(provider?.name)}" has no function complete(options)`);
-    }
+    const wrong = whatIsWrong(provider);
+    if (wrong) throw new TypeError(`provider "${String(provider?.name)}" has ${wrong}`);
   }
   return [...providers];
+}
+
+/** What types forbid and JavaScript lets through, where it would be taken for something else or keep the set from being pushed. */
+function whatIsWrong(provider: Provider): string | undefined {
+  if (typeof provider?.complete !== 'function') return 'no function complete(options)';
+  const { state = 'ready', features = [], maxInFlight = 0, contextTokens = 0, maxOutputTokens = 0 } = provider;
+  if (!STATES.includes(state)) return 'a state that is not "ready", "loading" or "unavailable"';
+  if (!Array.isArray(features)) return 'features that are not an array';
+  const numbers = Object.entries({ maxInFlight, contextTokens, maxOutputTokens });
+  const [name] = numbers.find(([, number]) => !(typeof number === 'number' && number >= 0)) ?? [];
+  return name && `a ${name} that is not a number from 0`;
 }
 
 /** grpc-js understands unix:///absolute only; the first part of unix://relative gets lost. */

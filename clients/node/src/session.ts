@@ -60,6 +60,8 @@ export class Session implements Outlet {
   private gate: { opened: Promise<void>; open: () => void } | undefined;
   private readonly late: NodeJS.Timeout;
   private welcomedAt = 0;
+  /** The generation of the last set that was sent. */
+  private pushed = 0;
   private closedBecause = '';
 
   constructor(private readonly host: Host) {
@@ -82,7 +84,9 @@ export class Session implements Outlet {
   pushProviders(): void {
     if (!this.welcome || this.over) return;
     try {
-      this.send({ provider_snapshot: this.host.snapshot() });
+      const snapshot = this.host.snapshot();
+      this.send({ provider_snapshot: snapshot });
+      this.pushed = snapshot.generation;
     } catch (error) {
       this.host.log.error(`the providers cannot be pushed: ${(error as Error).message}`);
     }
@@ -167,7 +171,7 @@ export class Session implements Outlet {
 
   private judged(result: ProviderSnapshotResult): void {
     // A verdict on a set that has been replaced meanwhile would name the wrong providers.
-    if (result.generation !== this.host.snapshot().generation) return;
+    if (result.generation !== this.pushed) return;
     this.verdicts = result.verdicts;
     for (const { name, error } of result.verdicts) {
       if (error) this.host.log.warn(`provider "${name}" is refused: ${error.message}`);

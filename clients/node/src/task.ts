@@ -4,7 +4,7 @@
  *   offer -> complete() or stream() -> pieces, each when the session can take it -> finish
  *                 `-- abort (caller gone, stopping, session lost): the signal fires, the provider gets a moment -> finish
  */
-import { closingDelta, isPieces, outcomeOf, outputOf, usageOf } from './answers.js';
+import { closingDelta, isPieces, JoinedText, outcomeOf, outputOf, usageOf } from './answers.js';
 import { TaskError, wireErrorOf } from './errors.js';
 import type { CompletionOptions, Piece, Pieces, Provider, TaskFacts } from './types.js';
 import type { Outcome, Output, TaskOffer, WireUsage } from './wire.js';
@@ -30,6 +30,7 @@ export class Task {
   private readonly controller = new AbortController();
   private forced: Outcome | undefined;
   private usage: WireUsage | undefined;
+  private readonly joined = new JoinedText();
   private ended = false;
 
   constructor(
@@ -109,7 +110,7 @@ export class Task {
   }
 
   private send(piece: Piece, ending: Ending): void {
-    const output = outputOf(piece);
+    const output = this.joined.piece(outputOf(piece));
     this.usage = usageOf(piece) ?? this.usage;
     ending.saw(output);
     this.outlet.chunk(this.offer.task_id, output);

@@ -128,8 +128,22 @@ const service = definition['mcprelay.bridge.v1.BridgeService'] as unknown as Ser
 const session = service['Session'] as MethodDefinition<SessionRequest, SessionResponse>;
 
 export const SESSION_PATH = session.path;
-export const encode: (message: SessionRequest) => Buffer = session.requestSerialize;
 export const decode: (bytes: Buffer) => SessionResponse = session.responseDeserialize;
+
+/** Half of a character. protobufjs would write it as bytes that are no UTF-8, for which the agent has to end the whole session. */
+const HALF = /\p{Surrogate}/gu;
+
+export function encode(message: SessionRequest): Buffer {
+  return session.requestSerialize(wellFormed(message));
+}
+
+/** The same with U+FFFD for every half of a character, as JSON and HTTP would have it. */
+function wellFormed<T>(value: T): T {
+  if (typeof value === 'string') return value.replace(HALF, '\ufffd') as T;
+  if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return value;
+  if (Array.isArray(value)) return value.map(wellFormed) as T;
+  return Object.fromEntries(Object.entries(value).map(([name, field]) => [name, wellFormed(field)])) as T;
+}
 
 /** "online" of "AGENT_STATE_ONLINE"; a value of a newer agent, which is a number, as it is. */
 export function enumWord(value: string, prefix: string): string {

@@ -92,6 +92,18 @@ test('strings are deltas, and the last says why it ends', async () => {
   assert.equal(end.outcome, undefined);
 });
 
+test('a character that is cut in two between pieces arrives whole, and half of one ends neither stream nor session', async () => {
+  const { chunks } = await streamed('a\ud83d', '\ude00b', { reasoning: '\ud83d' }, { reasoning: '\ude00', content: 'c\ud83d', finish_reason: 'stop' });
+  assert.equal(chunks.map(({ delta }) => delta.content).join(''), 'a\u{1f600}bc\ufffd');
+  assert.equal(chunks.map(({ delta }) => delta.reasoning).join(''), '\u{1f600}');
+  assert.equal((await completed('x\ude00y')).result.content, 'x\ufffdy');
+  complete = async () => {
+    throw new Error('cut \ud83d');
+  };
+  assert.equal((await run(false)).end.error.message, 'cut \ufffd');
+  assert.equal(agent.sessions.length, 1);
+});
+
 test('a finish reason of the provider\'s own is not followed by another', async () => {
   const { chunks } = await streamed('a', { content: 'b', finish_reason: 'length', usage: { completion_tokens: 2 } });
   assert.deepEqual(deltas(chunks), [['a', ''], ['b', 'length']]);

@@ -232,6 +232,21 @@ test('stop() ends what outlasts the grace with an error that can be retried', as
   assert.deepEqual([error.code, error.retryable], ['ERROR_CODE_PROVIDER_UNAVAILABLE', true]);
 });
 
+test('stop() with a grace without end waits for the running task', async () => {
+  await agent.start();
+  let answer;
+  start([provider({ complete: () => new Promise((resolve) => (answer = resolve)) })]);
+  const session = await agent.session();
+  const id = session.offer(body);
+  await until('it runs', () => answer);
+  const stopped = registrar.stop({ graceMs: Infinity });
+  const { grace_ms } = await session.hears('drain');
+  assert.equal(grace_ms, 2 ** 31 - 1, 'the most that a timer of Node\'s takes');
+  answer('late');
+  assert.equal((await session.finished(id)).result.content, 'late');
+  await stopped;
+});
+
 test('stop() before there ever was an agent, and while one says nothing, ends at once', async () => {
   await start().stop();
   assert.equal(registrar.status.state, 'stopped');
@@ -257,6 +272,31 @@ test('a listener and a logger that throw do not disturb it', async () => {
 test('what is no provider is refused at once, by name', () => {
   assert.throws(() => startRegistrar({ providers: undefined }), TypeError);
   assert.throws(() => startRegistrar({ providers: [{ name: 'half' }] }), /provider "half" has no function complete/);
+});
+
+test('what would be taken for something else or keep the set from being pushed is refused, and the last set stays', async () => {
+  await agent.start();
+  start();
+  const session = await agent.session();
+  for (const wrong of [{ state: 'busy' }, { state: 5 }, { features: 'tools' }, { maxInFlight: NaN }, { maxInFlight: null }, { contextTokens: '8k' }]) {
+    assert.throws(() => registrar.update([provider(wrong)]), TypeError, JSON.stringify(wrong));
+  }
+  session.say({ provider_snapshot_result: { generation: 1, verdicts: [{ name: 'p', verdict: 'VERDICT_PUBLISHED' }] } });
+  const { providers } = await statusOf(registrar, (status) => status.providers.length === 1);
+  assert.equal(providers[0].verdict, 'published');
+});
+
+test('a set that cannot be sent leaves the verdicts on the one before it', async () => {
+  await agent.start();
+  const lines = [];
+  start(undefined, { logger: { error: (line) => lines.push(line) } });
+  const session = await agent.session();
+  const unreadable = { toString: () => { throw new Error('no text'); } };
+  registrar.update([provider({ tier: unreadable })]);
+  assert.match(lines[0], /the providers cannot be pushed: no text/);
+  session.say({ provider_snapshot_result: { generation: 1, verdicts: [{ name: 'p', verdict: 'VERDICT_PUBLISHED' }] } });
+  const { providers } = await statusOf(registrar, (status) => status.providers.length === 1);
+  assert.equal(providers[0].verdict, 'published');
 });
 
 test('the default client id is the same at every start of one program, the version is the package\'s', async () => {

@@ -38,6 +38,8 @@ pub struct Ledger {
     pub sessions: BTreeMap<SessionKey, Session>,
     pub paused: BTreeSet<ProviderName>,
     pub all_paused: bool,
+    /// Resumed one by one since all were paused.
+    pub resumed: BTreeSet<ProviderName>,
     pub draining: bool,
     /// When a drain ends though mcpd has not taken every end: a successor offers them again.
     pub drain_bound: Option<Instant>,
@@ -103,7 +105,8 @@ impl Ledger {
         assert!(task.held.is_none() && !left.is_zero(), "{key:?} is offered twice or too late");
         let name = ProviderName::new(&task.llm).expect("a name");
         let speaker = self.sessions.get(&session).expect("an offer for nobody");
-        assert!(!self.draining && !speaker.draining && !self.all_paused && !self.paused.contains(&name));
+        let paused = self.paused.contains(&name) || (self.all_paused && !self.resumed.contains(&name));
+        assert!(!self.draining && !speaker.draining && !paused);
         let provider = &speaker.providers[&name];
         assert!(provider.publish && provider.state == ProviderState::Ready, "no consent or no provider");
         let limit = provider.max_in_flight.unwrap_or(self.default_in_flight);

@@ -267,11 +267,18 @@ impl World {
     fn pause(&mut self, name: Option<ProviderName>, paused: bool) -> Input {
         let ledger = &mut self.ledger;
         match &name {
-            Some(name) if paused => drop(ledger.paused.insert(name.clone())),
-            Some(name) => drop(ledger.paused.remove(name)),
+            Some(name) if paused => {
+                ledger.resumed.remove(name);
+                ledger.paused.insert(name.clone());
+            }
+            Some(name) => {
+                ledger.paused.remove(name);
+                ledger.resumed.insert(name.clone());
+            }
             None => {
                 ledger.all_paused = paused;
-                ledger.paused.retain(|_| paused);
+                ledger.paused.clear();
+                ledger.resumed.clear();
             }
         }
         Input::SetPaused(name, paused)

@@ -90,8 +90,10 @@ impl Providers {
 
     /// Tells every session whose verdicts are not those it was told last.
     pub(in crate::core) fn changed_verdicts(&mut self, fx: &mut Vec<Effect>) {
-        let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live && s.generation > 0);
-        let all: Vec<_> = connected.map(|(key, s)| (*key, s.generation, self.verdicts(*key, s))).collect();
+        let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live);
+        let all: Vec<_> = connected
+            .filter_map(|(key, s)| s.generation.map(|generation| (*key, generation, self.verdicts(*key, s))))
+            .collect();
         for (key, generation, verdicts) in all {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let now = Some((generation, verdicts.clone()));

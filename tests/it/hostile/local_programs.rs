@@ -80,8 +80,17 @@ async fn a_flood_of_one_session_does_not_hold_up_another() {
     tokio::spawn(async move {
         let output = Some(task_chunk::Output::ChunkJson(chunk("x").into()));
         let message = TaskChunk { task_id: "nobody's".to_owned(), output };
-        let payload = Some(session_request::Payload::TaskChunk(message));
-        while to_agent.send(pb::SessionRequest { payload: payload.clone() }).await.is_ok() {}
+        let providers = vec![provider(&"x".repeat(250), false)];
+        let answered = pb::ProviderSnapshot { generation: 1, providers };
+        let payloads = [
+            session_request::Payload::TaskChunk(message),
+            session_request::Payload::ProviderSnapshot(answered),
+        ];
+        for payload in payloads.iter().cycle() {
+            if to_agent.send(pb::SessionRequest { payload: Some(payload.clone()) }).await.is_err() {
+                return;
+            }
+        }
     });
     for _ in 0..20 {
         let mut call = world.mcpd.infer_stream("honest", &chat("hi")).expect("accepted");
