@@ -19,7 +19,7 @@ count() {
 }
 
 results=$(
-    for path in task offer chunk merge; do
+    for path in task offer chunk merge untraced; do
         few=$(count "$path" "$FEW")
         many=$(count "$path" "$MANY")
         echo "$path $(((many - few) / (MANY - FEW)))"

@@ -1,6 +1,9 @@
 //! What is measured: the loads, and what is expected of the agent under them.
 
-use crate::load::LoadArgs;
+use crate::{
+    load::LoadArgs,
+    rig::{TRACED_GRPC, TRACED_HTTP},
+};
 
 /// How much of a load there is.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +101,8 @@ pub enum Bound {
 /// One line of the goals.
 #[derive(Clone, Copy, Debug)]
 pub struct Goal {
+    /// Whose value it is about.
+    pub system: &'static str,
     /// The cell's id.
     pub cell: &'static str,
     /// The metric's name.
@@ -109,7 +114,17 @@ pub struct Goal {
 }
 
 const fn goal(cell: &'static str, metric: &'static str, at_most: bool, bound: Bound) -> Goal {
-    Goal { cell, metric, at_most, bound }
+    Goal { system: "agent", cell, metric, at_most, bound }
+}
+
+/// Telemetry may cost so much of the CPU of an agent without it.
+const fn traced(system: &'static str, cell: &'static str) -> Goal {
+    Goal { system, ..goal(cell, metric::CPU_REQUESTS, true, Bound::Times(1.15, "agent")) }
+}
+
+/// Of the spans that are made so many arrive: what is dropped costs nothing.
+const fn arriving(system: &'static str, cell: &'static str) -> Goal {
+    Goal { system, ..goal(cell, metric::SPANS, false, Bound::Fixed(99.0)) }
 }
 
 /// The names of what is measured, with their units.
@@ -146,6 +161,8 @@ pub mod metric {
     pub const CHUNKS: &str = "chunks per stream";
     /// Connections that the result POSTs of the load opened.
     pub const CONNECTIONS: &str = "connections opened";
+    /// Spans at the collector, of those that were made.
+    pub const SPANS: &str = "spans that arrived %";
     /// Memory of a relay that has nothing to do.
     pub const IDLE_RSS: &str = "idle RSS MiB";
     /// From the start of the process to its row in mcpd's list.
@@ -153,7 +170,7 @@ pub mod metric {
 }
 
 /// The goals for the agent.
-pub const GOALS: [Goal; 14] = [
+pub const GOALS: [Goal; 22] = [
     goal("plain", metric::CPU_REQUESTS, true, Bound::Times(0.25, "node")),
     goal("plain", metric::REQUESTS, false, Bound::Times(3.0, "node")),
     goal("burst", metric::TOKENS, false, Bound::Times(1.0, "tunnel")),
@@ -169,4 +186,12 @@ pub const GOALS: [Goal; 14] = [
     goal("paced256", metric::PEAK_RSS, true, Bound::Fixed(30.0)),
     goal("idle", metric::IDLE_RSS, true, Bound::Fixed(15.0)),
     goal("idle", metric::START, true, Bound::Fixed(100.0)),
+    traced(TRACED_HTTP, "plain"),
+    traced(TRACED_GRPC, "plain"),
+    traced(TRACED_HTTP, "burst"),
+    traced(TRACED_GRPC, "burst"),
+    arriving(TRACED_HTTP, "plain"),
+    arriving(TRACED_GRPC, "plain"),
+    arriving(TRACED_HTTP, "burst"),
+    arriving(TRACED_GRPC, "burst"),
 ];

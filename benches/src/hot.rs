@@ -6,8 +6,10 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use eventsource_stream::Parser;
 use mcprelay::{
+    domain::{Provider, ProviderName, ProviderState, Task},
     openai::{Stamp, StreamBuffer},
     pb::{SessionResponse, TaskOffer, session_response::Payload},
+    telemetry::{ChannelTrace, Ending, Handle, Server, TaskReport, TaskTrace},
     upstream::{
         contract::{CHUNK_HEAD, CHUNK_TAIL},
         task_event::read_task,
@@ -33,12 +35,19 @@ pub enum Path {
     Chunk,
     /// Sixteen chunks become one POST's body.
     Merge,
+    /// What a streamed task of sixteen chunks and two POSTs asks of a telemetry that is off.
+    Untraced,
 }
 
 impl Path {
     /// Every path, with its name.
-    pub const ALL: [(&str, Self); 4] =
-        [("task", Self::Task), ("offer", Self::Offer), ("chunk", Self::Chunk), ("merge", Self::Merge)];
+    pub const ALL: [(&str, Self); 5] = [
+        ("task", Self::Task),
+        ("offer", Self::Offer),
+        ("chunk", Self::Chunk),
+        ("merge", Self::Merge),
+        ("untraced", Self::Untraced),
+    ];
 }
 
 /// What the paths work on; made once.
@@ -49,6 +58,16 @@ pub struct Bench {
     parser: Parser,
     buffer: StreamBuffer,
     encoded: Vec<u8>,
+    untraced: Untraced,
+}
+
+/// What is known of a task whose trace nobody wants.
+struct Untraced {
+    handle: Handle,
+    channel: ChannelTrace,
+    task: Task,
+    provider: Provider,
+    mcpd: Server,
 }
 
 impl Default for Bench {
@@ -67,12 +86,13 @@ impl Bench {
         );
         let stamp = Stamp { id: "chatcmpl-7".to_owned(), model: "bench".to_owned(), created: 1_760_000_000 };
         Self {
-            event: event.into_bytes(),
             request: spec.body().into(),
             chunks: (0..MERGED).map(|index| chunk(&spec, index)).collect(),
             parser: Parser::new(LIMIT),
             buffer: StreamBuffer::new(LIMIT, stamp),
             encoded: Vec::new(),
+            untraced: Untraced::new(&event),
+            event: event.into_bytes(),
         }
     }
 
@@ -83,6 +103,7 @@ impl Bench {
             Path::Offer => self.offer(),
             Path::Chunk => self.chunks(1),
             Path::Merge => self.chunks(self.chunks.len()),
+            Path::Untraced => self.untraced.task(),
         }
     }
 
@@ -114,6 +135,46 @@ impl Bench {
         while let Some(body) = self.buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL) {
             black_box(body);
         }
+    }
+}
+
+impl Untraced {
+    /// `event` is the frame of a task event.
+    fn new(event: &str) -> Self {
+        let data = event.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");
+        let provider = Provider {
+            name: ProviderName::new("bench").expect("a name"),
+            kind: "openai".to_owned(),
+            model: "m".to_owned(),
+            tier: String::new(),
+            description: String::new(),
+            publish: true,
+            max_in_flight: None,
+            state: ProviderState::Ready,
+            state_detail: String::new(),
+            features: Vec::new(),
+            context_tokens: None,
+            max_output_tokens: None,
+        };
+        Self {
+            handle: Handle::off(),
+            channel: ChannelTrace::default(),
+            task: read_task(data).expect("the event is a task"),
+            provider,
+            mcpd: Server::of("http://127.0.0.1:8080"),
+        }
+    }
+
+    fn task(&self) {
+        let mut trace = TaskTrace::start(black_box(&self.handle), &self.task, &self.channel);
+        trace.running(&self.provider, &self.task.request);
+        black_box(trace.offer_context());
+        black_box(trace.answer_text());
+        let posts = trace.posts(&self.mcpd, "/api/v1/llms/_provider-task/0198a5b2-77/result");
+        (0..MERGED).for_each(|_| trace.chunk());
+        (0..2).for_each(|_| black_box(&posts).post(0).end(Some(200)));
+        black_box(trace.trace_id());
+        trace.end(black_box(&TaskReport::new(Ending::Completed)));
     }
 }
 

@@ -21,6 +21,7 @@ mod process;
 mod report;
 mod rig;
 mod run;
+mod sink;
 mod stats;
 mod tunnel;
 
@@ -44,6 +45,8 @@ enum Command {
     Mock,
     /// The lean stand-in for mcpd
     Mcpd,
+    /// A collector that only counts
+    Sink,
     /// The floor: the agent's I/O without its logic
     Floor(floor::FloorArgs),
     /// A reverse tunnel's data path: every connection goes through two copies
@@ -93,6 +96,7 @@ async fn dispatch(command: Command) -> Result<ExitCode, String> {
         Command::Floor(args) => floor::run(args).await.map_err(|error| error.to_string()),
         Command::Mock => mock::serve(listen("mock").await?).await.map_err(|error| error.to_string()),
         Command::Mcpd => mcpd::serve(listen("mcpd").await?).await.map_err(|error| error.to_string()),
+        Command::Sink => sink::serve(listen("sink").await?).await.map_err(|error| error.to_string()),
         Command::Tunnel(args) => {
             tunnel::serve(listen("tunnel").await?, args).await.map_err(|error| error.to_string())
         }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The lines of a table, in this order.
-const ROWS: [&str; 18] = [
+const ROWS: [&str; 19] = [
     metric::REQUESTS,
     metric::TOKENS,
     metric::LATENCY_P50,
@@ -29,6 +29,7 @@ const ROWS: [&str; 18] = [
     metric::POSTS,
     metric::CHUNKS,
     metric::CONNECTIONS,
+    metric::SPANS,
     metric::IDLE_RSS,
     metric::START,
 ];
@@ -54,6 +55,7 @@ pub struct Results {
 /// What became of one goal.
 #[derive(Clone, Debug, Serialize)]
 struct Verdict {
+    system: &'static str,
     cell: &'static str,
     metric: &'static str,
     goal: String,
@@ -123,7 +125,7 @@ fn compare_to_direct(systems: &mut BTreeMap<String, Values>) {
 
 fn verdict(goal: &Goal, cells: &BTreeMap<String, BTreeMap<String, Values>>) -> Option<Verdict> {
     let systems = cells.get(goal.cell)?;
-    let value = *systems.get("agent")?.get(goal.metric)?;
+    let value = *systems.get(goal.system)?.get(goal.metric)?;
     let word = if goal.at_most { "at most" } else { "at least" };
     let (limit, text) = match goal.bound {
         Bound::Fixed(limit) => (limit, format!("{word} {}", number(limit))),
@@ -132,7 +134,7 @@ fn verdict(goal: &Goal, cells: &BTreeMap<String, BTreeMap<String, Values>>) -> O
         }
     };
     let met = if goal.at_most { value <= limit } else { value >= limit };
-    Some(Verdict { cell: goal.cell, metric: goal.metric, goal: text, limit, value, met })
+    Some(Verdict { system: goal.system, cell: goal.cell, metric: goal.metric, goal: text, limit, value, met })
 }
 
 impl Results {
@@ -171,10 +173,10 @@ impl Results {
     fn goal_table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(ASCII_MARKDOWN);
-        table.set_header(["cell", "what", "goal", "limit", "agent", ""]);
-        for Verdict { cell, metric, goal, limit, value, met } in &self.goals {
+        table.set_header(["system", "cell", "what", "goal", "limit", "value", ""]);
+        for Verdict { system, cell, metric, goal, limit, value, met } in &self.goals {
             let word = if *met { "met" } else { "MISSED" };
-            table.add_row([cell, metric, goal.as_str(), &number(*limit), &number(*value), word]);
+            table.add_row([system, cell, metric, goal.as_str(), &number(*limit), &number(*value), word]);
         }
         table
     }

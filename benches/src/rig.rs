@@ -21,6 +21,7 @@ use crate::{
     load::{LoadArgs, LoadReport},
     mcpd::{STATS_PATH, Stats},
     process::{Running, Usage, myself},
+    sink::SPANS_PATH,
 };
 
 /// What a caller of the provider itself POSTs to.
@@ -31,6 +32,8 @@ const INFER_PATH: &str = "/api/v1/llms/bench/infer";
 const IN_FLIGHT: u32 = 20_000;
 /// How long a relay may take to be online.
 const ONLINE: Duration = Duration::from_secs(10);
+/// How often a traced agent exports what has not filled a batch: more often than by default, so that a load's last spans are counted.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often mcpd's list is looked at until then. It is the error of a start's time.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -45,6 +48,8 @@ pub enum System {
     Floor,
     /// `mcprelay run --provide`, under the name that the table gives it.
     Agent(String, PathBuf),
+    /// The same with everything traced and exported.
+    Traced(Otlp, PathBuf),
     /// The natural registrar in Node.js; with whether it posts every token.
     Node(bool),
 }
@@ -57,9 +62,43 @@ impl System {
             Self::Tunnel => "tunnel",
             Self::Floor => "floor",
             Self::Agent(name, _) => name,
+            Self::Traced(Otlp::Http, _) => TRACED_HTTP,
+            Self::Traced(Otlp::Grpc, _) => TRACED_GRPC,
             Self::Node(false) => "node",
             Self::Node(true) => "node-per-token",
         }
+    }
+}
+
+/// The agent that exports over HTTP, in the table.
+pub const TRACED_HTTP: &str = "agent-otlp-http";
+/// The agent that exports over gRPC, in the table.
+pub const TRACED_GRPC: &str = "agent-otlp-grpc";
+
+/// How telemetry goes to its collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Otlp {
+    /// `http/protobuf`.
+    Http,
+    /// `grpc`.
+    Grpc,
+}
+
+impl Otlp {
+    /// What makes an agent export every span to the collector at `address`.
+    fn variables(self, address: &str) -> [(&'static str, String); 5] {
+        let protocol = match self {
+            Self::Http => "http/protobuf",
+            Self::Grpc => "grpc",
+        };
+        let interval = EXPORT_INTERVAL.as_millis().to_string();
+        [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()),
+            ("OTEL_TRACES_SAMPLER", "always_on".to_owned()),
+            ("OTEL_BSP_SCHEDULE_DELAY", interval.clone()),
+            ("OTEL_METRIC_EXPORT_INTERVAL", interval),
+        ]
     }
 }
 
@@ -78,6 +117,8 @@ pub struct Rig {
     /// The relay itself; `None` without one.
     relay: Option<Running>,
     mcpd: Option<(Running, String)>,
+    /// The collector, where there is one.
+    sink: Option<(Running, String)>,
     _mock: Running,
     address: String,
     path: &'static str,
@@ -99,6 +140,7 @@ impl Rig {
         let mut rig = Self {
             relay: None,
             mcpd: None,
+            sink: None,
             _mock: mock,
             address: provider.clone(),
             path: DIRECT_PATH,
@@ -124,6 +166,11 @@ impl Rig {
         let (mcpd, address) = Running::listening(&mut mcpd_command(kind)?).await?;
         self.mcpd = Some((mcpd, address.clone()));
         let mut command = self.relay_command(system, &address, provider)?;
+        if let System::Traced(otlp, _) = system {
+            let (sink, collector) = Running::listening(&mut myself(["sink"])?).await?;
+            command.envs(otlp.variables(&collector));
+            self.sink = Some((sink, collector));
+        }
         let began = Instant::now();
         self.relay = Some(Running::start(&mut command)?);
         while !is_online(&address).await {
@@ -140,7 +187,7 @@ impl Rig {
     fn relay_command(&self, system: &System, mcpd: &str, provider: &str) -> Result<Command, String> {
         let home = self.home.path();
         let mut command = match system {
-            System::Agent(_, program) => {
+            System::Agent(_, program) | System::Traced(_, program) => {
                 write_home(home, mcpd, provider)
                     .map_err(|error| format!("the home cannot be written: {error}"))?;
                 let mut command = Command::new(program);
@@ -160,7 +207,11 @@ impl Rig {
             }
         };
         let log = fs::File::create(&self.log).map_err(|error| format!("no log: {error}"))?;
-        command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(log);
+        command
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::null())
+            .stderr(log);
         Ok(command)
     }
 
@@ -202,6 +253,14 @@ impl Rig {
     pub async fn stats(&self) -> Option<Stats> {
         let (_, address) = self.mcpd.as_ref().filter(|_| self.counts)?;
         serde_json::from_slice(&get(address, STATS_PATH).await.ok()?).ok()
+    }
+
+    /// Waits until what the relay has exported has arrived, and gives its number of spans; `None` where nothing is exported.
+    pub async fn spans(&self) -> Option<u64> {
+        let (_, collector) = self.sink.as_ref()?;
+        sleep(2 * EXPORT_INTERVAL).await;
+        let spans = get(collector, SPANS_PATH).await.ok()?;
+        std::str::from_utf8(&spans).ok()?.parse().ok()
     }
 
     /// The last lines of what the relay said on standard error.

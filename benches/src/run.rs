@@ -11,11 +11,13 @@ use crate::{
     mcpd::Stats,
     process::Usage,
     report::Report,
-    rig::{McpdKind, Rig, System, beside, build},
+    rig::{McpdKind, Otlp, Rig, System, beside, build},
 };
 
 /// How long a relay does nothing before its idle memory is read.
 const SETTLE: Duration = Duration::from_secs(2);
+/// The spans of a task beside one for every POST: the task, its queue, the inference, its leg on the bridge.
+const SPANS_PER_TASK: u64 = 4;
 const KIB_PER_MIB: f64 = 1024.0;
 
 /// Arguments of `run`.
@@ -65,7 +67,10 @@ pub async fn run(args: RunArgs) -> Result<ExitCode, String> {
             }
         }
         if wanted(&args.cells, "idle") {
-            for system in systems.iter().filter(|system| !matches!(system, System::Direct | System::Tunnel)) {
+            for system in systems
+                .iter()
+                .filter(|system| !matches!(system, System::Direct | System::Tunnel | System::Traced(..)))
+            {
                 report.add("idle", system.name(), idle(system, args.mcpd).await?);
             }
         }
@@ -83,10 +88,12 @@ fn wanted(names: &[String], name: &str) -> bool {
 }
 
 fn systems(args: &RunArgs) -> Result<Vec<System>, String> {
-    let agent = System::Agent("agent".to_owned(), beside("mcprelay")?);
+    let agent = beside("mcprelay")?;
     let also = args.also.iter().map(|(name, path)| System::Agent(name.clone(), path.clone()));
-    let mut systems = vec![System::Direct, System::Tunnel, System::Floor, agent];
+    let mut systems =
+        vec![System::Direct, System::Tunnel, System::Floor, System::Agent("agent".to_owned(), agent.clone())];
     systems.extend(also);
+    systems.extend([Otlp::Http, Otlp::Grpc].map(|otlp| System::Traced(otlp, agent.clone())));
     systems.extend([System::Node(false), System::Node(true)]);
     systems.retain(|system| wanted(&args.systems, system.name()) || is_also(system, args));
     Ok(systems)
@@ -96,9 +103,14 @@ fn is_also(system: &System, args: &RunArgs) -> bool {
     args.also.iter().any(|(name, _)| name == system.name())
 }
 
-/// The one that posts every token does not differ from the other in plain answers, and needs minutes under the largest load.
+/// The one that posts every token does not differ from the other in plain answers, and needs minutes under the largest load. What
+/// telemetry costs shows where the load pushes.
 fn takes_part(system: &System, cell: &Cell) -> bool {
-    *system != System::Node(true) || !matches!(cell.id, "plain" | "paced256")
+    match system {
+        System::Node(true) => !matches!(cell.id, "plain" | "paced256"),
+        System::Traced(..) => cell.pushes(),
+        _ => true,
+    }
 }
 
 async fn measure(system: &System, cell: &Cell, mcpd: McpdKind) -> Result<Values, String> {
@@ -106,14 +118,20 @@ async fn measure(system: &System, cell: &Cell, mcpd: McpdKind) -> Result<Values,
     if cell.pushes() {
         rig.warm_up(cell).await?;
     }
+    let spans = rig.spans().await;
     let (usage, stats) = (rig.usage()?, rig.stats().await);
     let load = rig.load(cell).await?;
     let mut values = of_load(&load);
+    let arrived = rig.spans().await.zip(spans).map(|(after, before)| after - before);
     if *system != System::Direct {
         of_relay(&mut values, &load, usage, rig.usage()?);
     }
     if let (Some(before), Some(after)) = (stats, rig.stats().await) {
         of_mcpd(&mut values, &load, before, after)?;
+        if let Some(arrived) = arrived {
+            let made = SPANS_PER_TASK * load.requests + after.posts - before.posts;
+            values.insert(metric::SPANS, 100.0 * arrived as f64 / made as f64);
+        }
     }
     Ok(values)
 }

@@ -3,6 +3,7 @@
 //! A name that turns out different in a real mcpd is changed here and nowhere else.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use hyper::Method;
@@ -241,25 +242,32 @@ pub(crate) struct TaskData<'a> {
 }
 
 /// What callers' bodies are read for; the rest goes to the agent unread.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub(crate) struct CallerPeek<'a> {
-    #[serde(default)]
     pub(crate) stream: Option<bool>,
-    #[serde(default, borrow)]
     pub(crate) model: Option<Cow<'a, str>>,
 }
 
 impl<'a> CallerPeek<'a> {
-    /// Reads a body, which has to be an object. The error says what is wrong with it.
+    /// Reads a body, which has to be an object. Of a name that comes twice the last counts, as in JavaScript. The error says
+    /// what is wrong with it.
     pub(crate) fn parse(body: &'a [u8]) -> Result<(&'a RawValue, Self), String> {
         let raw: &RawValue = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         // serde would take a list for an object too.
         if !raw.get().starts_with('{') {
             return Err("it is another kind of value".to_owned());
         }
-        let peek = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
-        Ok((raw, peek))
+        let members = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+        Ok((raw, Self { stream: member(&members, "stream")?, model: member(&members, "model")? }))
     }
+}
+
+/// The members of an object, unparsed.
+type Members<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
+
+fn member<'a, T: Deserialize<'a>>(members: &Members<'a>, name: &str) -> Result<Option<T>, String> {
+    let value = members.get(name).map_or("null", |value| value.get());
+    serde_json::from_str(value).map_err(|error| format!("{name}: {error}"))
 }
 
 /// A result body, one of the contract's five.

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use super::{output, words};
 use crate::{
     domain::Printable,
-    pb::{AgentStatus, EndedTask, ProviderStatus, SessionStatus, TaskStatus, Totals, WatchStatusResponse},
+    pb::{
+        AgentStatus, EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Totals, Verdict,
+        WatchStatusResponse,
+    },
 };
 
 /// A heading with a table.
@@ -134,7 +137,10 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
 fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> {
     let pushed = status.provider.clone().unwrap_or_default();
     let state = if status.paused { "paused" } else { words::provider_state(pushed.state) };
-    let verdict = words::verdict(status.verdict).replace('_', " ");
+    let verdict = match is_withdrawn(status) {
+        true => "withdrawn".to_owned(),
+        false => words::verdict(status.verdict).replace('_', " "),
+    };
     let per_second =
         rate.map(|rate| rate(&pushed.name).map_or_else(|| "-".into(), |rate| format!("{rate:.1}")));
     let mut row = vec![pushed.name, pushed.model, state.to_owned(), verdict];
@@ -142,6 +148,12 @@ fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> 
     row.push(format!("{}/{}", status.queued, status.max_queued));
     row.extend(per_second);
     row
+}
+
+/// Whether it would be published if it were not away: mcpd does not list it.
+fn is_withdrawn(status: &ProviderStatus) -> bool {
+    let state = status.provider.as_ref().map(|pushed| pushed.state());
+    status.verdict() == Verdict::Published && state == Some(ProviderState::Unavailable)
 }
 
 /// What somebody has to say about a provider: why it does not work, or may not.
@@ -198,7 +210,7 @@ fn or_dash(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pb::{AgentState, Provider, ProviderState, TaskState, Usage, Verdict};
+    use crate::pb::{AgentState, Provider, TaskState, Usage};
 
     /// A moment with one of everything.
     pub(crate) fn example() -> WatchStatusResponse {
@@ -311,6 +323,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         status.providers[1].detail = "paused by its owner".into();
         let text = text(&status, now(), Some(80));
         assert!(text.contains(&format!("0/64\n  qwen3: {reason}\n\n")), "{text}");
+        assert!(text.contains("unavailable   withdrawn "), "mcpd does not list it: {text}");
         assert!(!text.contains("by its owner"), "the table says that already: {text}");
     }
 

@@ -9,6 +9,7 @@ use std::{
 use ratatui::{
     Frame,
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+    layout::{Constraint, Layout},
     style::{Color, Style, Stylize as _},
     text::Line,
     widgets::Paragraph,
@@ -32,6 +33,12 @@ const RETRY: Duration = Duration::from_secs(1);
 const KEY_POLL: Duration = Duration::from_millis(100);
 /// Keys typed ahead: more than anyone types between two drawings.
 const KEY_BUFFER: usize = 16;
+/// What stands before the later pieces of a long line.
+const SET_IN: &str = "    ";
+/// Lines are not folded narrower than this: a piece must hold more than what it is set in by.
+const MIN_WIDTH: u16 = 20;
+/// Lines that a page key scrolls: most of a small terminal.
+const PAGE: u16 = 15;
 /// What can be done in the view.
 const HELP: &str = "q quits, up and down scroll";
 
@@ -195,36 +202,82 @@ impl Screen {
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
             KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
             KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
+            KeyCode::PageDown | KeyCode::Char(' ') => self.scroll = self.scroll.saturating_add(PAGE),
+            KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(PAGE),
             _ => {}
         }
         true
     }
 
     fn draw(&mut self, frame: &mut Frame<'_>, at: Instant, now: SystemTime) {
-        let area = frame.area();
-        let lines = self.lines(area.width, at, now);
-        let last = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_sub(area.height);
+        let width = frame.area().width;
+        let trouble = self.trouble(width);
+        let heights = [Constraint::Length(height(&trouble)), Constraint::Fill(1), Constraint::Length(1)];
+        let [top, middle, bottom] = Layout::vertical(heights).areas(frame.area());
+        let lines = self.lines(width, at, now);
+        let last = height(&lines).saturating_sub(middle.height);
         self.scroll = self.scroll.min(last);
-        frame.render_widget(Paragraph::new(lines).scroll((self.scroll, 0)), area);
+        frame.render_widget(Paragraph::new(trouble), top);
+        frame.render_widget(Paragraph::new(lines).scroll((self.scroll, 0)), middle);
+        frame.render_widget(Line::from(help(last - self.scroll)).dim(), bottom);
+    }
+
+    /// Why there is no newer status; never scrolled away.
+    fn trouble(&self, width: u16) -> Vec<Line<'static>> {
+        match &self.news.what {
+            Err(Stop::Failed(reason)) => {
+                folded(reason, width).into_iter().map(|line| Line::from(line).red()).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn lines(&self, width: u16, at: Instant, now: SystemTime) -> Vec<Line<'static>> {
         let status = aged(&self.status, at.saturating_duration_since(self.news.came));
-        let mut lines: Vec<_> = view::head(&status, now).into_iter().map(Line::from).collect();
-        lines[1] = lines[1].clone().style(link_style(&status));
-        if let Err(Stop::Failed(reason)) = &self.news.what {
-            lines.insert(0, Line::from(reason.clone()).red());
-        }
+        let mut head = view::head(&status, now).into_iter();
+        let mut lines: Vec<_> = head.next().map(Line::from).into_iter().collect();
+        lines.extend(head.next().map(|link| Line::from(link).style(link_style(&status))));
+        lines.extend(head.flat_map(|line| folded(&line, width)).map(Line::from));
         for section in view::sections(&status, now, Some(&|name| self.rates.rate(name, at))) {
             lines.push(Line::default());
             let text = view::section_text(&section, Some(width));
-            let mut rows = text.lines().map(str::to_owned);
+            let mut rows = text.lines().flat_map(|line| folded(line, width));
             lines.extend(rows.next().map(|heading| Line::from(heading).bold()));
             lines.extend(rows.map(Line::from));
         }
-        lines.extend([Line::default(), Line::from(HELP).dim()]);
         lines
     }
+}
+
+fn height(lines: &[Line<'_>]) -> u16 {
+    u16::try_from(lines.len()).unwrap_or(u16::MAX)
+}
+
+/// The last line: what the keys do, and whether there is more to see.
+fn help(below: u16) -> String {
+    match below {
+        0 => HELP.to_owned(),
+        1 => format!("{HELP}; one more line below"),
+        _ => format!("{HELP}; {below} more lines below"),
+    }
+}
+
+/// A line in pieces of at most `width` characters, broken between words where it can be; the later ones are set in. Tables fit
+/// already, sentences may not.
+fn folded(line: &str, width: u16) -> Vec<String> {
+    let (mut rest, mut lines) = (line.to_owned(), Vec::new());
+    while let Some((end, _)) = rest.char_indices().nth(usize::from(width.max(MIN_WIDTH))) {
+        let begin = rest.len() - rest.trim_start().len();
+        let space = match rest[end..].starts_with(' ') {
+            true => Some(end),
+            false => rest[..end].rfind(' ').filter(|space| *space > begin),
+        };
+        let (piece, after) = rest.split_at(space.unwrap_or(end));
+        lines.push(piece.to_owned());
+        rest = format!("{SET_IN}{}", after.trim_start());
+    }
+    lines.push(rest);
+    lines
 }
 
 fn link_style(status: &WatchStatusResponse) -> Style {
@@ -288,10 +341,30 @@ mod tests {
         for _ in 0..100 {
             assert!(screen.key(&key(KeyCode::Down)));
         }
-        let rows = drawn(&mut screen, 10, Duration::ZERO);
-        assert_eq!(rows.last().map(String::as_str), Some(HELP));
+        let last = |screen: &mut Screen| drawn(screen, 10, Duration::ZERO).pop().unwrap_or_default();
+        assert_eq!(last(&mut screen), HELP);
         screen.key(&key(KeyCode::Up));
-        assert_ne!(drawn(&mut screen, 10, Duration::ZERO).last().map(String::as_str), Some(HELP));
+        assert_eq!(last(&mut screen), format!("{HELP}; one more line below"));
+        screen.key(&key(KeyCode::PageUp));
+        assert_eq!(screen.scroll, 0);
+    }
+
+    #[test]
+    fn a_reason_that_is_wider_than_the_terminal_is_folded_and_not_cut() {
+        let mut screen = screen();
+        let pushed = screen.status.providers[0].provider.get_or_insert_default();
+        pushed.state_detail =
+            "http://127.0.0.1:11434/v1 does not answer: Connection refused (os error 111)".into();
+        let rows = drawn(&mut screen, 24, Duration::ZERO);
+        let reason = rows.iter().position(|row| row.contains("does not answer")).expect("the reason");
+        assert_eq!(
+            rows[reason..reason + 2],
+            ["  qwen3: http://127.0.0.1:11434/v1 does not answer: Connection refused (os error", "    111)"]
+        );
+        assert_eq!(
+            folded(&"x".repeat(50), 20),
+            ["x".repeat(20), format!("    {}", "x".repeat(16)), format!("    {}", "x".repeat(14))]
+        );
     }
 
     #[test]
@@ -309,5 +382,7 @@ mod tests {
         screen.show(News { what: Err(Stop::Failed("the agent has stopped".into())), came: Instant::now() });
         let rows = drawn(&mut screen, 24, Duration::ZERO);
         assert_eq!((&*rows[0], rows[1].starts_with("mcprelay 0.1.0")), ("the agent has stopped", true));
+        screen.scroll = u16::MAX;
+        assert_eq!(drawn(&mut screen, 10, Duration::ZERO)[0], "the agent has stopped", "it stays in sight");
     }
 }

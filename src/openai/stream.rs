@@ -322,8 +322,12 @@ impl Template {
 #[cfg(test)]
 mod ends;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod said;
+#[cfg(test)]
+mod samples;
 #[cfg(test)]
 mod tests;

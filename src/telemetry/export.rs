@@ -66,8 +66,7 @@ impl Worker {
                     .build()
             }
             Protocol::HttpProtobuf => {
-                let builder =
-                    SpanExporter::builder().with_http().with_http_client(self.client(export.timeout)?);
+                let builder = SpanExporter::builder().with_http().with_http_client(self.client(export)?);
                 configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
             }
         }
@@ -81,16 +80,18 @@ impl Worker {
                     .build()
             }
             Protocol::HttpProtobuf => {
-                let builder =
-                    MetricExporter::builder().with_http().with_http_client(self.client(export.timeout)?);
+                let builder = MetricExporter::builder().with_http().with_http_client(self.client(export)?);
                 configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
             }
         }
     }
 
-    fn client(&self, timeout: Duration) -> Result<Client, ExporterBuildError> {
+    fn client(&self, export: &Export) -> Result<Client, ExporterBuildError> {
+        // Reading the system's certificates is what costs most of a start with telemetry, and http:// has no use for them.
+        let tls = export.endpoint.as_deref().is_some_and(|url| !url.trim_start().starts_with("http://"));
         let http = reqwest::Client::builder()
-            .timeout(timeout)
+            .timeout(export.timeout)
+            .tls_built_in_root_certs(tls)
             // The headers hold the collector's credentials, which are for it alone.
             .redirect(reqwest::redirect::Policy::none())
             .build()

@@ -126,9 +126,21 @@ impl Instruments {
     }
 }
 
+impl Instruments {
+    /// Shows what has no labels from the start: a series that begins with its first event hides that event from every rate.
+    fn begin(&self) {
+        self.queued.add(0, &[]);
+        for counter in [&self.reconnects, &self.heartbeats_missed, &self.posts] {
+            counter.add(0, &[]);
+        }
+    }
+}
+
 impl Metrics {
     pub(super) fn new(meter: &Meter) -> Self {
-        Self(Some(Arc::new(Instruments::new(meter))))
+        let instruments = Instruments::new(meter);
+        instruments.begin();
+        Self(Some(Arc::new(instruments)))
     }
 
     /// Whether anybody reads them.

@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod bridge;
+mod bytes;
 mod capacity;
 mod deadlines;
 mod delivery;

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the agent against real programs: llama.cpp with a small model, the OpenAI SDK, curl, grpcurl, Python's grpcio, two
-# OpenTelemetry collectors and promtool. Everything is installed under target/peers; the first run takes a minute longer.
+# OpenTelemetry collectors and Prometheus. Everything is installed under target/peers; the first run takes a minute longer.
 #
 #     tests/peers/run.sh [pytest arguments]
 #
@@ -22,15 +22,15 @@ if [ "$(cat "$cache/stamp" 2>/dev/null)" != "$stamp" ]; then
     echo "$stamp" >"$cache/stamp"
 fi
 
-# promtool is in Debian's package of the whole server, which is unpacked and not installed.
-if [ ! -x "$cache/promtool" ]; then
+# Debian's package of Prometheus and its promtool is unpacked and not installed.
+if [ ! -x "$cache/promtool" ] || [ ! -x "$cache/prometheus" ]; then
     (
         rm -rf "$cache/deb"
         mkdir "$cache/deb"
         cd "$cache/deb"
         apt-get download prometheus
         dpkg -x prometheus_*.deb .
-        mv usr/bin/promtool "$cache/promtool"
+        mv usr/bin/promtool usr/bin/prometheus "$cache/"
     )
     rm -rf "$cache/deb"
 fi

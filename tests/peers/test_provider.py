@@ -3,9 +3,13 @@
 import json
 import threading
 import time
+from http.server import BaseHTTPRequestHandler
 
 import pytest
-from processes import Agent, Llama, Mcpd, chat, echo, free_port, get, smol, wait_for, write_config, write_home
+from mock_provider import Background, MockProvider, completion
+from processes import (
+    BIN, TOKEN, Agent, Llama, Mcpd, Process, chat, echo, free_port, get, smol, wait_for, write_config, write_home,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -160,3 +164,36 @@ def test_a_stop_lets_a_running_stream_finish(mcpd, home):
     assert time.monotonic() - began < 10
     assert not mcpd.is_active("parrot"), "deregistered"
     assert get(f"{mcpd.url}/_fake/state")[0] == 200
+
+
+def test_proxies_are_for_remote_servers_and_never_for_this_machine(mcpd, home, tmp_path):
+    class Proxy(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(503)
+
+        do_POST = do_GET
+
+    asked = []
+    with Background(Proxy) as proxy, MockProvider(lambda r, _: r.json(200, completion("hi"))) as mock:
+        remote = mock.entry("remote", url="http://192.0.2.1:8000")
+        write_home(home, mcpd, [mock.entry(), remote])
+        variables = dict.fromkeys(["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"], proxy.url)
+        agent = Process([BIN / "mcprelay", "run", "--home", home], tmp_path / "agent.log")
+        host = Process([BIN / "mcprelay", "provide", "--home", home], tmp_path / "host.log", **variables)
+        with agent, host:
+            wait_for("an answer of the one on this machine", lambda: mcpd.infer("mock", chat("hi"))[0] == 200)
+            wait_for("the question to the other", lambda: asked)
+    assert set(asked) == {"http://192.0.2.1:8000/v1/models"}
+
+
+def test_what_is_not_relayed_gets_what_the_guide_says(stack):
+    """docs/guides/providers.md, "Not supported"."""
+    for path, body in [("embeddings", {"input": "x"}), ("responses", {"input": "x"}), ("images/generations", {})]:
+        status, text = get(f"{stack.mcpd.url}/v1/{path}", TOKEN, {"model": "smol", **body})
+        assert status == 404, (path, status, text)
+    status, text = stack.mcpd.infer("smol", {"model": "smol", "input": "x"})
+    assert status == 400 and "messages" in text, (status, text)
