@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, TaskEnd};
+use fake_mcpd::{Aim, Answer, CallKind, Entry, FakeMcpd, TaskEnd};
 use mcprelay::config::TASKS_FILE;
 use serde_json::json;
 use tokio::time::sleep;
@@ -85,7 +85,9 @@ async fn a_killed_agents_task_is_not_run_by_its_successor_however_long_that_had_
     world.mcpd.send_raw(format!("event: task\\ndata: {again}\\n\\n"));
     let (_call, next) = begun(&world, &mut client).await;
     assert_ne!(next.task_id, offer.task_id);
-    world.calls_of(CallKind::Result, 4).await;
+    let key = format!("{}/restart", offer.task_id);
+    let settled = |e: &Entry| e.key.as_ref() == Some(&key) && e.status != Some(503);
+    soon("its end", world.mcpd.wait_for(settled)).await;
     let runs =
         world.calls(CallKind::Result).iter().filter(|e| e.task.as_ref() == Some(&offer.task_id)).count();
     assert_eq!(runs, 3, "its first token, its end that was not taken, and its end");
