@@ -6,6 +6,7 @@ mod json;
 mod mock;
 mod requests;
 
+#[expect(dead_code, reason = "the parts that wait are for the unit tests")]
 #[path = "../../../src/openai/stream/model.rs"]
 mod model;
 #[path = "../../../src/openai/stream/said.rs"]
