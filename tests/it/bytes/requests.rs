@@ -144,7 +144,7 @@ fn a_stream_wish(stream: bool) -> impl Strategy<Value = std::vec::IntoIter<&'sta
     } else {
         &[&[], &["false"], &["null"], &["true", "false"]]
     };
-    prop::sample::select(wishes).prop_map(|wishes| wishes.to_vec().into_iter())
+    prop::sample::select(wishes).prop_map(|wishes| wishes.iter().copied())
 }
 
 /// Both in one, in any order; the fixed ones keep theirs.
