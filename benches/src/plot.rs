@@ -26,8 +26,15 @@ pub struct PlotArgs {
     svg: PathBuf,
 }
 
+/// One point: what a task costs the agent, and the provider host beside it.
 struct Point {
     under_way: u32,
+    agent: Cost,
+    host: Cost,
+}
+
+/// CPU time, and the most memory beyond that of an idle process, per task.
+struct Cost {
     cpu_ms: f64,
     kib: f64,
 }
@@ -35,31 +42,41 @@ struct Point {
 /// Measures, prints and draws.
 pub async fn run(args: PlotArgs) -> Result<ExitCode, String> {
     build().await?;
-    let agent = System::Agent("agent".to_owned(), beside("mcprelay")?);
+    let system = System::Apart(beside("mcprelay")?);
     let mut points = Vec::new();
-    println!("| tasks under way | CPU ms per task | peak KiB per task |\n|---|---|---|");
+    println!(
+        "| tasks under way | agent: CPU ms per task | agent: KiB per task | host: CPU ms per task | host: KiB per task |"
+    );
+    println!("|---|---|---|---|---|");
     for under_way in UNDER_WAY {
-        let point = measure(&agent, under_way).await?;
-        println!("| {under_way} | {:.3} | {:.1} |", point.cpu_ms, point.kib);
+        let point = measure(&system, under_way).await?;
+        let Point { agent, host, .. } = &point;
+        println!(
+            "| {under_way} | {:.3} | {:.1} | {:.3} | {:.1} |",
+            agent.cpu_ms, agent.kib, host.cpu_ms, host.kib
+        );
         points.push(point);
     }
     fs::write(&args.svg, svg(&points)).map_err(|error| format!("{}: {error}", args.svg.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(agent: &System, under_way: u32) -> Result<Point, String> {
-    let rig = Rig::start(agent, McpdKind::Lean).await?;
-    let before = rig.usage()?;
+/// One load opens the connections that so many tasks need; the next one is what is measured.
+async fn measure(system: &System, under_way: u32) -> Result<Point, String> {
+    let rig = Rig::start(system, McpdKind::Lean).await?;
+    let idle = [rig.usage()?, rig.host_usage()?];
     let lasts = Duration::from_secs(1) * under_way / TASKS_PER_SECOND;
     let delay_us = u64::try_from(lasts.as_micros()).unwrap_or(u64::MAX) / u64::from(TOKENS);
-    let each = (LEAST_TASKS / under_way).max(2);
+    rig.load_slowly(&Cell::streams(under_way, 1, TOKENS, delay_us), lasts).await?;
+    let before = [rig.usage()?, rig.host_usage()?];
+    let each = (LEAST_TASKS / under_way).max(1);
     let load = rig.load_slowly(&Cell::streams(under_way, each, TOKENS, delay_us), lasts).await?;
-    let after = rig.usage()?;
-    Ok(Point {
-        under_way,
-        cpu_ms: (after.cpu - before.cpu) / load.requests as f64 * 1e3,
-        kib: after.peak_rss.saturating_sub(before.rss) as f64 / f64::from(under_way),
-    })
+    let after = [rig.usage()?, rig.host_usage()?];
+    let [agent, host] = [0, 1].map(|process| Cost {
+        cpu_ms: (after[process].cpu - before[process].cpu) / load.requests as f64 * 1e3,
+        kib: after[process].peak_rss.saturating_sub(idle[process].rss) as f64 / f64::from(under_way),
+    });
+    Ok(Point { under_way, agent, host })
 }
 
 /// The drawing's size and margins, in pixels.
@@ -70,7 +87,7 @@ const BOTTOM: f64 = 50.0;
 const TOP: f64 = 30.0;
 
 fn svg(points: &[Point]) -> String {
-    let highest = points.iter().map(|point| point.cpu_ms).fold(0.0, f64::max) * 1.2;
+    let highest = points.iter().map(|point| point.agent.cpu_ms).fold(0.0, f64::max) * 1.2;
     let x = |under_way: u32| {
         let decades = f64::from(UNDER_WAY[UNDER_WAY.len() - 1]).log10();
         LEFT + f64::from(under_way).log10() / decades * (WIDTH - LEFT - 30.0)
@@ -94,7 +111,7 @@ fn svg(points: &[Point]) -> String {
         );
     }
     for point in points {
-        let (x, y) = (x(point.under_way), y(point.cpu_ms));
+        let (x, y) = (x(point.under_way), y(point.agent.cpu_ms));
         let _ = writeln!(
             out,
             r##"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="#06c"/><text x="{x:.1}" y="{:.1}" text-anchor="middle">{}</text>"##,
@@ -102,8 +119,10 @@ fn svg(points: &[Point]) -> String {
             point.under_way,
         );
     }
-    let line: Vec<_> =
-        points.iter().map(|point| format!("{:.1},{:.1}", x(point.under_way), y(point.cpu_ms))).collect();
+    let line: Vec<_> = points
+        .iter()
+        .map(|point| format!("{:.1},{:.1}", x(point.under_way), y(point.agent.cpu_ms)))
+        .collect();
     let _ = writeln!(out, r##"<polyline points="{}" fill="none" stroke="#06c"/>"##, line.join(" "));
     out + "</svg>\n"
 }

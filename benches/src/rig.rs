@@ -50,8 +50,21 @@ pub enum System {
     Agent(String, PathBuf),
     /// The same with everything traced and exported.
     Traced(Otlp, PathBuf),
-    /// The natural registrar in Node.js; with whether it posts every token.
-    Node(bool),
+    /// `mcprelay run` and `mcprelay provide`, each a process of its own; the relay is the first.
+    Apart(PathBuf),
+    /// A registrar in Node.js.
+    Node(Registrar),
+}
+
+/// What a Node.js developer writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registrar {
+    /// `node:http` with a keep-alive agent; a stream's answer in one chunk.
+    Whole,
+    /// The same, one awaited POST per token.
+    PerToken,
+    /// `fetch`, which is what one writes first; a stream's answer in one chunk.
+    Fetch,
 }
 
 impl System {
@@ -64,8 +77,10 @@ impl System {
             Self::Agent(name, _) => name,
             Self::Traced(Otlp::Http, _) => TRACED_HTTP,
             Self::Traced(Otlp::Grpc, _) => TRACED_GRPC,
-            Self::Node(false) => "node",
-            Self::Node(true) => "node-per-token",
+            Self::Apart(_) => "agent-apart",
+            Self::Node(Registrar::Whole) => "node",
+            Self::Node(Registrar::PerToken) => "node-per-token",
+            Self::Node(Registrar::Fetch) => "node-fetch",
         }
     }
 }
@@ -116,6 +131,8 @@ pub enum McpdKind {
 pub struct Rig {
     /// The relay itself; `None` without one.
     relay: Option<Running>,
+    /// The provider host, where it is a process of its own.
+    host: Option<Running>,
     mcpd: Option<(Running, String)>,
     /// The collector, where there is one.
     sink: Option<(Running, String)>,
@@ -139,6 +156,7 @@ impl Rig {
         let (mock, provider) = Running::listening(&mut myself(["mock"])?).await?;
         let mut rig = Self {
             relay: None,
+            host: None,
             mcpd: None,
             sink: None,
             _mock: mock,
@@ -173,6 +191,14 @@ impl Rig {
         }
         let began = Instant::now();
         self.relay = Some(Running::start(&mut command)?);
+        if let System::Apart(program) = system {
+            let mut host = Command::new(program);
+            host.args(["provide", "--home"])
+                .arg(self.home.path())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            self.host = Some(Running::start(&mut host)?);
+        }
         while !is_online(&address).await {
             if began.elapsed() > ONLINE {
                 return Err(format!("{} is not online after 10 s: {}", system.name(), self.log()));
@@ -194,10 +220,21 @@ impl Rig {
                 command.args(["run", "--provide", "--home"]).arg(home);
                 command
             }
-            System::Node(per_token) => {
-                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/registrar.mjs");
+            System::Apart(program) => {
+                write_home(home, mcpd, provider)
+                    .map_err(|error| format!("the home cannot be written: {error}"))?;
+                let mut command = Command::new(program);
+                command.args(["run", "--home"]).arg(home);
+                command
+            }
+            System::Node(registrar) => {
+                let (script, mode) = match registrar {
+                    Registrar::Whole => ("peers/registrar.mjs", "whole"),
+                    Registrar::PerToken => ("peers/registrar.mjs", "token"),
+                    Registrar::Fetch => ("peers/registrar-fetch.mjs", ""),
+                };
                 let mut command = Command::new("node");
-                command.arg(script).args([mcpd, provider, if *per_token { "token" } else { "whole" }]);
+                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script)).args([mcpd, provider, mode]);
                 command
             }
             _ => {
@@ -247,6 +284,11 @@ impl Rig {
     /// What the relay has used; nothing where there is none.
     pub fn usage(&self) -> Result<Usage, String> {
         self.relay.as_ref().map_or(Ok(Usage::default()), Running::usage)
+    }
+
+    /// The same of the provider host, where it is a process of its own.
+    pub fn host_usage(&self) -> Result<Usage, String> {
+        self.host.as_ref().map_or(Ok(Usage::default()), Running::usage)
     }
 
     /// What mcpd has counted; `None` where it does not count.

@@ -11,7 +11,7 @@ use crate::{
     mcpd::Stats,
     process::Usage,
     report::Report,
-    rig::{McpdKind, Otlp, Rig, System, beside, build},
+    rig::{McpdKind, Otlp, Registrar, Rig, System, beside, build},
 };
 
 /// How long a relay does nothing before its idle memory is read.
@@ -94,7 +94,7 @@ fn systems(args: &RunArgs) -> Result<Vec<System>, String> {
         vec![System::Direct, System::Tunnel, System::Floor, System::Agent("agent".to_owned(), agent.clone())];
     systems.extend(also);
     systems.extend([Otlp::Http, Otlp::Grpc].map(|otlp| System::Traced(otlp, agent.clone())));
-    systems.extend([System::Node(false), System::Node(true)]);
+    systems.extend([Registrar::Whole, Registrar::PerToken, Registrar::Fetch].map(System::Node));
     systems.retain(|system| wanted(&args.systems, system.name()) || is_also(system, args));
     Ok(systems)
 }
@@ -107,7 +107,8 @@ fn is_also(system: &System, args: &RunArgs) -> bool {
 /// telemetry costs shows where the load pushes.
 fn takes_part(system: &System, cell: &Cell) -> bool {
     match system {
-        System::Node(true) => !matches!(cell.id, "plain" | "paced256"),
+        System::Node(Registrar::PerToken) => !matches!(cell.id, "plain" | "paced256"),
+        System::Node(Registrar::Fetch) => cell.pushes(),
         System::Traced(..) => cell.pushes(),
         _ => true,
     }

@@ -138,7 +138,7 @@ pub fn a_request(stream: bool) -> impl Strategy<Value = Request> {
 }
 
 /// What a request says of streaming: nothing or something, and the last word counts.
-fn a_stream_wish(stream: bool) -> impl Strategy<Value = std::vec::IntoIter<&'static str>> + Clone {
+fn a_stream_wish(stream: bool) -> impl Strategy<Value = impl Iterator<Item = &'static str>> + Clone {
     let wishes: &[&[&str]] = if stream {
         &[&["true"], &["false", "true"]]
     } else {
