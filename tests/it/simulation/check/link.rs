@@ -10,7 +10,10 @@ use super::{
     task::{Attempt, attempts, outcome, unseen_calls},
 };
 use crate::{
-    simulation::story::{Ms, Story},
+    simulation::{
+        plan::NAMES,
+        story::{Ms, Story},
+    },
     support::wire::{Request, What},
 };
 
@@ -132,7 +135,7 @@ fn backoff(story: &Story, life: usize) -> Vec<String> {
             continue;
         };
         let least = if story.woke_before(failed) { EAGER_RETRY } else { BACKOFF };
-        if next + SLACK < failed + least && !story.may_hurry(*at, *next) {
+        if next + SLACK < failed + least && !story.may_hurry(*at, *next) && !story.rested(failed, *next) {
             found.push(format!("the link failed at {failed} ms and was tried again at {next} ms"));
         }
     }
@@ -223,6 +226,7 @@ impl Story {
             (_, Some((200, _))) if channel => self.broke(n),
             // The session is not known any more, the token may be a new one, the names are somebody else's.
             (_, Some((200 | 401 | 403 | 404 | 409 | 410, _))) => None,
+            (_, None) if matches!(outcome(self, n, CALL_TIMEOUT), (_, Some((200, _)))) => None,
             (at, None) if self.is_given_up(n, at) => None,
             (at, _) => Some(at),
         }
@@ -254,6 +258,12 @@ impl Story {
         new(&self.woke)
             || new(&self.credentials)
             || self.wire.iter().any(|p| refused(p) && (from..=until).contains(&p.at))
+    }
+
+    /// Whether nothing was published for a while: whoever has nothing to publish waits for nothing.
+    fn rested(&self, from: Ms, until: Ms) -> bool {
+        let empty = |at: Ms| NAMES.iter().all(|name| self.publishers(name, at).is_empty());
+        self.is_paused(from, until) || empty(from + 1) || empty(until.saturating_sub(1))
     }
 
     fn woke_before(&self, at: Ms) -> bool {
