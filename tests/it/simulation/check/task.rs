@@ -63,7 +63,7 @@ impl Attempt<'_> {
     }
 
     /// Until when nothing more can be expected after it than the next one.
-    fn done(&self) -> Ms {
+    pub fn done(&self) -> Ms {
         self.over + if self.failed() { self.wait() } else { 0 }
     }
 }
@@ -202,7 +202,7 @@ impl<'a> Task<'a> {
         let parts: Ms = parts.into_iter().map(held).sum();
         // An error does not wait for what is still being sent; an answer does.
         let parts = if self.succeeded() || self.answered() { parts } else { parts.min(FAILURE_PATIENCE) };
-        let until = decided + parts + ends.into_iter().map(held).sum::<Ms>();
+        let until = self.past_refusals(decided, decided) + parts + ends.into_iter().map(held).sum::<Ms>();
         self.past_refusals(decided, until)
     }
 
