@@ -283,7 +283,8 @@ impl Story {
     /// Whether nothing was published for a while: whoever has nothing to publish waits for nothing.
     fn rested(&self, from: Ms, until: Ms) -> bool {
         let empty = |at: Ms| NAMES.iter().all(|name| self.publishers(name, at).is_empty());
-        self.is_paused(from, until) || empty(from + 1) || empty(until.saturating_sub(1))
+        let mut changes = self.presence.iter().map(|p| p.at).filter(|at| (from..=until).contains(at));
+        self.is_paused(from, until) || empty(from + 1) || empty(until.saturating_sub(1)) || changes.any(empty)
     }
 
     fn woke_before(&self, at: Ms) -> bool {
