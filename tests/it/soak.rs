@@ -7,7 +7,7 @@
 //! A normal test run has a few seconds of it. Callers rest between their calls, so that it takes a fraction of one core.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -38,6 +38,11 @@ const CALLERS: usize = 8;
 const REPORT: Duration = Duration::from_secs(10);
 /// What a program may hold more at the end than after a third of the time, in bytes: the allocator's own ups and downs.
 const GROWTH: usize = 8 << 20;
+/// Between two faults that break the control channel: it reconnects within 1.5 s and then has to live for 5 s.
+const CHANNEL_PEACE: Duration = Duration::from_secs(8);
+/// The two of them.
+const CUT: &str = "every connection cut";
+const BROKEN: &str = "control channel broken";
 /// The contract's least time between two register calls, less what a busy machine takes to read them off the network.
 const REGISTER_GAP: Duration = Duration::from_millis(200);
 /// The heartbeat's interval, and what a busy machine may add.
@@ -74,6 +79,8 @@ struct Harvest {
     failed: BTreeMap<String, u64>,
     /// Answers that are not what the provider said.
     wrong: Vec<String>,
+    /// Tasks that mcpd ended, because no end had come in time.
+    overdue: Vec<String>,
 }
 
 /// What was done, and what it did to the agent.
@@ -103,9 +110,14 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
         callers.spawn(call_on(Arc::clone(&mcpd), Arc::clone(&harvest), Rng::with_seed(n as u64)));
     }
     let (began, mut rng, mut reported) = (Instant::now(), Rng::with_seed(7), Instant::now());
-    let mut figures = Figures::default();
+    let (mut figures, mut broken) = (Figures::default(), None);
     while began.elapsed() < lasting {
-        *figures.faults.entry(trouble(&proxy, &mcpd, &mut rng).await).or_default() += 1;
+        let spared = broken.is_some_and(|at: Instant| at.elapsed() < CHANNEL_PEACE);
+        let what = trouble(&proxy, &mcpd, &mut rng, spared).await;
+        *figures.faults.entry(what).or_default() += 1;
+        if [CUT, BROKEN].contains(&what) {
+            broken = Some(Instant::now());
+        }
         if rng.u8(..40) == 0 {
             figures.kills += 1;
             served.kill();
@@ -135,6 +147,9 @@ fn judge(mcpd: &FakeMcpd, harvest: &Harvest, figures: &Figures) {
     let overload = |why: &String| why.starts_with("429") || why.starts_with("503");
     let strange: Vec<_> = harvest.failed.keys().filter(|why| !of_a_kill(why) && !overload(why)).collect();
     assert!(strange.is_empty(), "{strange:?}");
+    // A task event that was under way when its channel was cut is known to nobody but mcpd.
+    let late: Vec<_> = harvest.overdue.iter().filter(|task| figures.pace.arrived.contains(*task)).collect();
+    assert!(late.is_empty(), "{late:?} had reached the agent, and no end came in time");
     // What is held up by the network reaches mcpd close together, or late: that is judged by when the agent sent it.
     let by_arrival = |rule: Rule| matches!(rule, Rule::RegisterTooOften | Rule::MissingHeartbeat);
     let violations: Vec<_> = mcpd.violations().into_iter().filter(|v| !by_arrival(v.rule)).collect();
@@ -164,10 +179,13 @@ fn table(took: Duration, harvest: &Harvest, figures: &Figures, agent: &Process) 
         count("tokens compared", harvest.tokens),
         count("callers that left", harvest.left),
         count("answers that were wrong", harvest.wrong.len() as u64),
+        count("tasks whose event was cut on its way", harvest.overdue.len() as u64),
         count("providers killed", figures.kills),
     ];
     rows.extend(harvest.failed.iter().map(|(why, n)| count(&format!("ends: {why}"), *n)));
     rows.extend(figures.faults.iter().map(|(what, n)| count(&format!("fault: {what}"), *n)));
+    let (longest, which) = &figures.pace.longest;
+    rows.push(("longest part under way".to_owned(), format!("{:.2} s ({which})", longest.as_secs_f64())));
     rows.push(count("rules broken on the wire", figures.pace.broken.len() as u64));
     rows.push(("agent's memory after a third".to_owned(), mib(third)));
     rows.push(("agent's memory at the end".to_owned(), mib(agent.resident())));
@@ -203,6 +221,12 @@ struct Pace {
     last_register: Option<Instant>,
     last_beat: Option<Instant>,
     broken: Vec<String>,
+    /// Tasks that reached the agent.
+    arrived: BTreeSet<String>,
+    /// The part under way on each connection, and since when.
+    under_way: BTreeMap<u64, (Instant, String)>,
+    /// The longest time that a part was under way, and which.
+    longest: (Duration, String),
 }
 
 impl Pace {
@@ -211,7 +235,21 @@ impl Pace {
         let until = self.until;
         for new in seen.into_iter().filter(|s| until.is_none_or(|until| s.at > until)) {
             self.until = Some(new.at);
+            if let Some((since, key)) = self.under_way.remove(&new.connection) {
+                let took = new.at - since;
+                if took > self.longest.0 {
+                    self.longest = (took, format!("{key}, until {:?}", new.what));
+                }
+            }
+            if let What::Event { name, task } = &new.what
+                && name == "task"
+            {
+                self.arrived.insert(task.clone());
+            }
             let What::Request(request) = &new.what else { continue };
+            if let Some(key) = &request.key {
+                self.under_way.insert(new.connection, (new.at, key.clone()));
+            }
             match request.call.as_str() {
                 "_provider-register" => {
                     let last = self.last_register.replace(new.at);
@@ -241,14 +279,16 @@ impl Pace {
 
 // ---- faults and callers --------------------------------------------------------------------------------------------
 
-/// One piece of trouble, and some peace; says what it was.
-async fn trouble(proxy: &Proxy, mcpd: &FakeMcpd, rng: &mut Rng) -> &'static str {
+/// One piece of trouble, and some peace; says what it was. Three channels in a row that live shorter than 5 s would mean another
+/// process with the same session and a minute of rest, so `spare_the_channel` leaves out what breaks it.
+async fn trouble(proxy: &Proxy, mcpd: &FakeMcpd, rng: &mut Rng, spare_the_channel: bool) -> &'static str {
     let what = match rng.u8(..9) {
-        0 => (proxy.order(Order::CutAll), "every connection cut").1,
+        0 | 4 if spare_the_channel => (proxy.order(Order::CutReply), "a reply cut after it was applied").1,
+        0 => (proxy.order(Order::CutAll), CUT).1,
         1 => (proxy.order(Order::Stall), "network stalled").1,
         2 => (proxy.order(Order::Delay(Duration::from_millis(rng.u64(1..200)))), "network delayed").1,
         3 => (proxy.order(Order::Bytewise), "one byte at a time").1,
-        4 => (mcpd.break_channels(), "control channel broken").1,
+        4 => (mcpd.break_channels(), BROKEN).1,
         5 => (mcpd.lose_reply(Aim::next(CallKind::Result).times(3)), "3 replies lost by mcpd").1,
         6 => {
             (mcpd.answer(Aim::next(CallKind::Result).times(3), Answer::status(503)), "3 parts answered 503").1
@@ -303,6 +343,10 @@ impl Harvest {
                 let body: Value = serde_json::from_slice(body).unwrap_or_default();
                 let why = body["error"]["message"].as_str().unwrap_or_default();
                 self.bump(&format!("{status} {why}"))
+            }
+            TaskEnd::Failed { code: "deadline", .. } => {
+                self.overdue.push(got.task_id.clone());
+                false
             }
             TaskEnd::Failed { message, .. } => self.bump(message),
             TaskEnd::CallerGone => self.bump("caller gone"),

@@ -248,7 +248,12 @@ impl Program {
             r.provider == offer.provider_name && run.finished.is_none() && !given_up
         };
         let held = session.runs.values().filter(holds).count();
-        if held >= self.max_in_flight as usize {
+        // What lay unread while it was blocked was offered at some time before.
+        let late = story
+            .blocked
+            .iter()
+            .any(|((from, to), of)| *of == self.plan.client_id && (*from..=*to + 1).contains(&now));
+        if held >= self.max_in_flight as usize && !late {
             let (limit, task) = (self.max_in_flight, &offer.task_id);
             story.slot_breaches.push(format!("{task} was offered at {now} ms while {held} of {limit} ran"));
         }

@@ -170,9 +170,9 @@ impl Task<'_> {
             let since = run.last_sign.filter(|at| *at < sent).map_or(run.at, |at| at.max(run.at));
             run.first_token.is_some_and(|at| at < sent) == begun && since + ms(limit) <= sent + SLACK
         };
-        let unread = !begun && self.runs.iter().all(|(_, run)| run.at + SLACK >= sent);
-        self.runs.iter().any(|(_, run)| silent(run))
-            || unread && self.is_read_late(self.arrived.unwrap_or_default(), sent)
+        let arrived = self.arrived.unwrap_or_default();
+        let unread = !begun && arrived + ms(limit) <= sent + SLACK;
+        self.runs.iter().any(|(_, run)| silent(run)) || unread && self.is_read_late(arrived, sent)
     }
 
     /// It waited as long as it had to, and all the while for good reason.

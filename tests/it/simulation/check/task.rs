@@ -63,7 +63,7 @@ impl Attempt<'_> {
     }
 
     /// Until when nothing more can be expected after it than the next one.
-    fn done(&self) -> Ms {
+    pub fn done(&self) -> Ms {
         self.over + if self.failed() { self.wait() } else { 0 }
     }
 }
@@ -186,11 +186,11 @@ impl<'a> Task<'a> {
 
     /// The latest moment at which the end reaches mcpd: since it was decided, as long as the task's own calls were held up.
     pub fn latest(&self) -> Ms {
-        if let Some(life) = self.left_by() {
-            return self.told_by_successor(life);
-        }
         if self.is_refused() {
             return Ms::MAX / 2;
+        }
+        if let Some(life) = self.left_by() {
+            return self.told_by_successor(life);
         }
         self.delivered(self.decided())
     }
@@ -201,9 +201,8 @@ impl<'a> Task<'a> {
         let (ends, parts): (Vec<_>, Vec<_>) = self.attempts.iter().partition(|a| a.request.is_end());
         let parts: Ms = parts.into_iter().map(held).sum();
         // An error does not wait for what is still being sent; an answer does.
-        let parts =
-            if self.succeeded() || self.good_run().is_some() { parts } else { parts.min(FAILURE_PATIENCE) };
-        let until = decided + parts + ends.into_iter().map(held).sum::<Ms>();
+        let parts = if self.succeeded() || self.answered() { parts } else { parts.min(FAILURE_PATIENCE) };
+        let until = self.past_refusals(decided, decided) + parts + ends.into_iter().map(held).sum::<Ms>();
         self.past_refusals(decided, until)
     }
 
@@ -238,6 +237,11 @@ impl<'a> Task<'a> {
         let (_, gone) = (self.story.drain_at, self.story.stopped.map_or(Ms::MAX, |(at, _)| at));
         let drained = self.story.drain_at + ms(self.story.drain_timeout) + ms(DRAIN_DELIVERY_BOUND);
         (self.whole() + ms(END_DELIVERY_BOUND)).min(drained).min(gone) - SLACK
+    }
+
+    /// Whether a run of it came to a good end, in time or not.
+    fn answered(&self) -> bool {
+        self.runs.iter().any(|(_, run)| matches!(run.finished, Some((_, Finish::Ok))))
     }
 
     /// Whether a run of it came to a good end that the agent heard of.
