@@ -3,9 +3,12 @@
 //! Nothing else in the agent spells one of these names, so a name that turns out different is a change of one line.
 //! Fields that mcpd adds are ignored, and what it leaves out is absent, never an error, unless the type says otherwise.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, cell::Cell, collections::BTreeMap, fmt, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::{Value, value::RawValue};
 
 use crate::domain::{Provider, TaskId};
@@ -236,13 +239,46 @@ impl TaskEvent<'_> {
     }
 }
 
-/// What can be read out of a task event that is no [`TaskEvent`], so that its caller gets an error and does not hang.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct BrokenTaskEvent {
-    /// mcpd's id of the task, where it can be read.
-    #[serde(deserialize_with = "text_or_none")]
-    pub task_id: Option<String>,
+/// The id in the data of a task event that is no [`TaskEvent`], so that its caller gets an error and does not hang: whatever else is
+/// wrong, before it or behind, and be it a number. Of several the last one counts.
+pub fn readable_task_id(data: &str) -> Option<String> {
+    let found = Cell::new(None);
+    // An error says that the reading ended early; what was found until then has been found.
+    let _ = TaskIdReader(&found).deserialize(&mut serde_json::Deserializer::from_str(data));
+    found.into_inner()
+}
+
+struct TaskIdReader<'a>(&'a Cell<Option<String>>);
+
+impl<'de> DeserializeSeed<'de> for TaskIdReader<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TaskIdReader<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a task event")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key != "taskId" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            match map.next_value::<Value>()? {
+                Value::String(id) => self.0.set(Some(id)),
+                Value::Number(id) => self.0.set(Some(id.to_string())),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The data of a [`CANCEL_EVENT`].
@@ -393,10 +429,18 @@ mod tests {
 
     #[test]
     fn a_broken_task_event_still_tells_its_id() {
-        let text = r#"{"kind":5,"taskId":"t1"}"#;
-        assert!(serde_json::from_str::<TaskEvent<'_>>(text).is_err());
-        let broken: BrokenTaskEvent = serde_json::from_str(text).expect("parses");
-        assert_eq!(broken.task_id.as_deref(), Some("t1"));
+        for (text, id) in [
+            (r#"{"kind":5,"taskId":"t1"}"#, Some("t1")),
+            (r#"{"kind":"infer","taskId":"t1","request":{"messages":[{"ro"#, Some("t1")),
+            (r#"{"kind":"infer","taskId":17,"llmName":"a"}"#, Some("17")),
+            (r#"{"taskId":"t1","kind":"infer","taskId":"t2"}"#, Some("t2")),
+            (r#"{"kind":"infer","taskId":"t"#, None),
+            (r#"{"request":{"taskId":"inner"}}"#, None),
+            ("[]", None),
+        ] {
+            assert!(serde_json::from_str::<TaskEvent<'_>>(text).is_err(), "{text}");
+            assert_eq!(readable_task_id(text).as_deref(), id, "{text}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::contract::{BrokenTaskEvent, INFER_KIND, TaskEvent, result_path};
+use super::contract::{INFER_KIND, TaskEvent, readable_task_id, result_path};
 use crate::domain::{Failure, FailureCode, Printable, Task, TaskId};
 
 /// Longest display name of a caller that is kept, in characters.
@@ -53,8 +53,7 @@ pub fn read_task(data: &str) -> Result<Task, BadTask> {
 
 /// A task event that does not parse: answered where its id can be read, so that no caller hangs.
 fn unreadable(data: &str, error: &serde_json::Error) -> BadTask {
-    let broken: BrokenTaskEvent = serde_json::from_str(data).unwrap_or_default();
-    match broken.task_id.as_deref().map(TaskId::new) {
+    match readable_task_id(data).as_deref().map(TaskId::new) {
         Some(Ok(id)) if result_path(&id).is_some() => {
             let task = Task {
                 id,

@@ -1,0 +1,173 @@
+//! What happened: each event's way into the core.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Connected, Hub, left_behind::end_left_behind};
+use crate::{
+    bridge,
+    core::{Input, LinkInput},
+    domain::{CallFailure, ProviderName, TaskId, TaskKey},
+    upstream::{self, events::Delivered, outbox::Summary, results::Report},
+};
+
+impl Hub {
+    pub(super) fn upstream_event(&mut self, (event, place): Delivered) {
+        self.place = place;
+        match event {
+            upstream::Event::Task(task) | upstream::Event::BadTask(task, _)
+                if self.tasks_file.is_left_behind(&task.id) =>
+            {
+                debug!(task_id = %task.id, "mcpd handed over a task that a former life left behind; not run");
+            }
+            upstream::Event::Task(task) => {
+                self.history.tasks += 1;
+                self.feed(Input::Task(task));
+            }
+            upstream::Event::BadTask(task, failure) => {
+                self.history.tasks += 1;
+                self.feed(Input::BadTask(task, failure));
+            }
+            upstream::Event::LostTask => {
+                self.history.lost();
+                self.surroundings.telemetry.metrics().task_lost();
+            }
+            upstream::Event::CallerLeft(id) => self.feed(Input::CallerLeft(id)),
+            upstream::Event::Registered(attempt, reply) => self.registered(attempt, reply),
+            upstream::Event::Heartbeat(reply) => {
+                if let Err(why) = &reply {
+                    warn!("heartbeat missed: {why}");
+                    self.surroundings.telemetry.metrics().heartbeat_missed();
+                }
+                self.feed_link(LinkInput::Heartbeat(reply));
+            }
+            upstream::Event::ChannelOpened(epoch) => {
+                if let Some(opening) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
+                    self.channel_trace = opening.1.opened();
+                }
+                self.feed_link(LinkInput::ChannelOpened(epoch));
+            }
+            upstream::Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
+            upstream::Event::ChannelClosed(epoch, why) => {
+                if let Some((_, opening)) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
+                    opening.failed(why.word());
+                }
+                self.feed_link(LinkInput::ChannelClosed(epoch, why))
+            }
+        }
+        // A task that was not taken (a duplicate) needs no place.
+        self.place = None;
+    }
+
+    pub(super) fn registered(&mut self, attempt: u64, reply: Result<String, CallFailure>) {
+        let accepted = reply.is_ok();
+        self.feed_link(LinkInput::Registered(attempt, reply));
+        if accepted && !self.left_behind.is_empty() {
+            let left = std::mem::take(&mut self.left_behind);
+            info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
+            let (mcpd, over) = (self.mcpd.clone(), self.channels.restarted.0.clone());
+            self.spawn(end_left_behind(mcpd, left, over));
+        }
+    }
+
+    /// A task of a former life has its end; from now on its id is like that of any other that ended.
+    pub(super) fn left_behind_is_over(&mut self, id: TaskId) {
+        self.tasks_file.over(&id);
+        self.feed(Input::Restored(vec![id]));
+    }
+
+    pub(super) fn bridge_event(&mut self, event: bridge::Event) {
+        match event {
+            bridge::Event::Opened(session, hello, handle) => {
+                // A session that is cut off below must not get an offer afterwards.
+                self.send_offers();
+                handle.welcome(
+                    session,
+                    self.max_message_bytes,
+                    &self.core.link_status(Instant::now().into_std()),
+                );
+                // Whatever a session of the same client still sends must not reach a task that is offered again.
+                self.sessions
+                    .values()
+                    .filter(|s| s.client_id == hello.client_id)
+                    .for_each(|s| s.handle.detach());
+                let connected =
+                    Connected { handle, client_id: hello.client_id.clone(), since: SystemTime::now() };
+                self.sessions.insert(session, connected);
+                self.feed(Input::SessionOpened(session, hello));
+            }
+            bridge::Event::Snapshot(session, generation, pushed) => {
+                self.feed(Input::Snapshot(session, generation, pushed));
+                self.link_may_have_changed();
+            }
+            bridge::Event::Finished(session, key, outcome, usage) => {
+                if let Some(relay) = self.relays.get(&key) {
+                    relay.outbox.set_usage(usage);
+                }
+                self.feed(Input::Finished(session, key, outcome));
+            }
+            bridge::Event::Broken(session, key, failure) => self.feed(Input::Broken(session, key, failure)),
+            bridge::Event::Draining(session) => {
+                self.feed(Input::SessionDraining(session));
+                self.link_may_have_changed();
+            }
+            bridge::Event::Closed(session) => {
+                self.sessions.remove(&session);
+                self.feed(Input::SessionClosed(session));
+                self.link_may_have_changed();
+            }
+            bridge::Event::SetPaused(name, paused, reply) => {
+                // Whoever asked may be gone; what it asked for is done.
+                let _ = reply.send(self.set_paused(name, paused));
+            }
+            bridge::Event::StatusWanted => self.publish_status(),
+        }
+    }
+
+    /// Pauses or resumes; gives the names that this changed, or `None` for one that nobody has pushed.
+    pub(super) fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Option<Vec<String>> {
+        let before = self.core.providers();
+        if name.as_ref().is_some_and(|name| before.iter().all(|p| p.provider.name != *name)) {
+            return None;
+        }
+        self.feed(Input::SetPaused(name, paused));
+        self.link_may_have_changed();
+        let after = self.core.providers();
+        let changed = before.iter().zip(&after).filter(|(before, after)| before.paused != after.paused);
+        let names: BTreeSet<_> = changed.map(|(_, after)| after.provider.name.as_str().to_owned()).collect();
+        Some(names.into_iter().collect())
+    }
+
+    pub(super) fn reported(&mut self, key: TaskKey, report: Report) {
+        match report {
+            Report::Failed(failure) => self.feed(Input::DeliveryFailed(key, failure)),
+            Report::Settled(summary) => {
+                self.record(key, summary);
+                self.feed(Input::Settled(key));
+            }
+            Report::NobodyWaits(summary) => {
+                self.record(key, summary);
+                self.feed(Input::NobodyWaits(key));
+            }
+        }
+    }
+
+    pub(super) fn record(&mut self, key: TaskKey, summary: Summary) {
+        if let Some(relay) = self.relays.get(&key) {
+            self.history.record(relay.ended(summary, Instant::now()));
+        }
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.send_offers();
+        info!("stopping: no new tasks are taken; running ones have {} s", self.drain_timeout.as_secs());
+        self.serving.send_replace(false);
+        for session in self.sessions.values() {
+            session.handle.drain(self.drain_timeout, "the agent is stopping");
+        }
+        self.feed(Input::Drain);
+        self.link_may_have_changed();
+    }
+}

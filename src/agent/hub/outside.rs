@@ -1,0 +1,90 @@
+//! What the hub has to look at by itself, because nobody tells it: the sleep clock and the credentials.
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use tracing::{info, warn};
+
+use super::Hub;
+use crate::{
+    core::{LinkInput, link::UrlChange},
+    credentials::{self, Fingerprint, Sources, WideMode},
+    upstream::{client::Access, connect::HttpError},
+};
+
+/// A jump of the sleep clock over this is a sleep; less is how the two clocks are read one after the other.
+const SLEEP_JUMP: Duration = Duration::from_secs(5);
+
+impl Hub {
+    /// Once a second: has the machine slept, are there other credentials?
+    pub(super) fn look_around(&mut self) {
+        let slept = self.surroundings.clock.slept_for();
+        if slept > self.slept + SLEEP_JUMP {
+            info!("the machine slept for {} s", (slept - self.slept).as_secs());
+            self.feed_link(LinkInput::Woke);
+        }
+        self.slept = slept;
+        let fingerprint = Fingerprint::of(&self.sources.home);
+        if fingerprint != self.fingerprint {
+            self.fingerprint = fingerprint;
+            self.read_credentials();
+        }
+    }
+
+    pub(super) fn read_credentials(&mut self) {
+        let input = match access(&self.sources) {
+            Err(problem) => {
+                // One warning for one problem, however often the file changes.
+                if self.credentials_problem.as_ref() != Some(&problem) {
+                    warn!("{problem}; going online when that is mended");
+                    self.credentials_problem = Some(problem.clone());
+                }
+                if self.mcpd.url().is_some() {
+                    // Half a file is no reason to let go of the credentials that work.
+                    return;
+                }
+                Err(problem)
+            }
+            Ok((access, wide_mode)) => {
+                self.credentials_problem = None;
+                self.warn_of_a_wide_mode(wide_mode);
+                // Credentials may come long after the start, and then the id on disk can be another mcpd's.
+                let former =
+                    self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
+                let other = former.is_some_and(|url| url != access.url);
+                let set = self.use_access(&access, other);
+                set.map(|()| if other { UrlChange::Other } else { UrlChange::Same }).map_err(|error| {
+                    warn!("{error}");
+                    error.to_string()
+                })
+            }
+        };
+        self.feed_link(LinkInput::Credentials(input));
+    }
+
+    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
+    pub(super) fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
+        if !other {
+            return self.mcpd.set_access(access);
+        }
+        let mcpd = self.mcpd.anew();
+        mcpd.set_access(access)?;
+        self.mcpd = mcpd;
+        Ok(())
+    }
+
+    /// One warning for one mode, however often the files change or mcpd refuses the token.
+    pub(super) fn warn_of_a_wide_mode(&mut self, found: Option<WideMode>) {
+        if let Some(wide) = found.as_ref().filter(|_| found != self.wide_mode) {
+            warn!("{wide}");
+        }
+        self.wide_mode = found;
+    }
+}
+
+/// The credentials as the client wants them, or why there are none.
+pub(super) fn access(sources: &Sources) -> Result<(Access, Option<WideMode>), String> {
+    let found = credentials::load(sources).map_err(|problem| problem.to_string())?;
+    let access = Access { url: found.url.as_str().to_owned(), token: found.token.expose_secret().into() };
+    Ok((access, found.wide_mode))
+}

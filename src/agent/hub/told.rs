@@ -1,0 +1,44 @@
+//! Who is told how things are: the sessions and the log of the link, those who watch of the whole status.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{Hub, STATUS_SPACING};
+use crate::domain::LinkStatus;
+
+impl Hub {
+    /// Tells the sessions and the log how the link is, when that is something else than they were told last.
+    pub(super) fn link_may_have_changed(&mut self) {
+        let status = self.core.link_status(Instant::now().into_std());
+        let same = |told: &LinkStatus| told.state == status.state && told.detail == status.detail;
+        if self.told.as_ref().is_some_and(same) {
+            return;
+        }
+        let (state, next) =
+            (status.state.as_str(), status.next_attempt.map(|d| format!("{:.1} s", d.as_secs_f64())));
+        if status.detail.is_empty() {
+            info!(state, "link to mcpd");
+        } else {
+            info!(state, next_attempt = next, "link to mcpd: {}", status.detail);
+        }
+        self.surroundings.telemetry.metrics().link_state(status.state);
+        self.sessions.values().for_each(|session| session.handle.status(&status));
+        self.told = Some(status);
+    }
+
+    pub(super) fn status_may_have_changed(&mut self) {
+        // One receiver is the service's own; without a watcher nothing is put together.
+        if self.status_due.is_none() && self.channels.status.receiver_count() > 1 {
+            self.status_due = Some(Instant::now() + STATUS_SPACING);
+        }
+    }
+
+    pub(super) fn publish_status(&mut self) {
+        self.channels.status.send_replace(Some(Arc::new(self.status())));
+        // Tokens change nothing that the core sees, so a watched stream is looked at again by itself.
+        let watched = self.channels.status.receiver_count() > 1 && !self.relays.is_empty();
+        self.status_due = watched.then(|| Instant::now() + STATUS_SPACING);
+    }
+}
