@@ -1,7 +1,7 @@
 //! Mixed load with faults for a long time: real processes, one table of figures at the end.
 //!
 //! ```text
-//! MCPRELAY_SOAK_MINUTES=30 cargo test --release --test it soak -- --nocapture
+//! MCPRELAY_SOAK_MINUTES=30 cargo test --profile simulation --test it soak -- --nocapture
 //! ```
 //!
 //! A normal test run has a few seconds of it. Callers rest between their calls, so that it takes a fraction of one core.

@@ -55,8 +55,13 @@ impl Link {
         match reply {
             Ok(_) if self.in_flight_outdated => {}
             Ok(session) => self.register_accepted(session, set, now, fx),
-            // To deregister is best effort: mcpd lets the rows go by itself when the heartbeats stop.
-            Err(_) if set.is_empty() => self.accepted = Some(set),
+            // To deregister is best effort: mcpd lets the rows go by itself when the heartbeats stop. What is wanted by now waits.
+            Err(failure) if set.is_empty() => {
+                self.accepted = Some(set);
+                if !self.publishable().is_empty() {
+                    self.failed(failure, now);
+                }
+            }
             Err(CallFailure::Conflict(names)) => self.conflicted(&names, &set, now),
             Err(CallFailure::Unknown(detail)) => {
                 let detail = format!("no provider API: {detail}; run `mcprelay check-mcpd`");

@@ -219,6 +219,19 @@ fn a_channel_that_opens_again_while_the_goodbye_is_under_way_has_its_heartbeat()
 }
 
 #[test]
+fn what_is_wanted_again_while_the_goodbye_fails_waits_like_after_any_failure() {
+    let mut bench = Bench::online();
+    bench.pass(crate::core::link::REGISTER_SPACING);
+    assert_eq!(registers(&bench.want(&[])), [2], "the goodbye");
+    bench.pass(crate::core::link::REGISTER_SPACING);
+    assert!(registers(&bench.want(&["a"])).is_empty(), "one call at a time");
+    assert!(registers(&bench.act(LinkInput::Registered(2, Err(passing())))).is_empty());
+    let (waited, fx) = bench.until_something();
+    assert_eq!(registers(&fx), [3]);
+    assert!(waited >= Duration::from_secs(5), "{waited:?}");
+}
+
+#[test]
 fn three_channels_closed_at_once_mean_another_process_and_a_minute_of_rest() {
     let mut bench = Bench::online();
     for epoch in 1..=3 {

@@ -228,7 +228,8 @@ impl<'a> Task<'a> {
         let restart = |a: &Attempt<'_>| {
             a.at >= registered && a.request.key.as_ref().is_some_and(|k| k.ends_with("/restart"))
         };
-        let held = others.filter(restart).map(|a| a.over - a.at + if a.failed() { RESTART_RETRY } else { 0 });
+        let wait = |a: &Attempt<'_>| a.asked().max(RESTART_RETRY);
+        let held = others.filter(restart).map(|a| a.over - a.at + if a.failed() { wait(&a) } else { 0 });
         self.past_refusals(registered, registered + held.sum::<Ms>() + RESTART_RETRY)
     }
 
