@@ -1,7 +1,10 @@
-//! The standard `OTEL_*` variables that the SDK leaves to us: it reads endpoints, headers, the sampler, the queue and the
-//! resource by itself, but neither `OTEL_SDK_DISABLED` nor `OTEL_PROPAGATORS`, and it cannot know whether to export at all.
+//! The standard `OTEL_*` variables that the SDK leaves to us: it reads endpoints, headers, the queue and the resource by itself,
+//! but neither `OTEL_SDK_DISABLED` nor `OTEL_PROPAGATORS`, and it cannot know whether to export at all. The sampler it would
+//! read, but say what it does not understand to a log that does not exist yet.
 
 use std::time::Duration;
+
+use opentelemetry_sdk::trace::Sampler;
 
 /// Longest wait for a collector's reply unless the environment says otherwise; the standard's default.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,11 +26,35 @@ pub(super) struct Export {
     pub(super) timeout: Duration,
 }
 
+/// Which traces are recorded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Sampling {
+    /// Whether a caller's own decision stands; then the share is for traces that begin here.
+    parent_based: bool,
+    /// Of all traces, from 0 to 1. Which ones follows from their ids, so that all programs with one share choose the same.
+    share: f64,
+}
+
+impl Default for Sampling {
+    /// The standard's `parentbased_always_on`.
+    fn default() -> Self {
+        Self { parent_based: true, share: 1.0 }
+    }
+}
+
+impl Sampling {
+    pub(super) fn sampler(self) -> Sampler {
+        let share = Sampler::TraceIdRatioBased(self.share);
+        if self.parent_based { Sampler::ParentBased(Box::new(share)) } else { share }
+    }
+}
+
 /// What the environment asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Otel {
     pub(super) traces: Option<Export>,
     pub(super) metrics: Option<Export>,
+    pub(super) sampling: Sampling,
     pub(super) propagate: bool,
     pub(super) capture_content: bool,
     /// A sentence for each value that is not understood, to be logged once logging works.
@@ -47,9 +74,10 @@ impl Otel {
         let disabled = reader.is_true("OTEL_SDK_DISABLED");
         let traces = reader.export("TRACES").filter(|_| !disabled);
         let metrics = reader.export("METRICS").filter(|_| !disabled);
+        let sampling = reader.sampling();
         let propagate = reader.propagate();
         let capture_content = reader.capture_content();
-        Self { traces, metrics, propagate, capture_content, problems: reader.problems }
+        Self { traces, metrics, sampling, propagate, capture_content, problems: reader.problems }
     }
 }
 
@@ -120,6 +148,34 @@ impl Reader<'_> {
             let name = "OTEL_EXPORTER_OTLP_TIMEOUT";
             self.problem(name, "is not a number of milliseconds above 0", "10 s is used");
             EXPORT_TIMEOUT
+        })
+    }
+
+    fn sampling(&mut self) -> Sampling {
+        let Some(name) = self.value("OTEL_TRACES_SAMPLER") else { return Sampling::default() };
+        let name = name.to_ascii_lowercase();
+        let delegate = name.strip_prefix("parentbased_");
+        let share = match delegate.unwrap_or(&name) {
+            "always_on" => 1.0,
+            "always_off" => 0.0,
+            "traceidratio" => self.share(),
+            _ => {
+                let what =
+                    "is none of always_on, always_off, traceidratio, nor one of them after parentbased_";
+                self.problem("OTEL_TRACES_SAMPLER", what, "parentbased_always_on is used");
+                return Sampling::default();
+            }
+        };
+        Sampling { parent_based: delegate.is_some(), share }
+    }
+
+    /// The standard's default is everything.
+    fn share(&mut self) -> f64 {
+        let name = "OTEL_TRACES_SAMPLER_ARG";
+        let Some(text) = self.value(name) else { return 1.0 };
+        text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).unwrap_or_else(|| {
+            self.problem(name, "is not a number from 0 to 1", "1 is used");
+            1.0
         })
     }
 
@@ -208,6 +264,40 @@ mod tests {
         assert!(!read(&[("OTEL_PROPAGATORS", "none")]).propagate);
         assert!(!read(&[("OTEL_PROPAGATORS", "baggage")]).propagate);
         assert!(read(&[("OTEL_PROPAGATORS", "baggage, tracecontext")]).propagate);
+    }
+
+    #[test]
+    fn a_sampler_is_read_with_its_argument_in_any_case() {
+        let sampling = |name: &str, arg: &str| {
+            let otel = read(&[("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)]);
+            assert_eq!(otel.problems, Vec::<String>::new(), "{name} {arg}");
+            (otel.sampling.parent_based, otel.sampling.share)
+        };
+        assert_eq!(sampling("", ""), (true, 1.0));
+        assert_eq!(sampling("always_on", "0.5"), (false, 1.0));
+        assert_eq!(sampling("Always_Off", ""), (false, 0.0));
+        assert_eq!(sampling("traceidratio", "0.25"), (false, 0.25));
+        assert_eq!(sampling("traceidratio", ""), (false, 1.0));
+        assert_eq!(sampling("parentbased_always_on", ""), (true, 1.0));
+        assert_eq!(sampling("parentbased_always_off", ""), (true, 0.0));
+        assert_eq!(sampling("parentbased_traceidratio", "0"), (true, 0.0));
+    }
+
+    #[test]
+    fn a_sampler_that_is_not_understood_is_said_and_everything_is_recorded() {
+        for (name, arg) in [
+            ("s3cret", "0"),
+            ("parentbased_s3cret", "0"),
+            ("traceidratio", "s3cret"),
+            ("traceidratio", "1.5"),
+            ("parentbased_traceidratio", "-1"),
+            ("parentbased_traceidratio", "NaN"),
+        ] {
+            let otel = read(&[("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)]);
+            assert_eq!(otel.sampling.share, 1.0, "{name} {arg}");
+            assert_eq!(otel.problems.len(), 1, "{name} {arg}: {:?}", otel.problems);
+            assert!(otel.problems[0].contains("OTEL_TRACES_SAMPLER") && !otel.problems[0].contains("s3cret"));
+        }
     }
 
     #[test]

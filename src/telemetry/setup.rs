@@ -121,7 +121,8 @@ impl Setup {
         }
         let batch = BatchSpanProcessor::builder(exporter).with_batch_config(config.build()).build();
         let processor = Counting { inner: batch, losses: self.losses.clone() };
-        let builder = SdkTracerProvider::builder().with_span_processor(processor);
+        let sampler = self.otel.sampling.sampler();
+        let builder = SdkTracerProvider::builder().with_span_processor(processor).with_sampler(sampler);
         Some(builder.with_resource(self.resource.clone()).build())
     }
 

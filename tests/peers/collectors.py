@@ -1,18 +1,29 @@
 """OpenTelemetry collectors that are not ours, and what they got."""
 
+import gzip
 import http.client
 import json
 import os
 import socket
 import sys
 import sysconfig
+import threading
+from concurrent import futures
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import grpc
 from mock_provider import Background
 from processes import Process, free_port, wait_for
 
 INTERNAL, CLIENT, CONSUMER = 1, 3, 5
+CALLER_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER_SPAN = "00f067aa0ba902b7"
+
+
+def traced(mcpd, name, body, trace=CALLER_TRACE, flags="01"):
+    """Status and text of an inference that is called with a span of this trace."""
+    return mcpd.infer(name, body, {"traceparent": f"00-{trace}-{CALLER_SPAN}-{flags}"})
 
 
 def listening(port):
@@ -40,6 +51,9 @@ class Oteltap(Process):
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                # As rotel sends it, whatever it is told.
+                if self.headers["Content-Encoding"] == "gzip":
+                    body = gzip.decompress(body)
                 tap.bytes += str(self.headers).encode() + body
                 onward = http.client.HTTPConnection("127.0.0.1", tap.port)
                 onward.request("POST", self.path, body, {"Content-Type": self.headers["Content-Type"]})
@@ -69,10 +83,12 @@ class Oteltap(Process):
     def spans(self):
         return [Span(line) for line in self.lines() if "spanId" in line]
 
-    def trace(self, trace_id):
-        """The spans of one trace, once its root has come."""
+    def trace(self, trace_id, spans=1):
+        """The spans of one trace, once its root has come and at least so many of them."""
         self.wait_for_span("process task", trace_id)
-        return [s for s in self.spans() if s.trace == trace_id]
+        found = lambda: [s for s in self.spans() if s.trace == trace_id]
+        wait_for(f"the arrival of {spans} spans", lambda: len(found()) >= spans)
+        return found()
 
     def wait_for_span(self, name, trace_id):
         wanted = lambda: [s for s in self.spans() if s.name == name and s.trace == trace_id]
@@ -80,13 +96,14 @@ class Oteltap(Process):
 
 
 class Rotel(Process):
-    """OTLP over gRPC."""
+    """OTLP over gRPC, and over HTTP to the next collector."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, onward):
         program = os.path.join(sysconfig.get_paths()["purelib"], "rotel", "rotel-agent")
         self.port = free_port()
-        command = [program, "start", "--exporter", "blackhole", "--debug-log", "traces"]
-        command += ["--debug-log-verbosity", "detailed", "--otlp-grpc-endpoint", f"127.0.0.1:{self.port}"]
+        command = [program, "start", "--exporter", "otlp", "--otlp-exporter-endpoint", onward.recorder.url]
+        command += ["--otlp-exporter-protocol", "http", "--batch-timeout", "100ms"]
+        command += ["--otlp-grpc-endpoint", f"127.0.0.1:{self.port}"]
         command += ["--otlp-http-endpoint", f"127.0.0.1:{free_port()}", "--pid-file", Path(folder) / "pid"]
         super().__init__(command, Path(folder) / "rotel.log")
         wait_for("rotel's start", lambda: listening(self.port))
@@ -98,13 +115,63 @@ class Rotel(Process):
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": url} | protocol | more
 
 
+class GrpcCollector(grpc.GenericRpcHandler):
+    """Answers each OTLP call over gRPC once `answer(over)` returns, and keeps what it was asked. `over` is set at the end."""
+
+    def __init__(self, answer):
+        self.answer, self.asked, self.over = answer, [], threading.Event()
+        self.server = grpc.server(futures.ThreadPoolExecutor(4))
+        self.server.add_generic_rpc_handlers((self,))
+        self.url = f"http://127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+
+    def service(self, _):
+        return grpc.unary_unary_rpc_method_handler(self.call)
+
+    def call(self, request, _):
+        self.asked.append(request)
+        self.answer(self.over)
+        # An empty response says that everything was taken.
+        return b""
+
+    def __enter__(self):
+        self.server.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.server.stop(grace=None).wait()
+
+
+class HttpCollector(Background):
+    """Answers each POST with the status that `answer(over)` returns, and keeps what it was asked. `over` is set at the end."""
+
+    def __init__(self, answer):
+        self.asked = asked = []
+        self.over = over = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(answer(over))
+                self.end_headers()
+
+        super().__init__(Handler)
+
+    def __exit__(self, *_):
+        self.over.set()
+        super().__exit__()
+
+
 class Span:
     """One span as oteltap prints it."""
 
     def __init__(self, line):
         self.name, self.kind = line["name"], line["kind"]
         self.trace, self.id, self.parent = line["traceId"], line["spanId"], line["parentSpanId"]
-        self.links = [link["spanId"] for link in line["links"]]
+        self.links = [(link["traceId"], link["spanId"]) for link in line["links"]]
         self.attributes = {a["key"]: value(a["value"]) for a in line["attributes"]}
         self.events = [event["name"] for event in line["events"]]
         self.status = line["status"].get("code", 0)

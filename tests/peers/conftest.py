@@ -4,6 +4,7 @@ import types
 
 import openai
 import pytest
+from collectors import Oteltap
 from processes import TOKEN, Agent, Llama, Mcpd, echo, smol, wait_for, write_home
 
 
@@ -24,6 +25,20 @@ def stack(tmp_path_factory, llama):
             wait_for("both to be listed", lambda: mcpd.is_active("smol") and mcpd.is_active("parrot"))
             agent.wait_online()
             yield types.SimpleNamespace(mcpd=mcpd, agent=agent, llama=llama, sdk=sdk(mcpd))
+
+
+@pytest.fixture
+def mcpd(tmp_path):
+    """A fake-mcpd for one test."""
+    with Mcpd(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def tap(tmp_path):
+    """A collector for one test."""
+    with Oteltap(tmp_path) as collector:
+        yield collector
 
 
 def sdk(mcpd):

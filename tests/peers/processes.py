@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 TOKEN = "t0ken-MARKER-credential"
 # The longest that anything here may take on a busy machine. Nothing waits for it but what fails.
 PATIENCE = 30.0
+# The same for llama.cpp, which reads 130 MB and computes on one of the machine's cores.
+MODEL_PATIENCE = 120.0
 
 
 def free_port():
@@ -153,6 +155,13 @@ class Agent(Process):
         self.tool("status", "--wait", "online", "--timeout", "20s")
 
 
+def agent(folder, mcpd, providers, *arguments, **variables):
+    """An agent that is online, with a home below `folder`."""
+    started = Agent(write_home(folder / "home", mcpd, providers), *arguments, **variables)
+    started.wait_online()
+    return started
+
+
 class Llama(Process):
     """llama.cpp."""
 
@@ -161,7 +170,7 @@ class Llama(Process):
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__([sys.executable, HERE / "llama_server.py", self.port], Path(folder) / "llama.log")
         if wait:
-            wait_for("llama.cpp's model", lambda: self.health() == 200)
+            wait_for("llama.cpp's model", lambda: self.health() == 200, MODEL_PATIENCE)
 
     def health(self):
         return get(f"{self.url}/health", timeout=2)[0]

@@ -8,14 +8,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from mock_provider import Background, MockProvider, completion
 from processes import (
-    BIN, TOKEN, Agent, Llama, Mcpd, Process, chat, echo, free_port, get, smol, wait_for, write_config, write_home,
+    BIN, MODEL_PATIENCE, TOKEN, Agent, Llama, Process, chat, echo, free_port, get, smol, wait_for, write_config, write_home,
 )  # fmt: skip
-
-
-@pytest.fixture
-def mcpd(tmp_path):
-    with Mcpd(tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
@@ -125,7 +119,7 @@ def test_a_request_during_a_restart_waits_until_the_model_is_loaded(mcpd, home, 
         first.stop()
         with Llama(tmp_path, port, wait=False) as again:
             with again.slowed():
-                wait_for("a loading server", lambda: again.health() == 503)
+                wait_for("a loading server", lambda: again.health() == 503, MODEL_PATIENCE)
                 caller, found = in_background(lambda: mcpd.infer("smol", chat("Say hi", max_tokens=3)))
                 wait_for("the host to see it", lambda: agent.provider("smol")["state"] == "loading")
                 assert not found and mcpd.is_active("smol"), "its caller waits, and it stays listed"

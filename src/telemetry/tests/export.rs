@@ -15,6 +15,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The end's bound in these tests, and what the test adds for a busy machine.
 const BOUND: Duration = Duration::from_millis(300);
 const MARGIN: Duration = Duration::from_secs(2);
+/// What `run` makes: the channel's opening, the root, queue, chat, its leg, and three POSTs.
+const SPANS_OF_A_TASK: u64 = 8;
+/// The standard's default of `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`.
+const SPANS_OF_AN_EXPORT: u64 = 512;
+/// A trace that a share of a half takes, and one that it does not: the lower half of the id decides.
+const LOW_TRACE: &str = "4bf92f3577b34da60000000000000001";
+const HIGH_TRACE: &str = "4bf92f3577b34da6ffffffffffffffff";
 
 fn telemetry(variables: &[(&str, &str)], metrics_listen: Option<SocketAddr>) -> Telemetry {
     let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
@@ -79,13 +86,17 @@ fn answer(mut stream: TcpStream) -> String {
     }
 }
 
-/// Traces a task under the process's own subscriber, as the agent does.
 fn traced(telemetry: &Telemetry) {
+    traced_under(telemetry, None);
+}
+
+/// Traces a task under the process's own subscriber, as the agent does; gives the context that its provider got.
+fn traced_under(telemetry: &Telemetry, traceparent: Option<&str>) -> BTreeMap<String, String> {
     use tracing_subscriber::layer::SubscriberExt as _;
     let handle = telemetry.handle();
     let spans = handle.spans.as_ref().map(|s| super::super::setup::otel_layer(s.tracer.clone()));
     let subscriber = tracing_subscriber::registry().with(spans);
-    tracing::subscriber::with_default(subscriber, || run(&handle, None, Ending::Completed));
+    tracing::subscriber::with_default(subscriber, || run(&handle, traceparent, Ending::Completed))
 }
 
 #[test]
@@ -117,8 +128,110 @@ fn a_hanging_collector_holds_up_neither_a_task_nor_the_end() {
         let losses = telemetry.losses();
         let took = shut_down(telemetry, BOUND);
         assert!(took < BOUND + MARGIN, "{protocol}: the end took {took:?}");
-        assert_eq!(losses.lost(), 200 * 8, "{protocol}");
+        assert_eq!(losses.lost(), 200 * SPANS_OF_A_TASK, "{protocol}");
     }
+}
+
+/// A collector that answers each request only when it is let, or at once when the sender is gone.
+fn slow() -> (String, mpsc::Receiver<()>, mpsc::SyncSender<()>) {
+    let (listener, url) = hanging();
+    // More requests than a test makes.
+    let (tell, told) = mpsc::sync_channel(64);
+    let (let_go, leave) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = tell.send(());
+            let _ = leave.recv();
+            answer(stream);
+        }
+    });
+    (url, told, let_go)
+}
+
+/// Telemetry whose first export a slow collector keeps, with as many spans behind it as four more exports take.
+fn kept_waiting() -> (Telemetry, mpsc::Receiver<()>, mpsc::SyncSender<()>) {
+    let (url, told, let_go) = slow();
+    let telemetry =
+        telemetry(&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &url)], None);
+    for _ in 0..SPANS_OF_AN_EXPORT / SPANS_OF_A_TASK {
+        traced(&telemetry);
+    }
+    told.recv_timeout(PATIENCE).unwrap();
+    let began = Instant::now();
+    for _ in 0..4 * SPANS_OF_AN_EXPORT / SPANS_OF_A_TASK {
+        traced(&telemetry);
+    }
+    assert!(began.elapsed() < MARGIN, "tasks took {:?} while an export was under way", began.elapsed());
+    (telemetry, told, let_go)
+}
+
+#[test]
+fn a_slow_collector_holds_up_no_task_and_loses_no_span_once_it_catches_up() {
+    let (telemetry, told, let_go) = kept_waiting();
+    let losses = telemetry.losses();
+    assert_eq!(losses.lost(), 5 * SPANS_OF_AN_EXPORT, "all of them wait");
+    drop(let_go);
+    assert!(shut_down(telemetry, PATIENCE) < PATIENCE);
+    assert_eq!((losses.lost(), told.try_iter().count()), (0, 4));
+}
+
+#[test]
+fn the_end_waits_for_its_bound_and_not_for_every_export_of_a_slow_collector() {
+    let (telemetry, _told, let_go) = kept_waiting();
+    let losses = telemetry.losses();
+    let_go.send(()).unwrap();
+    let took = shut_down(telemetry, BOUND);
+    assert!(took < BOUND + MARGIN, "the end took {took:?}");
+    assert!(losses.lost() >= 4 * SPANS_OF_AN_EXPORT, "one export was answered: {}", losses.lost());
+}
+
+/// How many spans of one task with this context are recorded, and the flags that its provider gets.
+fn sampled(sampler: &str, argument: &str, traceparent: Option<&str>) -> (u64, String) {
+    let (_listener, url) = hanging();
+    let telemetry = telemetry(
+        &[
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &url),
+            ("OTEL_TRACES_SAMPLER", sampler),
+            ("OTEL_TRACES_SAMPLER_ARG", argument),
+        ],
+        None,
+    );
+    let offered = traced_under(&telemetry, traceparent);
+    let losses = telemetry.losses();
+    shut_down(telemetry, Duration::ZERO);
+    (losses.lost(), offered["traceparent"].rsplit('-').next().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn the_sampler_decides_what_is_recorded_and_the_provider_is_told() {
+    let yes = format!("00-{LOW_TRACE}-00f067aa0ba902b7-01");
+    let no = format!("00-{LOW_TRACE}-00f067aa0ba902b7-00");
+    let high = format!("00-{HIGH_TRACE}-00f067aa0ba902b7-01");
+    // The channel's span is the root of a trace of its own.
+    let (all, task, channel) = (SPANS_OF_A_TASK, SPANS_OF_A_TASK - 1, 1);
+    for (sampler, argument, parent, spans, flags) in [
+        ("", "", Some(&yes), all, "01"),
+        ("", "", Some(&no), channel, "00"),
+        ("", "", None, all, "01"),
+        ("always_on", "", Some(&no), all, "01"),
+        ("always_off", "", Some(&yes), 0, "00"),
+        ("always_off", "", None, 0, "00"),
+        ("traceidratio", "1", Some(&no), all, "01"),
+        ("traceidratio", "0", Some(&yes), 0, "00"),
+        ("parentbased_always_on", "", Some(&no), channel, "00"),
+        ("parentbased_always_off", "", Some(&yes), task, "01"),
+        ("parentbased_always_off", "", None, 0, "00"),
+        ("parentbased_traceidratio", "0", Some(&high), task, "01"),
+        ("parentbased_traceidratio", "0", None, 0, "00"),
+        ("parentbased_traceidratio", "1", Some(&no), channel, "00"),
+    ] {
+        let got = sampled(sampler, argument, parent.map(|p| &**p));
+        assert_eq!(got, (spans, flags.to_owned()), "{sampler} {argument} {parent:?}");
+    }
+    // Whether the channel's own trace is among the half is left to its id.
+    assert_eq!(sampled("traceidratio", "0.5", Some(&no)).1, "01");
+    assert_eq!(sampled("traceidratio", "0.5", Some(&high)).1, "00");
 }
 
 #[test]
@@ -129,7 +242,7 @@ fn a_refusing_collector_costs_the_spans_and_nothing_else() {
     traced(&telemetry);
     let losses = telemetry.losses();
     assert!(shut_down(telemetry, BOUND) < BOUND + MARGIN);
-    assert_eq!(losses.lost(), 8);
+    assert_eq!(losses.lost(), SPANS_OF_A_TASK);
 }
 
 #[test]
@@ -142,7 +255,7 @@ fn a_burst_beyond_the_queue_is_counted_as_lost_and_memory_stays_bounded() {
     }
     let losses = telemetry.losses();
     assert!(shut_down(telemetry, BOUND) < BOUND + MARGIN);
-    assert_eq!(losses.lost(), 40_000);
+    assert_eq!(losses.lost(), 5_000 * SPANS_OF_A_TASK);
 }
 
 #[test]
