@@ -83,7 +83,7 @@ impl Hub {
         let facts = RequestFacts::read(&task.request).unwrap_or_default();
         let stamp = stamp(&task);
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        let outbox = Outbox::new(&task, stamp.clone(), trace);
+        let outbox = Outbox::new(&task, self.mcpd.room(), stamp.clone(), trace);
         let delivery = Delivery::new(
             (key, &task),
             facts.include_usage,
