@@ -140,6 +140,7 @@ impl Hub {
         let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
         match effect {
             LinkEffect::Register { attempt, session, providers, after_wake } => {
+                self.set_is_asked_for(providers.len());
                 let current = self.next_register_call();
                 self.spawn(async move {
                     let call = mcpd.register(session.as_deref(), &providers, after_wake);
