@@ -170,9 +170,7 @@ impl Prober {
     fn no_list(&self, body: &[u8]) -> Option<Readiness> {
         let detail = || {
             let base = &self.base;
-            format!(
-                "{base} answers, but not with a list of models; check that baseUrl is that of the server's OpenAI interface"
-            )
+            format!("{base} answers, but not with a list of models; check its url in config.json")
         };
         let unavailable = || Readiness::new(ProviderState::Unavailable, detail());
         (!is_list(body)).then(unavailable)
