@@ -17,7 +17,9 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     bridge::listener::{self, BindError, BoundSocket, Serve},
     config::Config,
-    core, telemetry,
+    core,
+    domain::LinkState,
+    telemetry,
     upstream::connect::{HttpError, HttpSettings},
 };
 
@@ -38,6 +40,19 @@ pub struct Surroundings {
     pub seed: u64,
     /// Where spans and measurements go.
     pub telemetry: telemetry::Handle,
+    /// Where it says how it stands.
+    pub standing: watch::Sender<Standing>,
+}
+
+/// How an agent stands, in a line: for a service manager's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How the link is, once that is known.
+    pub link: Option<LinkState>,
+    /// Why, where there is something to say.
+    pub detail: String,
+    /// How many providers mcpd was last asked to list.
+    pub providers: usize,
 }
 
 impl std::fmt::Debug for Surroundings {
@@ -49,7 +64,12 @@ impl std::fmt::Debug for Surroundings {
 impl Default for Surroundings {
     /// The machine's clocks, a random seed and no telemetry.
     fn default() -> Self {
-        Self { clock: SleepClock::Machine, seed: fastrand::u64(..), telemetry: telemetry::Handle::off() }
+        Self {
+            clock: SleepClock::Machine,
+            seed: fastrand::u64(..),
+            telemetry: telemetry::Handle::off(),
+            standing: watch::Sender::default(),
+        }
     }
 }
 

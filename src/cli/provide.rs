@@ -70,7 +70,7 @@ async fn print_detected() -> Result<(), Stop> {
         ));
     }
     for server in &found {
-        eprintln!("found {} at {} with {} models", server.kind, server.url, server.models.len());
+        eprintln!("found {server}");
     }
     eprintln!("put the entries you want into ~/.mcpctl/config.json and set \"publish\": true on them:");
     writeln!(io::stdout(), "{}", detect::entries(&found))?;

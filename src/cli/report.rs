@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{Stop, output};
-use crate::domain::Printable;
+use crate::domain::{Printable, counted};
 
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -128,15 +128,19 @@ impl Report {
         let ok = self.count(Level::Failure) == 0;
         match self.format {
             Format::Json => output::print_json(&Document { ok, findings: &self.findings })?,
-            Format::Text => output::print(&format!(
-                "{} ok, {} warnings, {} failures, {} skipped\n",
-                self.count(Level::Ok),
-                self.count(Level::Warning),
-                self.count(Level::Failure),
-                self.count(Level::Skipped)
-            ))?,
+            Format::Text => output::print(&self.sum())?,
         }
         if ok { Ok(()) } else { Err(Stop::Reported) }
+    }
+
+    fn sum(&self) -> String {
+        format!(
+            "{} ok, {}, {}, {} skipped\n",
+            self.count(Level::Ok),
+            counted(self.count(Level::Warning), "warning"),
+            counted(self.count(Level::Failure), "failure"),
+            self.count(Level::Skipped)
+        )
     }
 
     fn count(&self, level: Level) -> usize {
@@ -173,6 +177,7 @@ mod tests {
         report
             .extend([Finding::ok("a", ""), Finding::warning("b", "", ""), Finding::skipped("c", "")])
             .expect("adds");
+        assert_eq!(report.sum(), "1 ok, 1 warning, 0 failures, 1 skipped\n");
         assert_eq!(report.end(), Ok(()));
         let mut report = Report::new(Format::Json);
         report.add(Finding::failure("d", "", "")).expect("adds");

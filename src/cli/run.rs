@@ -37,6 +37,7 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let config = Config::new(args.config, env)?;
     let telemetry = start_telemetry(&config)?;
     let surroundings = Surroundings { telemetry: telemetry.handle(), ..Surroundings::default() };
+    let status = tokio::spawn(service::status(surroundings.standing.subscribe()));
     let stop = agent::Stop::default();
     // Before the socket is there: whoever sees it may send a signal, which must not kill what has just begun.
     let signals = tokio::spawn(follow_signals(stop.clone())?);
@@ -54,6 +55,7 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
         }
     }
     watchdog.abort();
+    status.abort();
     signals.abort();
     telemetry.shutdown(TELEMETRY_BOUND).await;
     match stopped {

@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::watch};
 use tracing::{info, warn};
+
+use crate::{
+    agent::Standing,
+    domain::{Printable, counted},
+};
 
 /// The agent takes sessions.
 pub(super) fn ready() {
@@ -24,6 +29,24 @@ pub(super) async fn watchdog() {
     loop {
         ticks.tick().await;
         notify(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Says how the agent stands, whenever that changes: what `systemctl status` shows.
+pub(super) async fn status(mut standing: watch::Receiver<Standing>) {
+    while standing.changed().await.is_ok() {
+        let text = sentence(&standing.borrow_and_update());
+        notify(&[NotifyState::Status(&text)]);
+    }
+}
+
+fn sentence(standing: &Standing) -> String {
+    let Standing { link, detail, providers } = standing;
+    let (state, providers) = (link.map_or("starting", |link| link.as_str()), counted(*providers, "provider"));
+    match detail.is_empty() {
+        true => format!("{state}, {providers}"),
+        // A line of its own would be another message to the service manager.
+        false => format!("{state}, {providers}: {}", Printable(detail)),
     }
 }
 
@@ -56,5 +79,21 @@ pub(super) fn inherited_socket() -> Option<UnixListener> {
             );
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::LinkState;
+
+    #[test]
+    fn the_status_says_the_link_the_providers_and_why_in_one_line() {
+        let online = Standing { link: Some(LinkState::Online), detail: String::new(), providers: 1 };
+        assert_eq!(sentence(&online), "online, 1 provider");
+        let detail = "no answer\nREADY=1".to_owned();
+        let backoff = Standing { link: Some(LinkState::Backoff), detail, providers: 2 };
+        assert!(sentence(&backoff).starts_with("backoff, 2 providers: no answer"));
+        assert_eq!(sentence(&backoff).lines().count(), 1);
     }
 }

@@ -119,3 +119,8 @@ impl fmt::Display for SessionKey {
 /// One task, for as long as it is under way. Never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskKey(pub u64);
+
+/// How many there are of something, for people: "1 model", "2 models".
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}

@@ -87,6 +87,13 @@ pub struct CompletionResult {
     pub finish_reason: String,
 }
 
+impl CompletionResult {
+    fn held_bytes(&self) -> usize {
+        let calls = self.tool_calls.iter().map(|call| size_of_val(call) + call.arguments.len());
+        self.content.len() + self.reasoning.len() + calls.sum::<usize>()
+    }
+}
+
 /// How the local side ended a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -100,6 +107,17 @@ pub enum Outcome {
     Failed(Failure),
     /// It stopped because it was asked to.
     Cancelled,
+}
+
+impl Outcome {
+    /// How many bytes an answer that came whole holds.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Body(body) => body.len(),
+            Self::Result(result) => result.held_bytes(),
+            Self::Complete | Self::Failed(_) | Self::Cancelled => 0,
+        }
+    }
 }
 
 /// How a task ends upstream.

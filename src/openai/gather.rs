@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{
-    ChunkError, Facts, Malformed, Pushed, Stamp, StreamBuffer, plain,
+    ChunkError, Facts, Malformed, Pushed, Room, Share, Stamp, StreamBuffer, plain,
     scan::{self, Scanner},
     text::member,
     value::{MEMBER_COST, Value, index_of, replace},
@@ -20,6 +20,8 @@ pub struct Gather {
     /// Joins what can be joined cheaply before it is taken apart.
     buffer: StreamBuffer,
     answer: Answer,
+    /// What the answer takes; the buffer has its own.
+    share: Share,
 }
 
 #[derive(Default)]
@@ -37,9 +39,15 @@ struct Choice {
 }
 
 impl Gather {
-    /// Gathers at most `limit` bytes. `stamp` says what plain deltas do not.
+    /// Gathers at most `limit` bytes, in a room of its own. `stamp` says what plain deltas do not.
     pub fn new(limit: usize, stamp: Stamp) -> Self {
-        Self { limit, buffer: StreamBuffer::new(limit, stamp), answer: Answer::default() }
+        Self::within(&Room::new(usize::MAX), limit, stamp)
+    }
+
+    /// The same in a room that it shares with others.
+    pub fn within(room: &Room, limit: usize, stamp: Stamp) -> Self {
+        let buffer = StreamBuffer::within(room, limit, stamp);
+        Self { limit, buffer, answer: Answer::default(), share: room.share() }
     }
 
     /// Takes one chunk, as [`StreamBuffer::push_raw`] does.
@@ -93,7 +101,8 @@ impl Gather {
         while let Some(chunk) = self.buffer.pop() {
             self.answer.take(&chunk)?;
         }
-        Ok(())
+        let held = self.answer.held;
+        self.share.claim(held).inspect_err(|_| self.share.keep(held))
     }
 }
 

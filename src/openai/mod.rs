@@ -9,6 +9,7 @@
 //! stream    the pending output of a streaming task: adjacent chunks merge, everything else passes
 //! gather    a plain task that is answered by chunks: one body
 //! convert   one finished answer as a body or as chunks
+//! room      the room that all tasks' output together may take
 //! failure   errors in OpenAI's shape, both ways
 //! text      JSON strings, escaped and plain
 //! ```
@@ -19,6 +20,7 @@ pub mod failure;
 pub mod gather;
 pub mod plain;
 pub mod request;
+pub mod room;
 pub mod stream;
 pub mod text;
 
@@ -33,6 +35,7 @@ pub use gather::Gather;
 
 pub use plain::Stamp;
 pub use request::RequestFacts;
+pub use room::{Room, Share};
 pub use stream::{Pushed, StreamBuffer};
 
 use crate::domain::{Failure, FailureCode};
@@ -49,6 +52,12 @@ pub enum ChunkError {
     /// Too much waits to be sent.
     #[error("slow consumer: more than {limit} bytes of this task's output wait for mcpd")]
     Full {
+        /// The most that may wait, in bytes.
+        limit: usize,
+    },
+    /// Too much of all tasks together waits to be sent.
+    #[error("slow consumer: more than {limit} bytes of the output of all tasks wait for mcpd")]
+    NoRoom {
         /// The most that may wait, in bytes.
         limit: usize,
     },
@@ -85,7 +94,7 @@ impl From<ChunkError> for Failure {
         let code = match error {
             ChunkError::Provider(failure) => return *failure,
             ChunkError::Malformed(_) => FailureCode::BadOutput,
-            ChunkError::Full { .. } => FailureCode::SlowConsumer,
+            ChunkError::Full { .. } | ChunkError::NoRoom { .. } => FailureCode::SlowConsumer,
             ChunkError::TooLarge { .. } => FailureCode::TooLarge,
         };
         Failure::new(code, error.to_string())

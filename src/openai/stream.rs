@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{
-    ChunkError, Facts, Stamp,
+    ChunkError, Facts, Room, Share, Stamp,
     failure::provider_failure,
     part::{MAX_SPARE, More, Part},
     plain, read,
@@ -61,6 +61,7 @@ pub struct StreamBuffer {
     /// Parts below this number take nothing more: a barrier came behind them.
     closed: u64,
     held: usize,
+    share: Share,
     template: Option<Template>,
     spare: Option<Box<More>>,
     facts: Facts,
@@ -88,8 +89,13 @@ struct Plain {
 }
 
 impl StreamBuffer {
-    /// A buffer that holds at most `limit` bytes. `stamp` goes into the chunks that are built from plain deltas.
+    /// A buffer that holds at most `limit` bytes, in a room of its own. `stamp` goes into the chunks that are built from plain deltas.
     pub fn new(limit: usize, stamp: Stamp) -> Self {
+        Self::within(&Room::new(usize::MAX), limit, stamp)
+    }
+
+    /// The same in a room that it shares with others.
+    pub fn within(room: &Room, limit: usize, stamp: Stamp) -> Self {
         Self {
             limit,
             stamp,
@@ -97,6 +103,7 @@ impl StreamBuffer {
             popped: 0,
             closed: 0,
             held: 0,
+            share: room.share(),
             template: None,
             spare: None,
             facts: Facts::default(),
@@ -274,25 +281,28 @@ impl StreamBuffer {
 
     fn enqueue(&mut self, chunk: Bytes, shape: Option<Shape>) -> Result<u64, ChunkError> {
         let cost = chunk.len() + PART_COST;
-        if !self.queue.is_empty() {
-            self.room_for(cost)?;
+        match self.queue.is_empty() {
+            true => self.share.claim(cost)?,
+            false => self.room_for(cost)?,
         }
         self.held += cost;
         self.queue.push_back(Part::new(chunk, shape));
         Ok(self.popped + self.queue.len() as u64 - 1)
     }
 
-    fn room_for(&self, bytes: usize) -> Result<(), ChunkError> {
-        if self.held.saturating_add(bytes) > self.limit {
+    fn room_for(&mut self, bytes: usize) -> Result<(), ChunkError> {
+        let held = self.held.saturating_add(bytes);
+        if held > self.limit {
             return Err(ChunkError::Full { limit: self.limit });
         }
-        Ok(())
+        self.share.claim(held)
     }
 
     fn take(&mut self) -> Option<Part> {
         let part = self.queue.pop_front()?;
         self.popped += 1;
         self.held -= part.held() + PART_COST;
+        self.share.keep(self.held);
         Some(part)
     }
 

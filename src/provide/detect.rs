@@ -6,6 +6,8 @@ use futures_util::future::join_all;
 use reqwest::Client;
 use serde::Serialize;
 
+use crate::domain::counted;
+
 use super::openai::{
     http::BaseUrl,
     readiness::{Models, read_at_most},
@@ -50,8 +52,7 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.models.len() {
             0 => write!(f, "{} on {}, without a chat model yet", self.kind, self.url),
-            1 => write!(f, "{} on {}, with 1 model", self.kind, self.url),
-            models => write!(f, "{} on {}, with {models} models", self.kind, self.url),
+            models => write!(f, "{} on {}, with {}", self.kind, self.url, counted(models, "model")),
         }
     }
 }

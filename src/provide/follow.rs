@@ -18,6 +18,7 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::{sync::watch, time::timeout};
 
 use super::config_file::{self, Entry};
+use crate::domain::counted;
 
 /// How long a file must be left alone before it is read: an editor's several steps are then one change.
 const QUIET: Duration = Duration::from_millis(200);
@@ -121,7 +122,7 @@ impl Follower {
                 for warning in &parsed.warnings {
                     tracing::warn!("{file}: {warning}");
                 }
-                tracing::info!("{file}: {}", counted(&parsed.entries));
+                tracing::info!("{file}: {}", summary(&parsed.entries));
                 self.entries = parsed.entries.into();
             }
             Err(broken) => tracing::warn!("{file}, {broken}; {}", self.kept()),
@@ -131,7 +132,7 @@ impl Follower {
     fn kept(&self) -> String {
         match self.entries.len() {
             0 => "offering nothing until it is mended".to_owned(),
-            kept => format!("keeping the {kept} providers of before"),
+            kept => format!("keeping the {} of before", counted(kept, "provider")),
         }
     }
 
@@ -228,9 +229,9 @@ fn nearest(file: &Path) -> Option<PathBuf> {
     file.ancestors().skip(1).find(|folder| folder.is_dir()).map(Path::to_owned)
 }
 
-fn counted(entries: &[Entry]) -> String {
+fn summary(entries: &[Entry]) -> String {
     let published = entries.iter().filter(|entry| entry.publish).count();
-    format!("{} providers, {published} of them opted in", entries.len())
+    format!("{}, {published} opted in", counted(entries.len(), "provider"))
 }
 
 #[cfg(test)]

@@ -19,11 +19,13 @@ use super::{
         Conflicts, HEARTBEAT_PATH, HeartbeatRequest, IDEMPOTENT_RESULTS, PublishedProvider, REGISTER_PATH,
         RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
+    outbox::WAITING_LIMIT,
     post::POSTS_AT_ONCE,
     reply::{REPLY_LIMIT, describe, drain, is_html, keep_alive, looks_like_html, read, retry_after, say},
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
+    openai::Room,
     telemetry::Server,
 };
 
@@ -72,6 +74,8 @@ pub struct Mcpd {
     shared: Arc<Mutex<Option<Arc<Connected>>>>,
     /// For the result POSTs under way.
     places: Arc<Semaphore>,
+    /// For the output that waits.
+    room: Room,
 }
 
 impl std::fmt::Debug for Mcpd {
@@ -83,7 +87,13 @@ impl std::fmt::Debug for Mcpd {
 impl Mcpd {
     /// An mcpd without credentials yet: every call fails until [`Mcpd::set_access`].
     pub fn new(settings: HttpSettings, reload: Reload) -> Self {
-        Self { settings, reload, shared: Arc::default(), places: Arc::new(Semaphore::new(POSTS_AT_ONCE)) }
+        Self {
+            settings,
+            reload,
+            shared: Arc::default(),
+            places: Arc::new(Semaphore::new(POSTS_AT_ONCE)),
+            room: Room::new(WAITING_LIMIT),
+        }
     }
 
     /// The same without credentials, for another mcpd. Whoever holds the former goes on with what that knows.
@@ -250,6 +260,11 @@ impl Mcpd {
         let Some(access) = (self.reload)() else { return false };
         let other = access.token.expose_secret() != refused.secret.expose_secret();
         other && *access.url == *refused.url && self.set_access(&access).is_ok()
+    }
+
+    /// The room of the output that waits.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// The places of the result POSTs under way.

@@ -8,6 +8,8 @@
 //! It is written by whoever reads the provider and read by one [`Delivery`](super::results::Delivery), a task of its own, so a slow
 //! mcpd holds up nobody else.
 
+mod summary;
+
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -21,17 +23,21 @@ use tokio::{
 
 use super::contract::{CHUNK_HEAD, CHUNK_TAIL};
 use crate::{
-    domain::{
-        Activity, CancelReason, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage,
-    },
-    openai::{Facts, Gather, Stamp, StreamBuffer},
-    telemetry::{AnswerText, Ending, TaskReport, TaskTrace},
+    domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage},
+    openai::{Facts, Gather, Room, Share, Stamp, StreamBuffer},
+    telemetry::{AnswerText, TaskTrace},
 };
+
+pub use summary::Summary;
+use summary::end_trace;
 
 /// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
 pub const OUTBOX_LIMIT: usize = 4 << 20;
 /// Most bytes of a plain answer that is gathered from chunks: what a caller of a plain inference can be expected to take.
 pub const GATHER_LIMIT: usize = 32 << 20;
+/// Most bytes of all tasks' output together that may wait for mcpd: as much as their requests may hold, and a workstation can spare
+/// it. 64 tasks at their own limit fit, so that a caller who is slow to take his parts is found out before he takes others' room.
+pub const WAITING_LIMIT: usize = 256 << 20;
 /// Once an error is to end the task, what is still being sent gets so long: the error must not wait for a POST that hangs.
 const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -54,6 +60,10 @@ impl Pending {
 
 struct State {
     pending: Pending,
+    /// The part under way, of the room that all tasks share.
+    under_way: Share,
+    /// The answer that came whole or is whole now, likewise.
+    whole: Share,
     end: Option<(End, Instant)>,
     ended_at: Option<Instant>,
     activity: Activity,
@@ -69,6 +79,17 @@ struct State {
     waiting: bool,
 }
 
+impl State {
+    /// The end, or what it is where all tasks together hold too much for its answer.
+    fn with_room_for(&mut self, end: End) -> End {
+        let End::Answer(outcome) = &end else { return end };
+        match self.whole.claim(outcome.held_bytes()) {
+            Ok(()) => end,
+            Err(error) => End::Failed(error.into()),
+        }
+    }
+}
+
 /// The output of one task on its way. Shared by the bridge, the agent and the delivery; no call waits.
 pub struct Outbox {
     state: Mutex<State>,
@@ -81,25 +102,6 @@ impl std::fmt::Debug for Outbox {
     }
 }
 
-/// What a task's delivery came to.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// "ok", "cancelled", or the failure's code: what mcpd was told.
-    pub outcome: &'static str,
-    /// Whether mcpd never took the end.
-    pub undelivered: bool,
-    /// What the output showed.
-    pub facts: Facts,
-    /// What the provider said it used.
-    pub usage: Usage,
-    /// When the first token came.
-    pub first_token_at: Option<Instant>,
-    /// Parts that mcpd took.
-    pub posts: u32,
-    /// The trace's id, where there is a trace.
-    pub trace_id: Option<String>,
-}
-
 /// What a look into the outbox gives.
 pub(super) enum Next {
     Part(Bytes),
@@ -107,15 +109,17 @@ pub(super) enum Next {
 }
 
 impl Outbox {
-    /// An empty outbox for a task; `stamp` is what the agent's own chunks and bodies are marked with.
-    pub fn new(task: &Task, stamp: Stamp, trace: TaskTrace) -> Arc<Self> {
+    /// An empty outbox for a task, whose output takes of `room`; `stamp` is what the agent's own chunks and bodies are marked with.
+    pub fn new(task: &Task, room: &Room, stamp: Stamp, trace: TaskTrace) -> Arc<Self> {
         let pending = if task.streaming {
-            Pending::Stream(Box::new(StreamBuffer::new(OUTBOX_LIMIT, stamp)))
+            Pending::Stream(Box::new(StreamBuffer::within(room, OUTBOX_LIMIT, stamp)))
         } else {
-            Pending::Plain(Box::new(Gather::new(GATHER_LIMIT, stamp)))
+            Pending::Plain(Box::new(Gather::within(room, GATHER_LIMIT, stamp)))
         };
         let state = State {
             pending,
+            under_way: room.share(),
+            whole: room.share(),
             end: None,
             ended_at: None,
             activity: Activity::default(),
@@ -135,7 +139,7 @@ impl Outbox {
     pub fn end(&self, end: End, until: std::time::Instant) {
         let mut state = self.lock();
         if state.end.is_none() || end == End::Nobody {
-            state.end = Some((end, until.into()));
+            state.end = Some((state.with_room_for(end), until.into()));
             state.ended_at = Some(Instant::now());
             drop(state);
             self.wake.notify_one();
@@ -205,6 +209,7 @@ impl Outbox {
         if let Pending::Stream(buffer) = &mut state.pending
             && let Some(part) = buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)
         {
+            state.under_way.keep(part.len());
             return Some(Next::Part(part));
         }
         state.end.clone().map(|(end, until)| Next::End(end, until))
@@ -278,7 +283,9 @@ impl TaskSink for Outbox {
 impl Outbox {
     /// mcpd took one more part.
     pub(super) fn posted(&self) {
-        self.lock().posts += 1;
+        let mut state = self.lock();
+        state.posts += 1;
+        state.under_way.keep(0);
     }
 
     /// Waits for the end to be decided.
@@ -317,7 +324,7 @@ impl Outbox {
         let mut state = self.lock();
         let facts = state.pending.facts().clone();
         match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
-            Pending::Plain(gather) => gather.finish(usage),
+            Pending::Plain(gather) => gather.finish(usage).inspect(|body| state.whole.keep(body.len())),
             Pending::Stream(_) | Pending::Gathered(_) => {
                 Err(Failure::new(FailureCode::Internal, "the answer was gathered twice"))
             }
@@ -330,7 +337,9 @@ impl Outbox {
         let mut state = self.lock();
         let Pending::Stream(buffer) = &mut state.pending else { return Ok(Vec::new()) };
         buffer.finish(usage, include_usage)?;
-        Ok(std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect())
+        let parts: Vec<_> = std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect();
+        state.whole.keep(parts.iter().map(Bytes::len).sum());
+        Ok(parts)
     }
 
     pub(super) fn summary(&self, end: End, undelivered: bool) -> Summary {
@@ -359,20 +368,5 @@ impl Outbox {
     }
 }
 
-fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
-    let ending = match end {
-        End::Answer(_) => Ending::Completed,
-        End::Failed(failure) => Ending::Failed(failure),
-        End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
-    };
-    let finish_reasons: Vec<_> =
-        summary.facts.finish_reasons.iter().map(|(_, reason)| reason.clone()).collect();
-    trace.end(&TaskReport {
-        response_id: summary.facts.response_id.as_deref(),
-        response_model: summary.facts.model.as_deref(),
-        finish_reasons: &finish_reasons,
-        usage: summary.usage,
-        answer,
-        ..TaskReport::new(ending)
-    });
-}
+#[cfg(test)]
+mod tests;

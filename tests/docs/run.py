@@ -298,7 +298,7 @@ class World:
             self.ports[output[0].split(":")[-1]] = said.split(":")[-1]
             self.write("credentials", {"mcpdUrl": said.split()[-1], "token": TOKEN})
         else:
-            wanted = {"run": " runs", "provide": "of them opted in", "status": "online"}[kind]
+            wanted = {"run": " runs", "provide": " opted in", "status": "online"}[kind]
             self.until(f"`{line}` works", lambda: wanted in process.log.read_text())
         if process.poll() is not None:
             raise Broken(f"`{line}` ended by itself:\n{self.logs()}")

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use fake_mcpd::{Call, FakeMcpd, TaskEnd};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    net::UnixDatagram,
+    time::{Instant, sleep},
+};
 
 use crate::support::{
     chat,
@@ -233,4 +236,27 @@ async fn an_mcpd_that_is_killed_and_started_again_on_its_port_is_found_again() {
     let known = |v: &&Value| v["subject"] != *task;
     let violations: Vec<_> = verdict["violations"].as_array().expect("a list").iter().filter(known).collect();
     assert!(violations.is_empty(), "{violations:?}");
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told_that_it_runs_how_the_link_is_and_how_many_it_offers() {
+    let mcpd = FakeMcpd::start().await.expect("a loopback port");
+    let home = home(&mcpd.url(), &mcpd.token());
+    let address = home.path().join("notify");
+    let manager = UnixDatagram::bind(&address).expect("the home is writable");
+    let mut run = mcprelay(home.path(), &["run", "--provide"]);
+    let _agent = Process::start({
+        run.env("NOTIFY_SOCKET", &address);
+        run
+    });
+    let heard = async {
+        let (mut heard, mut message) = (String::new(), [0; 1024]);
+        while !heard.contains("STATUS=online, 1 provider\n") {
+            let len = manager.recv(&mut message).await.expect("the socket is ours");
+            heard += std::str::from_utf8(&message[..len]).expect("text");
+        }
+        heard
+    };
+    let heard = soon("the status", heard).await;
+    assert!(heard.contains("READY=1\n"), "{heard}");
 }

@@ -64,6 +64,19 @@ async fn llama_cpp_that_loads_is_loading_and_then_ready_with_what_it_was_started
 }
 
 #[tokio::test]
+async fn a_web_server_in_the_place_of_a_llama_cpp_is_not_ready() {
+    let (home, server) = (tempfile::tempdir().unwrap(), server().await);
+    let page = "<!doctype html><title>It works!</title>";
+    server.page("/health", 200, page);
+    server.page("/v1/models", 200, page);
+    let mut agent = Agent::listen(&home.path().join("s"));
+    let _host = host(&home, Some(vec![entry("llamacpp", &server.url)]));
+    let providers = agent.session().await.snapshot().await;
+    assert_eq!(state(&providers), ProviderState::Unavailable);
+    assert!(providers[0].state_detail.contains("not with a list of models"), "{}", providers[0].state_detail);
+}
+
+#[tokio::test]
 async fn the_context_a_llama_cpp_was_started_with_outranks_the_models() {
     let (home, server) = (tempfile::tempdir().unwrap(), server().await);
     server.page("/health", 200, "{}");
@@ -84,6 +97,16 @@ async fn what_is_wrong_with_a_server_is_said() {
         (404, "", ProviderState::Ready, ""),
         (200, r#"{"data":[{"id":"other"}]}"#, ProviderState::Ready, "does not list the model real"),
         (200, r#"{"data":[{"id":"real:latest"}]}"#, ProviderState::Ready, ""),
+        (200, r#"{"object":"list","data":null}"#, ProviderState::Ready, ""),
+        (200, r#"[{"id":"real"}]"#, ProviderState::Ready, ""),
+        (
+            200,
+            "<!doctype html><title>It works!</title>",
+            ProviderState::Unavailable,
+            "not with a list of models",
+        ),
+        (200, r#"{"hello":"world"}"#, ProviderState::Unavailable, "not with a list of models"),
+        (200, "", ProviderState::Unavailable, "not with a list of models"),
     ] {
         let (home, server) = (tempfile::tempdir().unwrap(), server().await);
         server.page("/v1/models", status, body);

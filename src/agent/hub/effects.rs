@@ -83,7 +83,7 @@ impl Hub {
         let facts = RequestFacts::read(&task.request).unwrap_or_default();
         let stamp = stamp(&task);
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        let outbox = Outbox::new(&task, stamp.clone(), trace);
+        let outbox = Outbox::new(&task, self.mcpd.room(), stamp.clone(), trace);
         let delivery = Delivery::new(
             (key, &task),
             facts.include_usage,
@@ -140,6 +140,7 @@ impl Hub {
         let (mcpd, events) = (self.mcpd.clone(), self.channels.upstream.0.clone());
         match effect {
             LinkEffect::Register { attempt, session, providers, after_wake } => {
+                self.set_is_asked_for(providers.len());
                 let current = self.next_register_call();
                 self.spawn(async move {
                     let call = mcpd.register(session.as_deref(), &providers, after_wake);

@@ -25,7 +25,17 @@ impl Hub {
         }
         self.surroundings.telemetry.metrics().link_state(status.state);
         self.sessions.values().for_each(|session| session.handle.status(&status));
+        self.surroundings.standing.send_modify(|standing| {
+            (standing.link, standing.detail) = (Some(status.state), status.detail.clone());
+        });
         self.told = Some(status);
+    }
+
+    /// Says how many providers mcpd is asked to list.
+    pub(super) fn set_is_asked_for(&self, providers: usize) {
+        self.surroundings
+            .standing
+            .send_if_modified(|standing| std::mem::replace(&mut standing.providers, providers) != providers);
     }
 
     pub(super) fn status_may_have_changed(&mut self) {

@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::Uid;
 use serde_json::Value;
 
-use crate::cli::report::Finding;
+use crate::{cli::report::Finding, domain::counted};
 
 /// Others than the owner.
 const OTHERS: u32 = 0o077;
@@ -96,7 +96,7 @@ pub(super) fn config(path: &Path) -> (Value, Finding) {
     };
     match serde_json::from_slice::<Value>(&bytes) {
         Ok(config) => {
-            let finding = counted(path, &config);
+            let finding = opted_in(path, &config);
             (config, finding)
         }
         Err(error) => {
@@ -106,10 +106,10 @@ pub(super) fn config(path: &Path) -> (Value, Finding) {
     }
 }
 
-fn counted(path: &Path, config: &Value) -> Finding {
+fn opted_in(path: &Path, config: &Value) -> Finding {
     let all = config.pointer("/llm/providers").and_then(Value::as_array).map_or(0, Vec::len);
     let published = super::providers::published(config).len();
-    let message = format!("{}: {published} of {all} providers are opted in", path.display());
+    let message = format!("{}: {}, {published} opted in", path.display(), counted(all, "provider"));
     match (all, published) {
         (1.., 0) => Finding::warning("config.json", message, "set \"publish\": true on those to share"),
         _ => Finding::ok("config.json", message),

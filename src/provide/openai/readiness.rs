@@ -160,12 +160,23 @@ impl Prober {
                 None => format!("{base} wants a key; name its variable as apiKeyEnv"),
             }),
             status @ 500.. => unavailable(format!("{base} answers {status}")),
+            200 if self.probe != Probe::LlamaCpp => self.no_list(body),
             // A server without such a page, or one that counts requests, answers: that is what matters.
             _ => None,
         }
     }
 
-    /// What the server tells about the model. It is ready whatever comes of this.
+    /// What is wrong with a page that should be a list of models: another program may listen where the server did.
+    fn no_list(&self, body: &[u8]) -> Option<Readiness> {
+        let detail = || {
+            let base = &self.base;
+            format!("{base} answers, but not with a list of models; check its url in config.json")
+        };
+        let unavailable = || Readiness::new(ProviderState::Unavailable, detail());
+        (!is_list(body)).then(unavailable)
+    }
+
+    /// What the server tells about the model. It is ready whatever comes of this, unless it turns out to be another program.
     async fn capabilities(&self, first: Bytes) -> Readiness {
         let mut ready = Readiness::new(ProviderState::Ready, "");
         let (models, props) = match self.probe {
@@ -174,6 +185,11 @@ impl Prober {
                 (self.page(self.base.join("models")).await, self.page(self.base.root("props")).await)
             }
         };
+        if let Some(other) =
+            self.no_list(&models).filter(|_| self.probe == Probe::LlamaCpp && !models.is_empty())
+        {
+            return other;
+        }
         let models: Models = serde_json::from_slice(&models).unwrap_or_default();
         let props: Props = serde_json::from_slice(&props).unwrap_or_default();
         let ours = models.data.iter().find(|model| model.is(&self.model));
@@ -233,6 +249,18 @@ fn sentence(state: ProviderState, detail: &str) -> String {
         (ProviderState::Ready, "") => "ready".to_owned(),
         (ProviderState::Ready, detail) => format!("ready, but {detail}"),
         (_, detail) => format!("not ready: {detail}"),
+    }
+}
+
+/// Whether a page is a list of models, in any of the shapes that servers give it: OpenAI's `data`, which older Ollamas leave null,
+/// `models`, or a bare array as at Together.
+fn is_list(page: &[u8]) -> bool {
+    match serde_json::from_slice(page) {
+        Ok(serde_json::Value::Object(members)) => {
+            ["data", "models"].iter().any(|name| members.contains_key(*name))
+        }
+        Ok(page) => page.is_array(),
+        Err(_) => false,
     }
 }
 

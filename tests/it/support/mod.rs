@@ -134,6 +134,7 @@ impl World {
             clock: SleepClock::Told(Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed)))),
             seed: self.seed,
             telemetry: self.telemetry.clone(),
+            ..Surroundings::default()
         };
         let _umask = one_at_a_time();
         let agent = Agent::new(&self.config, surroundings).expect("the home is free");

@@ -1,0 +1,46 @@
+//! What a task's delivery came to, for the agent and for its trace.
+
+use tokio::time::Instant;
+
+use crate::{
+    domain::{CancelReason, End, Usage},
+    openai::Facts,
+    telemetry::{Ending, TaskReport, TaskTrace},
+};
+
+/// What a task's delivery came to.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// "ok", "cancelled", or the failure's code: what mcpd was told.
+    pub outcome: &'static str,
+    /// Whether mcpd never took the end.
+    pub undelivered: bool,
+    /// What the output showed.
+    pub facts: Facts,
+    /// What the provider said it used.
+    pub usage: Usage,
+    /// When the first token came.
+    pub first_token_at: Option<Instant>,
+    /// Parts that mcpd took.
+    pub posts: u32,
+    /// The trace's id, where there is a trace.
+    pub trace_id: Option<String>,
+}
+
+pub(super) fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
+    let ending = match end {
+        End::Answer(_) => Ending::Completed,
+        End::Failed(failure) => Ending::Failed(failure),
+        End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
+    };
+    let finish_reasons: Vec<_> =
+        summary.facts.finish_reasons.iter().map(|(_, reason)| reason.clone()).collect();
+    trace.end(&TaskReport {
+        response_id: summary.facts.response_id.as_deref(),
+        response_model: summary.facts.model.as_deref(),
+        finish_reasons: &finish_reasons,
+        usage: summary.usage,
+        answer,
+        ..TaskReport::new(ending)
+    });
+}

@@ -1,0 +1,106 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use super::*;
+use crate::{
+    domain::{Delta, TaskId},
+    telemetry::{ChannelTrace, Handle},
+};
+
+/// Room for two tasks of [`OUTPUT`] and not for three.
+const ROOM: usize = 256 << 10;
+const OUTPUT: usize = 100 << 10;
+
+fn outbox(room: &Room, streaming: bool) -> Arc<Outbox> {
+    let task = Task {
+        id: TaskId::new("t").expect("a good id"),
+        llm: "llm".to_owned(),
+        streaming,
+        request: Bytes::new(),
+        deadline: None,
+        trace_context: BTreeMap::new(),
+        caller: None,
+    };
+    let trace = TaskTrace::start(&Handle::off(), &task, &ChannelTrace::default());
+    Outbox::new(&task, room, Stamp { id: String::new(), model: String::new(), created: 0 }, trace)
+}
+
+fn output() -> Output {
+    Output::Delta(Delta { content: "x".repeat(OUTPUT), ..Delta::default() })
+}
+
+fn code(taken: Taken) -> Option<FailureCode> {
+    if let Taken::Broken(failure) = taken { Some(failure.code) } else { None }
+}
+
+fn soon() -> std::time::Instant {
+    std::time::Instant::now() + Duration::from_secs(1)
+}
+
+/// The end that the delivery is given.
+fn end_of(outbox: &Outbox) -> End {
+    match outbox.take() {
+        Some(Next::End(end, _)) => end,
+        _ => panic!("nothing has ended"),
+    }
+}
+
+#[test]
+fn what_all_tasks_hold_together_is_bounded_for_streams_and_gathered_answers() {
+    for streaming in [true, false] {
+        let room = Room::new(ROOM);
+        let outboxes: Vec<_> = (0..3).map(|_| outbox(&room, streaming)).collect();
+        assert_eq!(outboxes[0].output(output()), Taken::Accepted);
+        assert_eq!(outboxes[1].output(output()), Taken::Accepted);
+        let third = outboxes[2].output(output());
+        assert_eq!(code(third), Some(FailureCode::SlowConsumer), "streaming: {streaming}");
+        drop(outboxes);
+        assert_eq!(room.taken(), 0);
+    }
+}
+
+#[test]
+fn a_stream_that_grows_token_by_token_meets_the_bound_too() {
+    let room = Room::new(ROOM);
+    let outbox = outbox(&room, true);
+    let token = || Output::Delta(Delta { content: "0123456789".repeat(100), ..Delta::default() });
+    let taken = (0..10_000).take_while(|_| outbox.output(token()) == Taken::Accepted).count();
+    assert!((200..=ROOM / 1000).contains(&taken), "{taken} pieces of 1000 bytes in 256 KiB");
+}
+
+#[test]
+fn a_part_under_way_takes_room_until_mcpd_has_it() {
+    let room = Room::new(ROOM);
+    let (first, second) = (outbox(&room, true), outbox(&room, true));
+    for _ in 0..2 {
+        assert_eq!(first.output(output()), Taken::Accepted);
+        assert!(matches!(first.take(), Some(Next::Part(_))));
+        first.posted();
+    }
+    assert_eq!(first.output(output()), Taken::Accepted);
+    assert!(matches!(first.take(), Some(Next::Part(_))));
+    assert_eq!(first.output(output()), Taken::Accepted);
+    assert_eq!(code(second.output(output())), Some(FailureCode::SlowConsumer));
+    first.posted();
+    assert_eq!(second.output(output()), Taken::Accepted);
+}
+
+#[test]
+fn a_whole_answer_without_room_ends_as_a_slow_consumer() {
+    let room = Room::new(ROOM);
+    let outboxes: Vec<_> = (0..3).map(|_| outbox(&room, false)).collect();
+    let answer = || End::Answer(Outcome::Body(vec![b'x'; OUTPUT].into()));
+    outboxes.iter().for_each(|outbox| outbox.end(answer(), soon()));
+    assert_eq!(end_of(&outboxes[1]), answer());
+    let End::Failed(failure) = end_of(&outboxes[2]) else { panic!("there was room") };
+    assert_eq!(failure.code, FailureCode::SlowConsumer);
+}
+
+#[test]
+fn a_small_answer_always_has_room() {
+    let room = Room::new(0);
+    let (stream, plain) = (outbox(&room, true), outbox(&room, false));
+    let small = Output::Delta(Delta { content: "hello".to_owned(), ..Delta::default() });
+    assert_eq!(stream.output(small), Taken::Accepted);
+    plain.end(End::Answer(Outcome::Body("{}".into())), soon());
+    assert!(matches!(end_of(&plain), End::Answer(_)));
+}
