@@ -12,8 +12,8 @@ cache=${CARGO_TARGET_DIR:-target}/peers
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
 
-
-stamp=$(cat "$here/requirements.txt" "$here/requirements-nodeps.txt" | cksum)
+# With the place, because a virtual environment that was copied elsewhere still leads to where it was.
+stamp="$(cat "$here/requirements.txt" "$here/requirements-nodeps.txt" | cksum) $cache"
 if [ "$(cat "$cache/stamp" 2>/dev/null)" != "$stamp" ]; then
     rm -rf "$cache/venv"
     "${PYTHON:-python3}" -m venv "$cache/venv"

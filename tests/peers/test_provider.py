@@ -140,7 +140,7 @@ def test_a_server_that_is_away_is_withdrawn_and_comes_back_by_itself(mcpd, home,
         wait_for("the withdrawal", lambda: not mcpd.is_active("smol"))
         assert agent.provider("smol")["state"] == "unavailable"
         with Llama(tmp_path, port):
-            wait_for("its return", lambda: mcpd.is_active("smol"), patience=5)
+            wait_for("its return", lambda: mcpd.is_active("smol"), patience=20)
             assert mcpd.infer("smol", chat("hi", max_tokens=2))[0] == 200
 
 
