@@ -10,7 +10,7 @@ use crate::domain::counted;
 
 use super::openai::{
     http::BaseUrl,
-    readiness::{Models, read_at_most},
+    readiness::{Models, is_list, read_at_most},
 };
 
 /// How long a server on this machine may take to list its models.
@@ -87,8 +87,8 @@ async fn look(client: &Client, usual: &'static str, port: u16) -> Option<Found> 
     let models = BaseUrl::parse(&url).ok()?.join("models");
     let mut response = client.get(models).send().await.ok()?.error_for_status().ok()?;
     let list = read_at_most(&mut response, MAX_LIST_BYTES).await.ok()?;
-    // Something else listens there: a list of models begins otherwise.
-    let list: Models = serde_json::from_slice(&list).ok().filter(|_| list.trim_ascii().starts_with(b"{"))?;
+    // Without a list of models something else listens there.
+    let list: Models = serde_json::from_slice(&list).ok().filter(|_| is_list(&list))?;
     let kind = list.data.iter().find_map(|model| owner(&model.owned_by)).unwrap_or(usual);
     let models = list.data.into_iter().map(|model| model.id).filter(|id| can_chat(id)).collect();
     Some(Found { kind, url, models })

@@ -1,4 +1,4 @@
-//! The link to mcpd: backoff, wake, quick closes, epochs, and a thousand agents at once.
+//! The link to mcpd: backoff, wake, quick closes, epochs.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::{
     domain::{CallFailure, LinkState},
 };
 
-fn passing() -> CallFailure {
+pub(super) fn passing() -> CallFailure {
     CallFailure::Passing("it broke".to_owned(), None)
 }
 
@@ -17,13 +17,13 @@ fn unknown() -> CallFailure {
 }
 
 /// A link with one provider to publish, and a clock.
-struct Bench {
+pub(super) struct Bench {
     link: Link,
-    now: Instant,
+    pub(super) now: Instant,
 }
 
 impl Bench {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self { link: Link::new(settings().link, None, seed), now: Instant::now() }
     }
 
@@ -40,17 +40,17 @@ impl Bench {
         bench
     }
 
-    fn act(&mut self, input: LinkInput) -> Vec<LinkEffect> {
+    pub(super) fn act(&mut self, input: LinkInput) -> Vec<LinkEffect> {
         let mut fx = Vec::new();
         self.link.handle(input, self.now, &mut fx);
         effects(fx)
     }
 
-    fn registered(&mut self, attempt: u64) -> Vec<LinkEffect> {
+    pub(super) fn registered(&mut self, attempt: u64) -> Vec<LinkEffect> {
         self.act(LinkInput::Registered(attempt, Ok("s".to_owned())))
     }
 
-    fn want(&mut self, names: &[&str]) -> Vec<LinkEffect> {
+    pub(super) fn want(&mut self, names: &[&str]) -> Vec<LinkEffect> {
         let set: BTreeMap<_, _> = names.iter().map(|n| (name(n), provider(n, 1))).collect();
         let mut fx = Vec::new();
         self.link.want(set, self.now, &mut fx);
@@ -58,7 +58,7 @@ impl Bench {
     }
 
     /// Lets time pass up to the next thing that is done; says how long that took.
-    fn until_something(&mut self) -> (Duration, Vec<LinkEffect>) {
+    pub(super) fn until_something(&mut self) -> (Duration, Vec<LinkEffect>) {
         let began = self.now;
         for _ in 0..100 {
             let due = self.link.next_deadline().expect("something is to come");
@@ -99,7 +99,7 @@ fn effects(fx: Vec<Effect>) -> Vec<LinkEffect> {
         .collect()
 }
 
-fn registers(fx: &[LinkEffect]) -> Vec<u64> {
+pub(super) fn registers(fx: &[LinkEffect]) -> Vec<u64> {
     let attempt = |effect: &LinkEffect| match effect {
         LinkEffect::Register { attempt, .. } => Some(*attempt),
         _ => None,
@@ -115,7 +115,7 @@ fn channels(fx: &[LinkEffect]) -> Vec<u64> {
     fx.iter().filter_map(epoch).collect()
 }
 
-fn beats(fx: &[LinkEffect]) -> usize {
+pub(super) fn beats(fx: &[LinkEffect]) -> usize {
     fx.iter().filter(|effect| matches!(effect, LinkEffect::Heartbeat { .. })).count()
 }
 
@@ -396,64 +396,4 @@ fn heartbeats_go_on_while_the_channel_is_down() {
         }
     }
     assert_eq!(seen, 10);
-}
-
-/// A thousand agents whose mcpd goes away for `down`: the moments of all register calls that reach it when it is back.
-fn herd(down: Duration) -> Vec<Duration> {
-    let began = Instant::now();
-    let mut calls = Vec::new();
-    for agent in 0..1_000 {
-        let mut bench = Bench::new(agent);
-        bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
-        bench.want(&["a"]);
-        bench.registered(1);
-        bench.act(LinkInput::ChannelOpened(1));
-        bench.act(LinkInput::ChannelProved(1));
-        bench.now = began;
-        bench.act(LinkInput::ChannelClosed(1, passing()));
-        loop {
-            let (_, fx) = bench.until_something();
-            if beats(&fx) > 0 {
-                bench.act(LinkInput::Heartbeat(Err(passing())));
-            }
-            let Some(attempt) = registers(&fx).first().copied() else { continue };
-            if bench.now - began >= down {
-                calls.push(bench.now - began);
-                break;
-            }
-            bench.act(LinkInput::Registered(attempt, Err(passing())));
-        }
-    }
-    calls.sort();
-    calls
-}
-
-/// The most of them within any one second, and how many a second on average from the first to the last.
-fn peak_and_mean(calls: &[Duration]) -> (f64, f64) {
-    let within = |from: &Duration| calls.iter().filter(|at| (*from..*from + SECOND).contains(at)).count();
-    let peak = calls.iter().map(within).max().unwrap_or_default();
-    let window = calls[calls.len() - 1] - calls[0];
-    (peak as f64, calls.len() as f64 / window.as_secs_f64())
-}
-
-#[test]
-fn a_thousand_agents_whose_mcpd_restarts_come_back_at_most_three_times_as_fast_as_on_average() {
-    for down in [0, 1, 3, 5] {
-        let calls = herd(down * SECOND);
-        let (peak, mean) = peak_and_mean(&calls);
-        println!("mcpd down {down} s: back from {:.1?} on, mean {mean:.0}/s, peak {peak}/s", calls[0]);
-        assert!(peak <= 3.0 * mean, "down for {down} s: {peak} a second, {mean:.0} on average");
-    }
-}
-
-/// An mcpd that comes back in the middle of a wave sees the rest of it, and the others one wave later, so the average is no measure.
-#[test]
-fn no_outage_makes_a_thousand_agents_come_faster_than_a_restart_does() {
-    let (restart, _) = peak_and_mean(&herd(Duration::ZERO));
-    for down in [6, 8, 15, 30, 60, 120, 300] {
-        let calls = herd(down * SECOND);
-        let (peak, mean) = peak_and_mean(&calls);
-        println!("mcpd down {down:>3} s: back from {:.1?} on, mean {mean:.0}/s, peak {peak}/s", calls[0]);
-        assert!(peak <= restart, "down for {down} s: {peak} a second");
-    }
 }

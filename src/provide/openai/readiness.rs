@@ -254,7 +254,7 @@ fn sentence(state: ProviderState, detail: &str) -> String {
 
 /// Whether a page is a list of models, in any of the shapes that servers give it: OpenAI's `data`, which older Ollamas leave null,
 /// `models`, or a bare array as at Together.
-fn is_list(page: &[u8]) -> bool {
+pub(in crate::provide) fn is_list(page: &[u8]) -> bool {
     match serde_json::from_slice(page) {
         Ok(serde_json::Value::Object(members)) => {
             ["data", "models"].iter().any(|name| members.contains_key(*name))
