@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, time::Duration};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterExt as _, filter_fn},
+    filter::{FilterExt as _, LevelFilter, filter_fn},
     fmt::{self, MakeWriter},
     registry::LookupSpan,
 };
@@ -45,7 +45,8 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, problem) = filter(rust_log);
-    let filter = filter.and(filter_fn(may_be_logged));
+    // Without a hint of its own the second filter would take the first one's away, and every library's innermost lines be asked about.
+    let filter = filter.and(filter_fn(may_be_logged).with_max_level_hint(LevelFilter::TRACE));
     let lines = fmt::layer().with_writer(writer);
     let layer = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed(),

@@ -10,7 +10,12 @@ use opentelemetry_sdk::{
 };
 use tokio::sync::oneshot;
 use tracing::{Metadata, Subscriber};
-use tracing_subscriber::{Layer, filter::filter_fn, layer::SubscriberExt as _, registry::LookupSpan};
+use tracing_subscriber::{
+    Layer, Registry,
+    filter::{LevelFilter, filter_fn},
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+};
 
 use super::{
     Handle, Metrics, Spans,
@@ -80,13 +85,23 @@ pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
     let (telemetry, mut problems) = start(settings, &get)?;
     let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref(), io::stderr);
     problems.extend(problem);
-    let spans = telemetry.handle.spans.as_ref().map(|s| otel_layer(s.tracer.clone()));
-    let subscriber = tracing_subscriber::registry().with(spans).with(lines);
+    let subscriber = subscriber(&telemetry.handle, lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| SetupError::AlreadySet)?;
     for problem in problems {
         tracing::warn!("{problem}");
     }
     Ok(telemetry)
+}
+
+/// What `tracing` hands spans and events to: the trace, where there is one, and the log.
+pub(super) fn subscriber(
+    handle: &Handle,
+    lines: Box<dyn Layer<Registry> + Send + Sync>,
+) -> impl Subscriber + Send + Sync {
+    let spans = handle.spans.as_ref().map(|s| otel_layer(s.tracer.clone()).boxed());
+    // Not an `Option` of a layer: `None` would pass for a layer that wants every span of every library.
+    let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
+    tracing_subscriber::registry().with(layers)
 }
 
 /// All of [`init`] that is not global, and a sentence for each thing that is wrong with the environment.
@@ -286,5 +301,5 @@ where
         .with_threads(false)
         .with_target(false)
         .with_tracked_inactivity(false)
-        .with_filter(filter_fn(ours))
+        .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
 }

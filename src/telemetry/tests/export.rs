@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::{Level, Subscriber as _, level_filters::LevelFilter};
+
 use super::{super::setup::start, *};
 
 /// Long enough for a thread to be scheduled on a busy machine.
@@ -273,6 +275,22 @@ fn without_a_collector_there_is_no_thread_and_no_span() {
     let telemetry = telemetry(&[], None);
     assert!(telemetry.handle().spans.is_none() && !telemetry.handle().metrics().enabled());
     assert!(shut_down(telemetry, BOUND) < BOUND);
+}
+
+#[test]
+fn the_innermost_of_the_libraries_is_not_even_asked_about() {
+    let (_listener, url) = hanging();
+    for variables in [&[][..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &*url)]] {
+        let telemetry = telemetry(variables, None);
+        let (lines, _) = super::super::log::layer(LogFormat::Json, None, std::io::sink);
+        let subscriber = super::super::setup::subscriber(&telemetry.handle(), lines);
+        assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::INFO));
+        tracing::subscriber::with_default(subscriber, || {
+            assert!(tracing::info_span!(target: "h2", "a library's").is_disabled());
+            assert!(tracing::event_enabled!(target: "mcprelay", Level::INFO));
+        });
+        shut_down(telemetry, Duration::ZERO);
+    }
 }
 
 fn page(address: SocketAddr) -> String {
