@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use eventsource_stream::Parser;
 use mcprelay::{
     domain::{Provider, ProviderName, ProviderState, Task},
-    openai::{Stamp, StreamBuffer},
+    openai::{RequestFacts, Stamp, StreamBuffer},
     pb::{SessionResponse, TaskOffer, session_response::Payload},
     telemetry::{ChannelTrace, Ending, Handle, Server, TaskReport, TaskTrace},
     upstream::{
@@ -66,6 +66,7 @@ struct Untraced {
     handle: Handle,
     channel: ChannelTrace,
     task: Task,
+    facts: RequestFacts,
     provider: Provider,
     mcpd: Server,
 }
@@ -156,10 +157,12 @@ impl Untraced {
             context_tokens: None,
             max_output_tokens: None,
         };
+        let task = read_task(data).expect("the event is a task");
         Self {
             handle: Handle::off(),
             channel: ChannelTrace::default(),
-            task: read_task(data).expect("the event is a task"),
+            facts: RequestFacts::read(&task.request).expect("the body is an object"),
+            task,
             provider,
             mcpd: Server::of("http://127.0.0.1:8080"),
         }
@@ -167,7 +170,7 @@ impl Untraced {
 
     fn task(&self) {
         let mut trace = TaskTrace::start(black_box(&self.handle), &self.task, &self.channel);
-        trace.running(&self.provider, &self.task.request);
+        trace.running(&self.provider, &self.facts, &self.task.request);
         black_box(trace.offer_context());
         black_box(trace.answer_text());
         let posts = trace.posts(&self.mcpd, "/api/v1/llms/_provider-task/0198a5b2-77/result");

@@ -10,6 +10,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     domain::{SessionKey, Task, TaskId},
+    openai::RequestFacts,
     telemetry::{TaskLine, log_task_end},
     upstream::outbox::{Outbox, Summary},
 };
@@ -21,6 +22,8 @@ const RECENT: usize = 50;
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) task: Task,
+    /// What its body asks for.
+    pub(super) facts: RequestFacts,
     pub(super) arrived: Instant,
     pub(super) outbox: Arc<Outbox>,
     /// Who has it.

@@ -91,14 +91,12 @@ impl fmt::Display for Printable<'_> {
 }
 
 fn write_printable(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    use fmt::Write as _;
-    text.chars().try_for_each(|c| {
-        if c.is_control() || turns_text_around(c) {
-            write!(f, "{}", c.escape_unicode())
-        } else {
-            f.write_char(c)
-        }
-    })
+    let mut rest = text;
+    while let Some((at, odd)) = rest.char_indices().find(|(_, c)| c.is_control() || turns_text_around(*c)) {
+        write!(f, "{}{}", &rest[..at], odd.escape_unicode())?;
+        rest = &rest[at + odd.len_utf8()..];
+    }
+    f.write_str(rest)
 }
 
 /// Whether a character changes the direction or the lines of the text around it: with one of these a name can look like another.

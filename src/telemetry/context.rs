@@ -29,13 +29,34 @@ pub(super) fn inject(context: &SpanContext) -> BTreeMap<String, String> {
     if !context.is_valid() {
         return map;
     }
-    let flags = context.trace_flags() & TraceFlags::SAMPLED;
-    map.insert(TRACEPARENT.into(), format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id()));
+    let mut parent = String::with_capacity(55);
+    parent.push_str("00-");
+    push_hex(&mut parent, &context.trace_id().to_bytes());
+    parent.push('-');
+    push_hex(&mut parent, &context.span_id().to_bytes());
+    parent.push_str(if context.is_sampled() { "-01" } else { "-00" });
+    map.insert(TRACEPARENT.into(), parent);
     let state = context.trace_state().header();
     if !state.is_empty() {
         map.insert(TRACESTATE.into(), state);
     }
     map
+}
+
+/// A trace's id as 32 hexadecimal digits.
+pub(super) fn hex_of(trace: TraceId) -> String {
+    let mut digits = String::with_capacity(32);
+    push_hex(&mut digits, &trace.to_bytes());
+    digits
+}
+
+/// Both ids are written for every task, where formatting them as numbers costs ten times as much.
+fn push_hex(text: &mut String, bytes: &[u8]) {
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    for byte in bytes {
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 0xf));
+    }
 }
 
 fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {

@@ -6,25 +6,18 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use opentelemetry::Context;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
-    ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig as _,
-    WithTonicConfig as _,
+    ExporterBuildError, MetricExporter, WithExportConfig, WithHttpConfig as _, WithTonicConfig as _,
 };
 use opentelemetry_sdk::{
-    Resource,
     error::{OTelSdkError, OTelSdkResult},
     metrics::{Temporality, data::ResourceMetrics, exporter::PushMetricExporter},
-    trace::{SpanData, SpanProcessor},
 };
 use tokio::{runtime, sync::oneshot};
 use tonic::transport::ClientTlsConfig;
@@ -33,7 +26,7 @@ use super::settings::{Export, Protocol};
 use crate::domain::Printable;
 
 /// Most that is read of a collector's reply, in bytes: a reply is empty or says in a few words what was refused.
-const MAX_REPLY_BYTES: usize = 64 * 1024;
+pub(super) const MAX_REPLY_BYTES: usize = 64 * 1024;
 
 /// The thread that does a collector's I/O and serves the metrics page. Ends when dropped.
 pub(super) struct Worker {
@@ -58,20 +51,6 @@ impl Worker {
         &self.handle
     }
 
-    pub(super) fn span_exporter(&self, export: &Export) -> Result<SpanExporter, ExporterBuildError> {
-        match export.protocol {
-            Protocol::Grpc => {
-                let _on_the_worker = self.handle.enter();
-                configured(SpanExporter::builder().with_tonic().with_tls_config(system_roots()), export)
-                    .build()
-            }
-            Protocol::HttpProtobuf => {
-                let builder = SpanExporter::builder().with_http().with_http_client(self.client(export)?);
-                configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
-            }
-        }
-    }
-
     pub(super) fn metric_exporter(&self, export: &Export) -> Result<MetricExporter, ExporterBuildError> {
         match export.protocol {
             Protocol::Grpc => {
@@ -87,16 +66,20 @@ impl Worker {
     }
 
     fn client(&self, export: &Export) -> Result<Client, ExporterBuildError> {
+        let http = self.http(export).map_err(|e| ExporterBuildError::InternalFailure(e.to_string()))?;
+        Ok(Client { http, worker: self.handle.clone() })
+    }
+
+    /// An HTTP client for `export`'s collector.
+    pub(super) fn http(&self, export: &Export) -> reqwest::Result<reqwest::Client> {
         // Reading the system's certificates is what costs most of a start with telemetry, and http:// has no use for them.
         let tls = export.endpoint.as_deref().is_some_and(|url| !url.trim_start().starts_with("http://"));
-        let http = reqwest::Client::builder()
+        reqwest::Client::builder()
             .timeout(export.timeout)
             .tls_built_in_root_certs(tls)
             // The headers hold the collector's credentials, which are for it alone.
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|e| ExporterBuildError::InternalFailure(e.to_string()))?;
-        Ok(Client { http, worker: self.handle.clone() })
     }
 }
 
@@ -135,13 +118,22 @@ impl HttpClient for Client {
 }
 
 /// An error and what is behind it.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 async fn exchange(http: reqwest::Client, request: reqwest::Request) -> Result<Response<Bytes>, HttpError> {
     let mut reply = http.execute(request).await.map_err(reqwest::Error::without_url)?;
+    let body = read_reply(&mut reply).await?;
+    let mut response = Response::new(body.into());
+    *response.status_mut() = reply.status();
+    *response.headers_mut() = reply.headers().clone();
+    Ok(response)
+}
+
+/// A collector's reply. One that is too long is as good as none.
+pub(super) async fn read_reply(reply: &mut reqwest::Response) -> Result<Vec<u8>, HttpError> {
     let mut body = Vec::new();
     while let Some(piece) = reply.chunk().await.map_err(reqwest::Error::without_url)? {
         if body.len() + piece.len() > MAX_REPLY_BYTES {
@@ -149,10 +141,7 @@ async fn exchange(http: reqwest::Client, request: reqwest::Request) -> Result<Re
         }
         body.extend_from_slice(&piece);
     }
-    let mut response = Response::new(body.into());
-    *response.status_mut() = reply.status();
-    *response.headers_mut() = reply.headers().clone();
-    Ok(response)
+    Ok(body)
 }
 
 /// How many spans ended and how many of them a collector took.
@@ -163,109 +152,76 @@ pub(super) struct Losses {
 }
 
 impl Losses {
+    pub(super) fn ended(&self) {
+        self.ended.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn delivered(&self, spans: u64) {
+        self.delivered.fetch_add(spans, Relaxed);
+    }
+
     /// Spans that no collector took so far: refused, dropped from a full queue, or still waiting.
     pub(super) fn lost(&self) -> u64 {
         self.ended.load(Relaxed).saturating_sub(self.delivered.load(Relaxed))
     }
 }
 
-/// Counts the spans that go into a processor.
+/// Says once that a collector does not take a signal, and once that it takes it again.
 #[derive(Debug)]
-pub(super) struct Counting<P> {
-    pub(super) inner: P,
-    pub(super) losses: Arc<Losses>,
-}
-
-impl<P: SpanProcessor> SpanProcessor for Counting<P> {
-    fn on_start(&self, span: &mut opentelemetry_sdk::trace::Span, cx: &Context) {
-        self.inner.on_start(span, cx);
-    }
-
-    fn on_end(&self, span: SpanData) {
-        self.losses.ended.fetch_add(1, Relaxed);
-        self.inner.on_end(span);
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
-}
-
-/// Counts what comes out of an exporter, and says once that it fails and once that it works again: the SDK would say it at
-/// every batch.
-#[derive(Debug)]
-pub(super) struct Watched<E> {
-    inner: E,
+pub(super) struct Health {
     signal: &'static str,
     failing: AtomicBool,
-    losses: Arc<Losses>,
 }
 
-impl<E> Watched<E> {
-    pub(super) fn new(inner: E, signal: &'static str, losses: Arc<Losses>) -> Self {
-        Self { inner, signal, failing: AtomicBool::new(false), losses }
+impl Health {
+    pub(super) fn new(signal: &'static str) -> Self {
+        Self { signal, failing: AtomicBool::new(false) }
     }
 
-    fn note(&self, result: &OTelSdkResult) {
-        let failed = result.is_err();
-        if self.failing.swap(failed, Relaxed) == failed {
+    /// An export ended, and why it failed if it did.
+    pub(super) fn note(&self, failure: Option<&str>) {
+        if let Some(reason) = failure {
+            tracing::debug!(signal = self.signal, reason = %Printable(reason), "An export failed.");
+        }
+        if self.failing.swap(failure.is_some(), Relaxed) == failure.is_some() {
             return;
         }
-        match result {
-            Ok(()) => tracing::info!(signal = self.signal, "The collector takes telemetry again."),
-            Err(e) => tracing::warn!(
+        match failure {
+            None => tracing::info!(signal = self.signal, "The collector takes telemetry again."),
+            Some(reason) => tracing::warn!(
                 signal = self.signal,
-                reason = %Printable(&reason(e)),
+                reason = %Printable(reason),
                 "The collector does not take telemetry; the relay goes on without. Check OTEL_EXPORTER_OTLP_ENDPOINT; RUST_LOG=mcprelay=debug shows each failure."
             ),
         }
     }
 }
 
-fn reason(error: &OTelSdkError) -> String {
-    match error {
-        OTelSdkError::InternalFailure(text) => text.clone(),
-        OTelSdkError::Timeout(_) => "no reply in time".into(),
-        OTelSdkError::AlreadyShutdown => "already shut down".into(),
+/// Watches the SDK's exporter of metrics, which would say at every export that it fails.
+#[derive(Debug)]
+pub(super) struct Watched<E> {
+    inner: E,
+    health: Health,
+}
+
+impl<E> Watched<E> {
+    pub(super) fn new(inner: E, signal: &'static str) -> Self {
+        Self { inner, health: Health::new(signal) }
     }
 }
 
-impl<E: opentelemetry_sdk::trace::SpanExporter> opentelemetry_sdk::trace::SpanExporter for Watched<E> {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let count = batch.len() as u64;
-        let result = self.inner.export(batch).await;
-        if result.is_ok() {
-            self.losses.delivered.fetch_add(count, Relaxed);
-        }
-        self.note(&result);
-        result
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
+fn reason(error: &OTelSdkError) -> &str {
+    match error {
+        OTelSdkError::InternalFailure(text) => text,
+        OTelSdkError::Timeout(_) => "no reply in time",
+        OTelSdkError::AlreadyShutdown => "already shut down",
     }
 }
 
 impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let result = self.inner.export(metrics).await;
-        self.note(&result);
+        self.health.note(result.as_ref().err().map(reason));
         result
     }
 

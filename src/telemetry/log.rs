@@ -105,6 +105,8 @@ pub struct TaskLine<'a> {
 pub fn log_task_end(line: &TaskLine<'_>) {
     tracing::info!(
         target: "mcprelay::task",
+        // As a field: in its usual place it would be formatted each time.
+        message = "task ended",
         task_id = %line.task,
         llm = %Printable(line.llm),
         outcome = line.outcome,
@@ -113,7 +115,6 @@ pub fn log_task_end(line: &TaskLine<'_>) {
         input_tokens = line.usage.input_tokens,
         output_tokens = line.usage.output_tokens,
         trace_id = line.trace_id,
-        "task ended"
     );
 }
 

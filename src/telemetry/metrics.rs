@@ -1,14 +1,24 @@
 //! The instruments, and what may be a label: only what is bounded by the set of providers. No task id, no session id.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
+    metrics::{
+        BoundCounter, BoundHistogram, BoundUpDownCounter, Counter, Gauge, Histogram, Meter, UpDownCounter,
+    },
 };
 
-use super::names::{key, metric, value};
-use crate::domain::{FailureCode, LinkState, Provider, Usage};
+use super::{
+    names::{key, metric, value},
+    posts::Server,
+    task::Ending,
+};
+use crate::domain::{FailureCode, LinkState, Provider, ProviderName, Usage};
 
 /// The conventions' bounds for seconds of an inference: 0.01 doubling to 81.92.
 const INFERENCE_SECONDS: Doubling = Doubling { first: 0.01, factor: 2.0, count: 14 };
@@ -28,6 +38,9 @@ const LINK_STATES: [LinkState; 7] = [
     LinkState::Draining,
 ];
 
+/// Providers whose series are kept at hand; beyond them all are looked up anew.
+const MAX_AT_HAND: usize = 1000;
+
 /// Bucket bounds that grow by a factor.
 struct Doubling {
     first: f64,
@@ -43,7 +56,36 @@ impl Doubling {
 
 /// What the agent counts and measures. Cheap to clone; without an exporter every method is one comparison.
 #[derive(Clone, Default)]
-pub struct Metrics(Option<Arc<Instruments>>);
+pub struct Metrics(Option<Arc<Measured>>);
+
+/// The instruments, and the series of them that are in use: to find a series by its labels costs fifty times as much as to add to it.
+struct Measured {
+    instruments: Instruments,
+    providers: Mutex<HashMap<ProviderName, Arc<Series>>>,
+    /// Nearly every POST ends like the one before.
+    posts: Mutex<Option<LastPost>>,
+}
+
+struct LastPost {
+    server: Server,
+    status: Option<u16>,
+    duration: BoundHistogram<f64>,
+}
+
+/// One provider's own series, each bound when it is first used: one that is bound is shown, if only as zero. The labels are what the
+/// provider's owner chose, so there are as many as there are providers.
+pub(super) struct Series {
+    labels: [KeyValue; 4],
+    running: OnceLock<BoundUpDownCounter<i64>>,
+    chunks: OnceLock<BoundCounter<u64>>,
+    first_chunk: OnceLock<BoundHistogram<f64>>,
+    next_chunk: OnceLock<BoundHistogram<f64>>,
+    completed: OnceLock<BoundHistogram<f64>>,
+    input_tokens: OnceLock<BoundHistogram<u64>>,
+    output_tokens: OnceLock<BoundHistogram<u64>>,
+    /// Tasks that ended well.
+    ended: OnceLock<BoundCounter<u64>>,
+}
 
 struct Instruments {
     operation_duration: Histogram<f64>,
@@ -140,7 +182,11 @@ impl Metrics {
     pub(super) fn new(meter: &Meter) -> Self {
         let instruments = Instruments::new(meter);
         instruments.begin();
-        Self(Some(Arc::new(instruments)))
+        Self(Some(Arc::new(Measured { instruments, providers: Mutex::default(), posts: Mutex::default() })))
+    }
+
+    fn instruments(&self) -> Option<&Instruments> {
+        self.0.as_ref().map(|m| &m.instruments)
     }
 
     /// Whether anybody reads them.
@@ -150,14 +196,14 @@ impl Metrics {
 
     /// One more attempt to reopen the control channel.
     pub fn reconnect(&self) {
-        if let Some(i) = &self.0 {
+        if let Some(i) = self.instruments() {
             i.reconnects.add(1, &[]);
         }
     }
 
     /// One heartbeat that mcpd did not take.
     pub fn heartbeat_missed(&self) {
-        if let Some(i) = &self.0 {
+        if let Some(i) = self.instruments() {
             i.heartbeats_missed.add(1, &[]);
         }
     }
@@ -169,68 +215,108 @@ impl Metrics {
 
     /// The link to mcpd is in `state` from now on.
     pub fn link_state(&self, state: LinkState) {
-        let Some(i) = &self.0 else { return };
+        let Some(i) = self.instruments() else { return };
         for each in LINK_STATES {
             i.link_state.record(u64::from(each == state), &[KeyValue::new(key::LINK_STATE, each.as_str())]);
         }
     }
 
     pub(super) fn queued(&self, change: i64) {
-        if let Some(i) = &self.0 {
+        if let Some(i) = self.instruments() {
             i.queued.add(change, &[]);
         }
     }
 
-    pub(super) fn running(&self, change: i64, labels: &Labels) {
-        if let Some(i) = &self.0 {
-            i.running.add(change, std::slice::from_ref(&labels.0[Labels::LLM]));
+    /// The series of `provider`'s inferences.
+    pub(super) fn series(&self, provider: &Provider) -> Option<Arc<Series>> {
+        let measured = self.0.as_ref()?;
+        let mut at_hand = measured.providers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = at_hand.get(&provider.name).filter(|s| s.are_of(provider)) {
+            return Some(known.clone());
+        }
+        if at_hand.len() >= MAX_AT_HAND {
+            at_hand.clear();
+        }
+        let series = Arc::new(Series::of(provider));
+        at_hand.insert(provider.name.clone(), series.clone());
+        Some(series)
+    }
+
+    pub(super) fn running(&self, change: i64, series: &Series) {
+        if let Some(i) = self.instruments() {
+            series.running.get_or_init(|| i.running.bind(series.llm())).add(change);
         }
     }
 
-    pub(super) fn chunk(&self, labels: &Labels, since_last: Option<Duration>, since_offer: Duration) {
-        let Some(i) = &self.0 else { return };
-        i.chunks.add(1, std::slice::from_ref(&labels.0[Labels::LLM]));
-        match since_last {
-            Some(gap) => i.time_per_output_chunk.record(gap.as_secs_f64(), &labels.0),
-            None => i.time_to_first_chunk.record(since_offer.as_secs_f64(), &labels.0),
-        }
+    pub(super) fn chunk(&self, series: &Series, since_last: Option<Duration>, since_offer: Duration) {
+        let Some(i) = self.instruments() else { return };
+        series.chunks.get_or_init(|| i.chunks.bind(series.llm())).add(1);
+        let (histogram, took) = match since_last {
+            Some(gap) => {
+                (series.next_chunk.get_or_init(|| i.time_per_output_chunk.bind(&series.labels)), gap)
+            }
+            None => {
+                (series.first_chunk.get_or_init(|| i.time_to_first_chunk.bind(&series.labels)), since_offer)
+            }
+        };
+        histogram.record(took.as_secs_f64());
     }
 
     pub(super) fn inference_ended(
         &self,
-        labels: &Labels,
+        series: &Series,
         took: Duration,
         usage: Usage,
         error: Option<&'static str>,
     ) {
-        let Some(i) = &self.0 else { return };
-        i.operation_duration.record(took.as_secs_f64(), &labels.with(error_type(error)));
-        for (kind, tokens) in [(value::INPUT, usage.input_tokens), (value::OUTPUT, usage.output_tokens)] {
-            if let Some(tokens) = tokens {
-                let labels = labels.with(Some(KeyValue::new(key::TOKEN_TYPE, kind)));
-                i.token_usage.record(tokens.into(), &labels);
-            }
+        let Some(i) = self.instruments() else { return };
+        let took = took.as_secs_f64();
+        match error_type(error) {
+            Some(error) => i.operation_duration.record(took, &series.with(error)),
+            None => series.completed.get_or_init(|| i.operation_duration.bind(&series.labels)).record(took),
+        }
+        for (histogram, kind, tokens) in [
+            (&series.input_tokens, value::INPUT, usage.input_tokens),
+            (&series.output_tokens, value::OUTPUT, usage.output_tokens),
+        ] {
+            let Some(tokens) = tokens else { continue };
+            let labels = || series.with(KeyValue::new(key::TOKEN_TYPE, kind));
+            histogram.get_or_init(|| i.token_usage.bind(&labels())).record(tokens.into());
         }
     }
 
     pub(super) fn task_ended(
         &self,
-        labels: Option<&Labels>,
+        series: Option<&Series>,
         outcome: &'static str,
         error: Option<&'static str>,
     ) {
-        let Some(i) = &self.0 else { return };
-        // A name that no provider has may be anything mcpd thought of, so it is no label.
-        let llm = labels.map_or(KeyValue::new(key::LLM, value::OTHER), |l| l.0[Labels::LLM].clone());
-        let all: Vec<_> =
-            [llm, KeyValue::new(key::OUTCOME, outcome)].into_iter().chain(error_type(error)).collect();
-        i.ended.add(1, &all);
+        let Some(i) = self.instruments() else { return };
+        let labels = |llm: &KeyValue| -> Vec<_> {
+            [llm.clone(), KeyValue::new(key::OUTCOME, outcome)].into_iter().chain(error_type(error)).collect()
+        };
+        match series {
+            Some(series) if outcome == Ending::Completed.as_str() => {
+                series.ended.get_or_init(|| i.ended.bind(&labels(&series.labels[Series::LLM]))).add(1);
+            }
+            Some(series) => i.ended.add(1, &labels(&series.labels[Series::LLM])),
+            // A name that no provider has may be anything mcpd thought of, so it is no label.
+            None => i.ended.add(1, &labels(&KeyValue::new(key::LLM, value::OTHER))),
+        }
     }
 
-    pub(super) fn post_sent(&self, took: Duration, labels: &[KeyValue]) {
-        if let Some(i) = &self.0 {
-            i.posts.add(1, &[]);
-            i.http_duration.record(took.as_secs_f64(), labels);
+    /// A POST to `server` got this status, or no reply.
+    pub(super) fn post_sent(&self, took: Duration, server: &Server, status: Option<u16>) {
+        let Some(measured) = &self.0 else { return };
+        measured.instruments.posts.add(1, &[]);
+        let mut last = measured.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = last.as_ref().is_some_and(|l| l.status == status && l.server == *server);
+        if !same {
+            let duration = measured.instruments.http_duration.bind(&server.labels(status));
+            *last = Some(LastPost { server: server.clone(), status, duration });
+        }
+        if let Some(last) = &*last {
+            last.duration.record(took.as_secs_f64());
         }
     }
 }
@@ -239,23 +325,42 @@ fn error_type(error: Option<&'static str>) -> Option<KeyValue> {
     error.map(|e| KeyValue::new(key::ERROR_TYPE, e))
 }
 
-/// The labels of one task's measurements, cheap to clone: what its provider's owner chose, so as many series as there are providers.
-pub(super) struct Labels([KeyValue; 4]);
-
-impl Labels {
+impl Series {
+    const KIND: usize = 1;
+    const MODEL: usize = 2;
     const LLM: usize = 3;
 
-    pub(super) fn of(provider: &Provider) -> Self {
-        Self([
-            KeyValue::new(key::OPERATION_NAME, value::CHAT),
-            KeyValue::new(key::PROVIDER_NAME, provider_kind(provider)),
-            KeyValue::new(key::REQUEST_MODEL, Arc::<str>::from(&*provider.model)),
-            KeyValue::new(key::LLM, Arc::<str>::from(provider.name.as_str())),
-        ])
+    fn of(provider: &Provider) -> Self {
+        Self {
+            labels: [
+                KeyValue::new(key::OPERATION_NAME, value::CHAT),
+                KeyValue::new(key::PROVIDER_NAME, provider_kind(provider)),
+                KeyValue::new(key::REQUEST_MODEL, Arc::<str>::from(&*provider.model)),
+                KeyValue::new(key::LLM, Arc::<str>::from(provider.name.as_str())),
+            ],
+            running: OnceLock::new(),
+            chunks: OnceLock::new(),
+            first_chunk: OnceLock::new(),
+            next_chunk: OnceLock::new(),
+            completed: OnceLock::new(),
+            input_tokens: OnceLock::new(),
+            output_tokens: OnceLock::new(),
+            ended: OnceLock::new(),
+        }
     }
 
-    fn with(&self, more: Option<KeyValue>) -> Vec<KeyValue> {
-        self.0.iter().cloned().chain(more).collect()
+    fn llm(&self) -> &[KeyValue] {
+        std::slice::from_ref(&self.labels[Self::LLM])
+    }
+
+    /// Whether the provider is still what it was when its series were looked up.
+    fn are_of(&self, provider: &Provider) -> bool {
+        self.labels[Self::MODEL].value.as_str() == provider.model
+            && *self.labels[Self::KIND].value.as_str() == *provider_kind(provider)
+    }
+
+    fn with(&self, more: KeyValue) -> Vec<KeyValue> {
+        self.labels.iter().cloned().chain([more]).collect()
     }
 }
 

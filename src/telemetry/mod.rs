@@ -11,6 +11,7 @@ mod link;
 mod log;
 mod metrics;
 pub mod names;
+mod otlp;
 mod page;
 mod posts;
 mod request;
@@ -24,7 +25,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use opentelemetry::{
     Context, KeyValue,
-    trace::{SpanKind, Tracer as _},
+    trace::{Link, SpanKind, Tracer as _},
 };
 use opentelemetry_sdk::trace::SdkTracer;
 
@@ -71,7 +72,19 @@ impl Spans {
         attributes: Vec<KeyValue>,
         parent: &Context,
     ) -> opentelemetry_sdk::trace::Span {
-        let builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
+        self.linked(name, kind, attributes, parent, None)
+    }
+
+    fn linked(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        kind: SpanKind,
+        attributes: Vec<KeyValue>,
+        parent: &Context,
+        link: Option<Link>,
+    ) -> opentelemetry_sdk::trace::Span {
+        let mut builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
+        builder.links = link.map(|link| vec![link]);
         self.tracer.build_with_context(builder, parent)
     }
 }

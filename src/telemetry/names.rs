@@ -10,8 +10,6 @@ pub const SCOPE: &str = "mcprelay";
 
 /// Targets of the `tracing` spans that become OpenTelemetry spans; all others stay out of the export.
 pub mod target {
-    /// The root span of each relayed task.
-    pub const TASK: &str = "mcprelay::task";
     /// The link to mcpd.
     pub const LINK: &str = "mcprelay::link";
 }

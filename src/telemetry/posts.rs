@@ -14,7 +14,7 @@ use super::{
 };
 
 /// mcpd as the target of POSTs; made once, since reading a URL costs more than a span.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Server {
     /// Scheme, host and port, without credentials and without a slash at the end.
     origin: Arc<str>,
@@ -57,6 +57,22 @@ impl Server {
         ];
         Self { origin: origin.into(), labels }
     }
+
+    /// Of the measurement of a POST that got this status, or no reply.
+    pub(super) fn labels(&self, status: Option<u16>) -> Vec<KeyValue> {
+        self.labels.iter().cloned().chain(outcome(status)).collect()
+    }
+}
+
+/// What a reply's status says, and whether it is an error.
+fn outcome(status: Option<u16>) -> impl Iterator<Item = KeyValue> {
+    let code = status.map(|s| KeyValue::new(key::HTTP_RESPONSE_STATUS_CODE, i64::from(s)));
+    let error = match status {
+        Some(s) if s < 400 => None,
+        Some(s) => Some(KeyValue::new(key::ERROR_TYPE, s.to_string())),
+        None => Some(KeyValue::new(key::ERROR_TYPE, value::NO_REPLY)),
+    };
+    code.into_iter().chain(error)
 }
 
 impl Posts {
@@ -86,10 +102,13 @@ impl Posts {
 impl Target {
     fn span(&self, resend_count: u32) -> Option<opentelemetry_sdk::trace::Span> {
         let (parent, spans) = (self.parent.as_ref()?, self.handle.spans.as_ref()?);
-        let resend =
-            (resend_count > 0).then(|| KeyValue::new(key::HTTP_RESEND_COUNT, i64::from(resend_count)));
-        let url = KeyValue::new(key::URL_FULL, self.url.clone());
-        let attributes = self.server.labels.iter().cloned().chain([url]).chain(resend).collect();
+        // Room for the reply's too.
+        let mut attributes = Vec::with_capacity(7);
+        attributes.extend(self.server.labels.iter().cloned());
+        attributes.push(KeyValue::new(key::URL_FULL, self.url.clone()));
+        if resend_count > 0 {
+            attributes.push(KeyValue::new(key::HTTP_RESEND_COUNT, i64::from(resend_count)));
+        }
         Some(spans.child(span::POST, SpanKind::Client, attributes, parent))
     }
 }
@@ -98,21 +117,12 @@ impl PostTrace {
     /// The reply's status, or `None` where there was no reply. An error stays on this span: a later try may heal it.
     pub fn end(self, status: Option<u16>) {
         let Some(open) = self.0 else { return };
-        let took = open.began.elapsed();
-        let code = status.map(|s| KeyValue::new(key::HTTP_RESPONSE_STATUS_CODE, i64::from(s)));
-        let error = match status {
-            Some(s) if s < 400 => None,
-            Some(s) => Some(KeyValue::new(key::ERROR_TYPE, s.to_string())),
-            None => Some(KeyValue::new(key::ERROR_TYPE, value::NO_REPLY)),
-        };
-        let result = || code.iter().chain(&error).cloned();
         if let Some(mut span) = open.span {
-            span.set_attributes(result());
-            if error.is_some() {
+            span.set_attributes(outcome(status));
+            if status.is_none_or(|s| s >= 400) {
                 span.set_status(Status::error(""));
             }
         }
-        let labels: Vec<_> = open.target.server.labels.iter().cloned().chain(result()).collect();
-        open.target.handle.metrics.post_sent(took, &labels);
+        open.target.handle.metrics.post_sent(open.began.elapsed(), &open.target.server, status);
     }
 }

@@ -5,43 +5,28 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::names::key;
+use crate::openai::RequestFacts;
 
 /// Most content that one attribute takes, in bytes. A span waits in the export's queue, so its size bounds that memory.
 pub(super) const MAX_CONTENT_BYTES: usize = 16 * 1024;
 
-/// The settings in an OpenAI chat body. Messages and tools are skipped while parsing, never built.
-#[derive(Debug, Default, Deserialize)]
-struct Settings {
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    top_k: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    seed: Option<i64>,
-    n: Option<i64>,
-    stream: Option<bool>,
-}
-
-/// The `gen_ai.request.*` attributes of `body`; none if it is not what it should be: that is the provider's to say.
-pub(super) fn settings(body: &[u8]) -> Vec<KeyValue> {
-    let s: Settings = serde_json::from_slice(body).unwrap_or_default();
+/// The `gen_ai.request.*` attributes of what was asked for.
+pub(super) fn settings(facts: &RequestFacts) -> Vec<KeyValue> {
     let whole = [
-        (key::REQUEST_MAX_TOKENS, s.max_completion_tokens.or(s.max_tokens)),
-        (key::REQUEST_SEED, s.seed),
-        (key::REQUEST_CHOICE_COUNT, s.n.filter(|n| *n != 1)),
+        (key::REQUEST_MAX_TOKENS, facts.max_tokens.map(i64::from)),
+        (key::REQUEST_SEED, facts.seed),
+        (key::REQUEST_CHOICE_COUNT, facts.n.filter(|n| *n != 1).map(i64::from)),
     ];
     let real = [
-        (key::REQUEST_TEMPERATURE, s.temperature),
-        (key::REQUEST_TOP_P, s.top_p),
-        (key::REQUEST_TOP_K, s.top_k),
-        (key::REQUEST_FREQUENCY_PENALTY, s.frequency_penalty),
-        (key::REQUEST_PRESENCE_PENALTY, s.presence_penalty),
+        (key::REQUEST_TEMPERATURE, facts.temperature),
+        (key::REQUEST_TOP_P, facts.top_p),
+        (key::REQUEST_TOP_K, facts.top_k),
+        (key::REQUEST_FREQUENCY_PENALTY, facts.frequency_penalty),
+        (key::REQUEST_PRESENCE_PENALTY, facts.presence_penalty),
     ];
     let whole = whole.into_iter().filter_map(|(k, v)| Some(KeyValue::new(k, v?)));
     let real = real.into_iter().filter_map(|(k, v)| Some(KeyValue::new(k, v?)));
-    let stream = s.stream.map(|v| KeyValue::new(key::REQUEST_STREAM, v));
+    let stream = facts.stream.map(|v| KeyValue::new(key::REQUEST_STREAM, v));
     whole.chain(real).chain(stream).collect()
 }
 
@@ -96,19 +81,13 @@ mod tests {
     }
 
     #[test]
-    fn settings_in_the_body_become_attributes_and_absent_ones_do_not() {
-        let body =
-            br#"{"model":"m","messages":[{"role":"user","content":"SECRET"}],"temperature":0.5,"n":2}"#;
+    fn what_was_asked_for_becomes_attributes_and_what_was_not_does_not() {
+        let facts = RequestFacts { n: Some(2), temperature: Some(0.5), ..RequestFacts::default() };
         assert_eq!(
-            shown(&settings(body)),
+            shown(&settings(&facts)),
             ["gen_ai.request.choice.count=2", "gen_ai.request.temperature=0.5"]
         );
-    }
-
-    #[test]
-    fn a_body_that_is_not_a_chat_body_has_no_settings() {
-        assert!(settings(b"not json").is_empty());
-        assert!(settings(br#"{"temperature":"hot"}"#).is_empty());
+        assert!(settings(&RequestFacts { n: Some(1), ..RequestFacts::default() }).is_empty());
     }
 
     #[test]

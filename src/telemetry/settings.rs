@@ -1,10 +1,13 @@
-//! The standard `OTEL_*` variables that the SDK leaves to us: it reads endpoints, headers, the queue and the resource by itself,
-//! but neither `OTEL_SDK_DISABLED` nor `OTEL_PROPAGATORS`, and it cannot know whether to export at all. The sampler it would
-//! read, but say what it does not understand to a log that does not exist yet.
+//! The standard `OTEL_*` variables, but for those of the resource and of the metrics' exporter, which the SDK reads. What is not
+//! understood becomes a sentence: the log does not exist yet.
 
 use std::time::Duration;
 
 use opentelemetry_sdk::trace::Sampler;
+use percent_encoding::percent_decode_str;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::otlp::Batching;
 
 /// Longest wait for a collector's reply unless the environment says otherwise; the standard's default.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +27,12 @@ pub(super) struct Export {
     pub(super) endpoint: Option<String>,
     /// Longest wait for a reply.
     pub(super) timeout: Duration,
+    /// What the collector asks for, such as credentials; each is marked sensitive, so that no log shows it.
+    pub(super) headers: HeaderMap,
 }
+
+/// The standard's defaults but for the queue, which would hold no more than 20 streams' worth of POSTs.
+const BATCHING: Batching = Batching { queue: 8192, batch: 512, delay: Duration::from_secs(5) };
 
 /// Which traces are recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,6 +62,7 @@ impl Sampling {
 pub(super) struct Otel {
     pub(super) traces: Option<Export>,
     pub(super) metrics: Option<Export>,
+    pub(super) batching: Batching,
     pub(super) sampling: Sampling,
     pub(super) propagate: bool,
     pub(super) capture_content: bool,
@@ -74,10 +83,14 @@ impl Otel {
         let disabled = reader.is_true("OTEL_SDK_DISABLED");
         let traces = reader.export("TRACES").filter(|_| !disabled);
         let metrics = reader.export("METRICS").filter(|_| !disabled);
+        if traces.is_some() {
+            reader.no_compression("TRACES");
+        }
+        let batching = reader.batching();
         let sampling = reader.sampling();
         let propagate = reader.propagate();
         let capture_content = reader.capture_content();
-        Self { traces, metrics, sampling, propagate, capture_content, problems: reader.problems }
+        Self { traces, metrics, batching, sampling, propagate, capture_content, problems: reader.problems }
     }
 }
 
@@ -112,14 +125,14 @@ impl Reader<'_> {
         wanted.then(|| {
             let protocol = self.protocol(signal);
             let endpoint = self.endpoint(signal, protocol);
-            Export { protocol, endpoint, timeout: self.timeout(signal) }
+            Export { protocol, endpoint, timeout: self.timeout(signal), headers: self.headers(signal) }
         })
     }
 
     /// A signal's own endpoint is taken as it is; the general one is the base of the signal's path, for HTTP only.
     fn endpoint(&self, signal: &str, protocol: Protocol) -> Option<String> {
         let own = self.value(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"));
-        own.or_else(|| {
+        let endpoint = own.or_else(|| {
             let base = self.value("OTEL_EXPORTER_OTLP_ENDPOINT")?;
             Some(match protocol {
                 Protocol::Grpc => base,
@@ -127,7 +140,56 @@ impl Reader<'_> {
                     format!("{}/v1/{}", base.trim_end_matches('/'), signal.to_ascii_lowercase())
                 }
             })
-        })
+        });
+        match protocol {
+            // Allowed without a scheme there, and TLS then unless somebody declines.
+            Protocol::Grpc => {
+                endpoint.map(|e| if e.contains("://") { e } else { self.with_scheme(signal, &e) })
+            }
+            Protocol::HttpProtobuf => endpoint,
+        }
+    }
+
+    fn with_scheme(&self, signal: &str, endpoint: &str) -> String {
+        let insecure = self.either(signal, "INSECURE").is_some_and(|v| v.eq_ignore_ascii_case("true"));
+        format!("{}://{endpoint}", if insecure { "http" } else { "https" })
+    }
+
+    /// `name=value,name=value`, the values percent-encoded. One that cannot be a header is a problem, and the others stay.
+    fn headers(&mut self, signal: &str) -> HeaderMap {
+        let list = self.either(signal, "HEADERS").unwrap_or_default();
+        let pairs: Vec<_> = list.split(',').map(str::trim).filter(|p| !p.is_empty()).map(header).collect();
+        if pairs.contains(&None) {
+            let what = "has a part that is not name=value with a header's name";
+            self.problem("OTEL_EXPORTER_OTLP_HEADERS", what, "that part is left out");
+        }
+        pairs.into_iter().flatten().collect()
+    }
+
+    /// Collectors must take what is not compressed.
+    fn no_compression(&mut self, signal: &str) {
+        if self.either(signal, "COMPRESSION").is_some_and(|c| c != "none") {
+            self.problem("OTEL_EXPORTER_OTLP_COMPRESSION", "is not built in", "spans go out uncompressed");
+        }
+    }
+
+    fn batching(&mut self) -> Batching {
+        let mut number = |name: &str, default: u64| {
+            let Some(text) = self.value(name) else { return default };
+            text.parse().ok().filter(|n| *n > 0).unwrap_or_else(|| {
+                self.problem(name, "is not a number above 0", &format!("{default} is used"));
+                default
+            })
+        };
+        let spans = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Batching {
+            queue: spans(number("OTEL_BSP_MAX_QUEUE_SIZE", BATCHING.queue as u64)),
+            batch: spans(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCHING.batch as u64)),
+            delay: Duration::from_millis(number(
+                "OTEL_BSP_SCHEDULE_DELAY",
+                BATCHING.delay.as_millis() as u64,
+            )),
+        }
     }
 
     fn protocol(&mut self, signal: &str) -> Protocol {
@@ -207,111 +269,13 @@ impl Reader<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(variables: &[(&str, &str)]) -> Otel {
-        Otel::read(&|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
-    }
-
-    #[test]
-    fn nothing_is_exported_unless_somebody_asks() {
-        let otel = read(&[]);
-        assert_eq!((otel.traces, otel.metrics), (None, None));
-        assert!(otel.propagate && !otel.capture_content && otel.problems.is_empty());
-    }
-
-    fn http(endpoint: Option<&str>) -> Export {
-        let endpoint = endpoint.map(str::to_owned);
-        Export { protocol: Protocol::HttpProtobuf, endpoint, timeout: EXPORT_TIMEOUT }
-    }
-
-    #[test]
-    fn an_endpoint_or_an_exporter_asks_for_the_export() {
-        let both = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:4318/")]);
-        assert_eq!(both.traces, Some(http(Some("http://[::1]:4318/v1/traces"))));
-        assert_eq!(both.metrics, Some(http(Some("http://[::1]:4318/v1/metrics"))));
-        let traces = read(&[("OTEL_TRACES_EXPORTER", "otlp")]);
-        assert_eq!((traces.traces, traces.metrics), (Some(http(None)), None));
-        let none =
-            read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"), ("OTEL_METRICS_EXPORTER", "none")]);
-        assert!(none.traces.is_some() && none.metrics.is_none());
-    }
-
-    #[test]
-    fn a_signals_own_variables_win_and_its_endpoint_is_verbatim() {
-        let otel = read(&[
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf"),
-            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://[::1]/mine"),
-            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "250"),
-        ]);
-        let endpoint = Some("http://[::1]".to_owned());
-        let traces = Export { protocol: Protocol::Grpc, endpoint, timeout: Duration::from_millis(250) };
-        assert_eq!((otel.traces, otel.metrics), (Some(traces), Some(http(Some("http://[::1]/mine")))));
-    }
-
-    #[test]
-    fn a_disabled_sdk_exports_nothing_but_still_propagates() {
-        let otel = read(&[("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]")]);
-        assert!(otel.traces.is_none() && otel.metrics.is_none() && otel.propagate);
-    }
-
-    #[test]
-    fn propagators_without_the_trace_context_stop_it() {
-        assert!(!read(&[("OTEL_PROPAGATORS", "none")]).propagate);
-        assert!(!read(&[("OTEL_PROPAGATORS", "baggage")]).propagate);
-        assert!(read(&[("OTEL_PROPAGATORS", "baggage, tracecontext")]).propagate);
-    }
-
-    #[test]
-    fn a_sampler_is_read_with_its_argument_in_any_case() {
-        let sampling = |name: &str, arg: &str| {
-            let otel = read(&[("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)]);
-            assert_eq!(otel.problems, Vec::<String>::new(), "{name} {arg}");
-            (otel.sampling.parent_based, otel.sampling.share)
-        };
-        assert_eq!(sampling("", ""), (true, 1.0));
-        assert_eq!(sampling("always_on", "0.5"), (false, 1.0));
-        assert_eq!(sampling("Always_Off", ""), (false, 0.0));
-        assert_eq!(sampling("traceidratio", "0.25"), (false, 0.25));
-        assert_eq!(sampling("traceidratio", ""), (false, 1.0));
-        assert_eq!(sampling("parentbased_always_on", ""), (true, 1.0));
-        assert_eq!(sampling("parentbased_always_off", ""), (true, 0.0));
-        assert_eq!(sampling("parentbased_traceidratio", "0"), (true, 0.0));
-    }
-
-    #[test]
-    fn a_sampler_that_is_not_understood_is_said_and_everything_is_recorded() {
-        for (name, arg) in [
-            ("s3cret", "0"),
-            ("parentbased_s3cret", "0"),
-            ("traceidratio", "s3cret"),
-            ("traceidratio", "1.5"),
-            ("parentbased_traceidratio", "-1"),
-            ("parentbased_traceidratio", "NaN"),
-        ] {
-            let otel = read(&[("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)]);
-            assert_eq!(otel.sampling.share, 1.0, "{name} {arg}");
-            assert_eq!(otel.problems.len(), 1, "{name} {arg}: {:?}", otel.problems);
-            assert!(otel.problems[0].contains("OTEL_TRACES_SAMPLER") && !otel.problems[0].contains("s3cret"));
-        }
-    }
-
-    #[test]
-    fn what_is_not_understood_is_said_without_its_value() {
-        let otel = read(&[
-            ("OTEL_TRACES_EXPORTER", "s3cret"),
-            ("OTEL_METRICS_EXPORTER", "otlp"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "s3cret"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "s3cret"),
-            ("OTEL_PROPAGATORS", "s3cret"),
-            ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "s3cret"),
-        ]);
-        assert_eq!(otel.problems.len(), 5);
-        assert!(otel.problems.iter().all(|p| !p.contains("s3cret")));
-        assert!(!otel.capture_content);
-    }
+fn header(pair: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = pair.split_once('=')?;
+    let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+    let mut value = HeaderValue::from_str(&value).ok()?;
+    value.set_sensitive(true);
+    Some((name.trim().parse().ok()?, value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,11 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use opentelemetry::{InstrumentationScope, metrics::MeterProvider as _, trace::TracerProvider as _};
+use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::{
     Resource,
     metrics::{PeriodicReader, SdkMeterProvider},
-    trace::{BatchConfigBuilder, BatchSpanProcessor, OTEL_BSP_MAX_QUEUE_SIZE, SdkTracer, SdkTracerProvider},
+    trace::{SdkTracer, SdkTracerProvider},
 };
 use tokio::sync::oneshot;
 use tracing::{Metadata, Subscriber};
@@ -20,16 +21,13 @@ use tracing_subscriber::{
 use super::{
     Handle, Metrics, Spans,
     collect::Collected,
-    export::{Counting, Losses, Watched, Worker},
+    export::{Losses, Watched, Worker},
     log::{self, LogFormat},
     names::{self, target},
+    otlp::{Batches, Frame, Sender},
     page::{self, Page},
-    settings::{Export, Otel},
+    settings::Otel,
 };
-
-/// Spans that wait for the exporter at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise. The SDK's 2048 is 20 streams'
-/// worth of POSTs; this is some 8 MiB when full.
-const QUEUE_SPANS: usize = 8192;
 
 /// What the command line says about telemetry; the rest is in the environment.
 #[derive(Clone, Debug)]
@@ -129,15 +127,15 @@ impl Setup {
     }
 
     fn traces(&mut self) -> Option<SdkTracerProvider> {
-        let exporter = self.exporter("traces", self.otel.traces.clone(), Worker::span_exporter)?;
-        let mut config = BatchConfigBuilder::default();
-        if std::env::var_os(OTEL_BSP_MAX_QUEUE_SIZE).is_none() {
-            config = config.with_max_queue_size(QUEUE_SPANS);
-        }
-        let batch = BatchSpanProcessor::builder(exporter).with_batch_config(config.build()).build();
-        let processor = Counting { inner: batch, losses: self.losses.clone() };
+        let (worker, export) = (self.worker.as_ref()?, self.otel.traces.as_ref()?);
+        let frame = Frame::new(&self.resource, &scope());
+        let Ok(sender) = Sender::new(worker, export, frame, self.losses.clone()) else {
+            self.cannot_export("traces");
+            return None;
+        };
+        let batches = Batches::start(self.otel.batching, sender, worker.handle());
         let sampler = self.otel.sampling.sampler();
-        let builder = SdkTracerProvider::builder().with_span_processor(processor).with_sampler(sampler);
+        let builder = SdkTracerProvider::builder().with_span_processor(batches).with_sampler(sampler);
         Some(builder.with_resource(self.resource.clone()).build())
     }
 
@@ -145,7 +143,7 @@ impl Setup {
         &mut self,
         listen: Option<SocketAddr>,
     ) -> Result<(Option<SdkMeterProvider>, Option<SocketAddr>), SetupError> {
-        let exporter = self.exporter("metrics", self.otel.metrics.clone(), Worker::metric_exporter);
+        let exporter = self.metric_exporter();
         let page = listen.map(|address| self.page(address)).transpose()?;
         if exporter.is_none() && page.is_none() {
             return Ok((None, None));
@@ -161,23 +159,22 @@ impl Setup {
         Ok((Some(builder.build()), address))
     }
 
-    /// The exporter of one signal; what is wrong with it becomes a problem without a value, which may hold a secret.
-    fn exporter<E>(
-        &mut self,
-        signal: &'static str,
-        export: Option<Export>,
-        build: impl Fn(&Worker, &Export) -> Result<E, opentelemetry_otlp::ExporterBuildError>,
-    ) -> Option<Watched<E>> {
-        match build(self.worker.as_ref()?, &export?) {
-            Ok(exporter) => Some(Watched::new(exporter, signal, self.losses.clone())),
+    fn metric_exporter(&mut self) -> Option<Watched<MetricExporter>> {
+        match self.worker.as_ref()?.metric_exporter(self.otel.metrics.as_ref()?) {
+            Ok(exporter) => Some(Watched::new(exporter, "metrics")),
             Err(_) => {
-                self.otel.problems.push(format!(
-                    "The exporter of {signal} cannot be set up, so nothing is exported; check the URL in \
-                     OTEL_EXPORTER_OTLP_ENDPOINT, and that OTEL_EXPORTER_OTLP_COMPRESSION is not set."
-                ));
+                self.cannot_export("metrics");
                 None
             }
         }
+    }
+
+    /// What is wrong is said without a value, which may hold a secret.
+    fn cannot_export(&mut self, signal: &str) {
+        self.otel.problems.push(format!(
+            "The exporter of {signal} cannot be set up, so nothing is exported; check the URL in \
+             OTEL_EXPORTER_OTLP_ENDPOINT, and that OTEL_EXPORTER_OTLP_COMPRESSION is not set."
+        ));
     }
 
     fn page(
@@ -294,7 +291,7 @@ pub(super) fn otel_layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
-    let ours = |m: &Metadata<'_>| m.is_span() && matches!(m.target(), target::TASK | target::LINK);
+    let ours = |m: &Metadata<'_>| m.is_span() && m.target() == target::LINK;
     tracing_opentelemetry::layer()
         .with_tracer(tracer)
         .with_location(false)

@@ -94,7 +94,8 @@ impl Hub {
             self.channels.reports.0.clone(),
         );
         self.spawn(delivery.run());
-        let relay = Relay { task, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
+        let relay =
+            Relay { task, facts, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
         self.relays.insert(key, relay);
     }
 
@@ -108,9 +109,9 @@ impl Hub {
             return;
         };
         relay.session = Some(session);
-        let request = &relay.task.request;
+        let (facts, request) = (&relay.facts, &relay.task.request);
         let trace_context = relay.outbox.trace(|trace| {
-            trace.running(provider, request);
+            trace.running(provider, facts, request);
             trace.offer_context()
         });
         let offer = Offer {

@@ -59,14 +59,19 @@ fn willing() -> (String, mpsc::Receiver<String>) {
     // More requests than a test makes.
     let (tell, told) = mpsc::sync_channel(64);
     std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let _ = tell.send(answer(stream));
+        for mut stream in listener.incoming().flatten() {
+            // Before the answer: who has that may look at once.
+            let _ = tell.send(first_line(&mut stream));
+            let _ = stream.write_all(OK);
         }
     });
     (url, told)
 }
 
-fn answer(mut stream: TcpStream) -> String {
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Reads a request, and gives its first line.
+fn first_line(stream: &mut TcpStream) -> String {
     let mut request = Vec::new();
     let mut piece = [0; 4096];
     let whole = |r: &[u8]| {
@@ -78,7 +83,6 @@ fn answer(mut stream: TcpStream) -> String {
     };
     loop {
         if let Some(line) = whole(&request) {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             return line;
         }
         match stream.read(&mut piece) {
@@ -141,10 +145,11 @@ fn slow() -> (String, mpsc::Receiver<()>, mpsc::SyncSender<()>) {
     let (tell, told) = mpsc::sync_channel(64);
     let (let_go, leave) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
+        for mut stream in listener.incoming().flatten() {
             let _ = tell.send(());
             let _ = leave.recv();
-            answer(stream);
+            first_line(&mut stream);
+            let _ = stream.write_all(OK);
         }
     });
     (url, told, let_go)

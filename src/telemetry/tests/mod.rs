@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use opentelemetry_sdk::trace::SpanData;
 
 use super::*;
-use crate::domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, Task, TaskId, Usage};
+use crate::{
+    domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, Task, TaskId, Usage},
+    openai::RequestFacts,
+};
 
 /// Stands for a text that must not leave the agent: in the prompt, the answer and the provider's error.
 const MARKER: &str = "PLATYPUS-7";
@@ -31,6 +34,10 @@ fn task(traceparent: Option<&str>) -> Task {
             .unwrap_or_default(),
         caller: None,
     }
+}
+
+fn facts(task: &Task) -> RequestFacts {
+    RequestFacts::read(&task.request).unwrap()
 }
 
 fn provider() -> Provider {
@@ -59,7 +66,7 @@ fn run(handle: &Handle, traceparent: Option<&str>, ending: Ending<'_>) -> BTreeM
     let channel = ChannelOpening::start(handle).opened();
     let task = task(traceparent);
     let mut trace = TaskTrace::start(handle, &task, &channel);
-    trace.running(&provider(), &task.request);
+    trace.running(&provider(), &facts(&task), &task.request);
     let offered = trace.offer_context();
     let posts = trace.posts(&Server::of(MCPD), PATH);
     for (resend, status) in [(0, Some(200)), (0, Some(503)), (1, Some(200))] {

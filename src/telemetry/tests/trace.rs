@@ -79,7 +79,7 @@ fn usage_is_on_exactly_one_span_and_only_if_the_provider_counted() {
     let (handle, collected) = in_memory(Content::LeftOut);
     let task = task(None);
     let mut trace = TaskTrace::start(&handle, &task, &ChannelTrace::default());
-    trace.running(&provider(), &task.request);
+    trace.running(&provider(), &facts(&task), &task.request);
     trace.end(&TaskReport::new(Ending::Completed));
     assert_eq!(with_usage(&collected.take()), 0);
     assert!(!collected.metrics().contains("gen_ai_client_token_usage"));
@@ -137,9 +137,9 @@ fn a_task_that_came_back_waits_a_second_time_and_only_the_lost_attempt_is_an_err
     let (handle, collected) = in_memory(Content::LeftOut);
     let task = task(None);
     let mut trace = TaskTrace::start(&handle, &task, &ChannelTrace::default());
-    trace.running(&provider(), &task.request);
+    trace.running(&provider(), &facts(&task), &task.request);
     trace.requeued(FailureCode::ProviderLost);
-    trace.running(&provider(), &task.request);
+    trace.running(&provider(), &facts(&task), &task.request);
     trace.end(&TaskReport::new(Ending::Completed));
     let spans = collected.take();
     let count = |name: &str| spans.iter().filter(|s| s.name == name).count();
@@ -219,7 +219,7 @@ async fn measurements_follow_the_agents_clock_and_carry_no_id() {
         line.and_then(|l| l.rsplit(' ').next().map(str::to_owned)).unwrap_or_default()
     };
     assert_eq!(level("mcprelay_tasks_queued"), "1");
-    trace.running(&provider(), &task.request);
+    trace.running(&provider(), &facts(&task), &task.request);
     assert_eq!((level("mcprelay_tasks_queued"), level("mcprelay_tasks_running")), ("0".into(), "1".into()));
     for pause in [500, 20, 20] {
         tokio::time::advance(std::time::Duration::from_millis(pause)).await;
@@ -240,7 +240,7 @@ fn a_task_that_is_dropped_leaves_the_counts() {
     let task = task(None);
     drop(TaskTrace::start(&handle, &task, &ChannelTrace::default()));
     let mut trace = TaskTrace::start(&handle, &task, &ChannelTrace::default());
-    trace.running(&provider(), &task.request);
+    trace.running(&provider(), &facts(&task), &task.request);
     drop(trace);
     let text = collected.metrics();
     let levels: Vec<_> = text.lines().filter(|l| l.starts_with("mcprelay_tasks_")).collect();

@@ -1,0 +1,183 @@
+//! Variables as people write them.
+
+use super::*;
+
+fn read(variables: &[(&str, &str)]) -> Otel {
+    Otel::read(&|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+}
+
+#[test]
+fn nothing_is_exported_unless_somebody_asks() {
+    let otel = read(&[]);
+    assert_eq!((otel.traces, otel.metrics), (None, None));
+    assert!(otel.propagate && !otel.capture_content && otel.problems.is_empty());
+}
+
+fn http(endpoint: Option<&str>) -> Export {
+    let endpoint = endpoint.map(str::to_owned);
+    Export { protocol: Protocol::HttpProtobuf, endpoint, timeout: EXPORT_TIMEOUT, headers: HeaderMap::new() }
+}
+
+#[test]
+fn an_endpoint_or_an_exporter_asks_for_the_export() {
+    let both = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:4318/")]);
+    assert_eq!(both.traces, Some(http(Some("http://[::1]:4318/v1/traces"))));
+    assert_eq!(both.metrics, Some(http(Some("http://[::1]:4318/v1/metrics"))));
+    let traces = read(&[("OTEL_TRACES_EXPORTER", "otlp")]);
+    assert_eq!((traces.traces, traces.metrics), (Some(http(None)), None));
+    let none = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"), ("OTEL_METRICS_EXPORTER", "none")]);
+    assert!(none.traces.is_some() && none.metrics.is_none());
+}
+
+#[test]
+fn a_signals_own_variables_win_and_its_endpoint_is_verbatim() {
+    let otel = read(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://[::1]/mine"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "250"),
+    ]);
+    let endpoint = Some("http://[::1]".to_owned());
+    let traces = Export {
+        protocol: Protocol::Grpc,
+        endpoint,
+        timeout: Duration::from_millis(250),
+        headers: HeaderMap::new(),
+    };
+    assert_eq!((otel.traces, otel.metrics), (Some(traces), Some(http(Some("http://[::1]/mine")))));
+}
+
+#[test]
+fn a_disabled_sdk_exports_nothing_but_still_propagates() {
+    let otel = read(&[("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]")]);
+    assert!(otel.traces.is_none() && otel.metrics.is_none() && otel.propagate);
+}
+
+#[test]
+fn propagators_without_the_trace_context_stop_it() {
+    assert!(!read(&[("OTEL_PROPAGATORS", "none")]).propagate);
+    assert!(!read(&[("OTEL_PROPAGATORS", "baggage")]).propagate);
+    assert!(read(&[("OTEL_PROPAGATORS", "baggage, tracecontext")]).propagate);
+}
+
+#[test]
+fn a_sampler_is_read_with_its_argument_in_any_case() {
+    let sampling = |name: &str, arg: &str| {
+        let otel = read(&[("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)]);
+        assert_eq!(otel.problems, Vec::<String>::new(), "{name} {arg}");
+        (otel.sampling.parent_based, otel.sampling.share)
+    };
+    assert_eq!(sampling("", ""), (true, 1.0));
+    assert_eq!(sampling("always_on", "0.5"), (false, 1.0));
+    assert_eq!(sampling("Always_Off", ""), (false, 0.0));
+    assert_eq!(sampling("traceidratio", "0.25"), (false, 0.25));
+    assert_eq!(sampling("traceidratio", ""), (false, 1.0));
+    assert_eq!(sampling("parentbased_always_on", ""), (true, 1.0));
+    assert_eq!(sampling("parentbased_always_off", ""), (true, 0.0));
+    assert_eq!(sampling("parentbased_traceidratio", "0"), (true, 0.0));
+}
+
+#[test]
+fn a_sampler_that_is_not_understood_is_said_and_everything_is_recorded() {
+    for (name, arg) in [
+        ("s3cret", "0"),
+        ("parentbased_s3cret", "0"),
+        ("traceidratio", "s3cret"),
+        ("traceidratio", "1.5"),
+        ("parentbased_traceidratio", "-1"),
+        ("parentbased_traceidratio", "NaN"),
+    ] {
+        let otel = read(&[("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)]);
+        assert_eq!(otel.sampling.share, 1.0, "{name} {arg}");
+        assert_eq!(otel.problems.len(), 1, "{name} {arg}: {:?}", otel.problems);
+        assert!(otel.problems[0].contains("OTEL_TRACES_SAMPLER") && !otel.problems[0].contains("s3cret"));
+    }
+}
+
+#[test]
+fn headers_are_decoded_and_kept_out_of_the_log() {
+    let otel = read(&[
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret, x-team = a=b ,"),
+    ]);
+    assert_eq!(otel.problems, Vec::<String>::new());
+    let headers = otel.traces.unwrap().headers;
+    assert_eq!(
+        (headers.len(), &headers["authorization"], &headers["x-team"]),
+        (2, &HeaderValue::from_static("Bearer s3cret"), &HeaderValue::from_static("a=b"))
+    );
+    assert!(!format!("{headers:?}").contains("s3cret"));
+}
+
+#[test]
+fn a_signals_own_headers_replace_the_general_ones_and_a_bad_one_is_said() {
+    let otel = read(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-one=1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "not a header=s3cret,x-two=2,=,x=%0a"),
+    ]);
+    let names =
+        |export: Option<Export>| export.unwrap().headers.keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        (names(otel.traces), names(otel.metrics)),
+        (vec!["x-two".to_owned()], vec!["x-one".to_owned()])
+    );
+    assert_eq!(otel.problems.len(), 1);
+    assert!(!otel.problems[0].contains("s3cret"));
+}
+
+#[test]
+fn a_grpc_endpoint_without_a_scheme_has_tls_unless_somebody_declines() {
+    let endpoint = |variables: &[(&str, &str)]| {
+        let general =
+            [("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
+        read(&[&general, variables].concat()).traces.unwrap().endpoint.unwrap()
+    };
+    assert_eq!(endpoint(&[]), "https://collector:4317");
+    assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_INSECURE", "True")]), "http://collector:4317");
+    assert_eq!(
+        endpoint(&[("OTEL_EXPORTER_OTLP_INSECURE", "true"), ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "false")]),
+        "https://collector:4317"
+    );
+    assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://other:1")]), "http://other:1");
+}
+
+#[test]
+fn the_batches_follow_the_environment() {
+    assert_eq!(read(&[]).batching, BATCHING);
+    let otel = read(&[
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "100"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "250"),
+    ]);
+    assert_eq!(otel.batching, Batching { queue: 100, batch: 10, delay: Duration::from_millis(250) });
+    let otel = read(&[("OTEL_BSP_MAX_QUEUE_SIZE", "0"), ("OTEL_BSP_SCHEDULE_DELAY", "soon")]);
+    assert_eq!((otel.batching, otel.problems.len()), (BATCHING, 2));
+}
+
+#[test]
+fn compression_is_said_not_to_be_there() {
+    let problems = |value| {
+        let variables = [("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_COMPRESSION", value)];
+        let otel = read(&variables);
+        assert!(otel.traces.is_some());
+        otel.problems.len()
+    };
+    assert_eq!((problems("gzip"), problems("none")), (1, 0));
+}
+
+#[test]
+fn what_is_not_understood_is_said_without_its_value() {
+    let otel = read(&[
+        ("OTEL_TRACES_EXPORTER", "s3cret"),
+        ("OTEL_METRICS_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "s3cret"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "s3cret"),
+        ("OTEL_PROPAGATORS", "s3cret"),
+        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "s3cret"),
+    ]);
+    assert_eq!(otel.problems.len(), 5);
+    assert!(otel.problems.iter().all(|p| !p.contains("s3cret")));
+    assert!(!otel.capture_content);
+}
