@@ -55,7 +55,8 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let Some(departure) = self.providers.closed(session, now) else { return };
-        for key in self.tasks.of_session(session) {
+        // The last one first, as each that is offered again goes to the head of its queue.
+        for key in self.tasks.of_session(session).into_iter().rev() {
             let name = self.tasks.provider(key);
             if let Some(name) = &name {
                 self.providers.release(name, session);
