@@ -148,9 +148,9 @@ impl Hub {
                     let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
                 });
             }
-            LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
+            LinkEffect::Heartbeat { number, session, after_wake } => self.spawn(async move {
                 let reply = mcpd.heartbeat(&session, after_wake).await;
-                let _ = events.send((upstream::Event::Heartbeat(reply), None)).await;
+                let _ = events.send((upstream::Event::Heartbeat(number, reply), None)).await;
             }),
             LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
             LinkEffect::CloseChannel => self.close_channel(),

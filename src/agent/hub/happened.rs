@@ -36,12 +36,12 @@ impl Hub {
             }
             upstream::Event::CallerLeft(id) => self.feed(Input::CallerLeft(id)),
             upstream::Event::Registered(attempt, reply) => self.registered(attempt, reply),
-            upstream::Event::Heartbeat(reply) => {
+            upstream::Event::Heartbeat(number, reply) => {
                 if let Err(why) = &reply {
                     warn!("heartbeat missed: {why}");
                     self.surroundings.telemetry.metrics().heartbeat_missed();
                 }
-                self.feed_link(LinkInput::Heartbeat(reply));
+                self.feed_link(LinkInput::Heartbeat(number, reply));
             }
             upstream::Event::ChannelOpened(epoch) => {
                 if let Some(opening) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
