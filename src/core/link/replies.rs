@@ -67,7 +67,11 @@ impl Link {
                 let detail = format!("no provider API: {detail}; run `mcprelay check-mcpd`");
                 self.back_off(LinkState::Refused, detail, None, now);
             }
-            Err(failure) => self.failed(failure, now),
+            Err(failure) => {
+                // The call may have arrived: what mcpd believes now is this set or the one before.
+                self.accepted = None;
+                self.failed(failure, now);
+            }
         }
     }
 
@@ -189,7 +193,7 @@ impl Link {
                 self.heartbeat_refused = Some(check_token(&detail));
             }
             Err(CallFailure::Unknown(detail)) => {
-                if self.accepted.is_some() {
+                if self.accepted.is_some() || self.channel != Channel::Closed {
                     self.session_unknown(detail, now, fx);
                 }
             }
@@ -207,8 +211,10 @@ impl Link {
         self.eager_until = Some(now + WAKE_EAGER);
         self.slept_through = self.channel != Channel::Closed;
         self.wait = None;
-        // A call from before the sleep is as good as lost; its late answer changes nothing.
-        self.in_flight = None;
+        // A call from before the sleep is as good as lost: nobody tells whether it arrived, and its late answer changes nothing.
+        if self.in_flight.take().is_some() {
+            self.accepted = None;
+        }
         if self.heartbeat_at.is_some() {
             self.heartbeat_at = Some(now);
             self.heartbeat_in_flight = None;
