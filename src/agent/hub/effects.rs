@@ -94,7 +94,14 @@ impl Hub {
             self.channels.reports.0.clone(),
         );
         self.spawn(delivery.run());
-        let relay = Relay { task, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
+        let relay = Relay {
+            task,
+            arrived: Instant::now(),
+            outbox,
+            session: None,
+            recorded: false,
+            _place: self.place.take(),
+        };
         self.relays.insert(key, relay);
     }
 

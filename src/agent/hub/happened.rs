@@ -155,7 +155,8 @@ impl Hub {
     }
 
     pub(super) fn record(&mut self, key: TaskKey, summary: Summary) {
-        if let Some(relay) = self.relays.get(&key) {
+        if let Some(relay) = self.relays.get_mut(&key) {
+            relay.recorded = true;
             self.history.record(relay.ended(summary, Instant::now()));
         }
     }
