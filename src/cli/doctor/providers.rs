@@ -6,9 +6,9 @@ use reqwest::{Client, Url, redirect};
 use serde_json::Value;
 
 use crate::{
-    cli::{http::root_cause, report::Finding},
+    cli::report::Finding,
     config::Lookup,
-    domain::Printable,
+    domain::{Printable, root_cause},
     provide::detect::Ports,
 };
 
