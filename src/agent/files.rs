@@ -21,7 +21,8 @@ const OTHERS: u32 = 0o077;
 const OTHERS_WRITE: u32 = 0o022;
 /// Most bytes read of the session file; an id has a few dozen.
 const SESSION_LIMIT: u64 = 64 << 10;
-/// Size at which the tasks file is written anew with what is still under way, in bytes.
+/// Least size at which the tasks file is written anew with what is still under way, in bytes; where that is more than half of it, the
+/// file may grow to twice that.
 const COMPACT_AT: u64 = 1 << 20;
 
 /// Writes `content` so that a reader, a crash or a full disk never leaves half of it: beside the file, then in its place.
@@ -115,6 +116,7 @@ pub struct TaskFile {
     file: Option<File>,
     buffer: String,
     written: u64,
+    compact_at: u64,
     under_way: BTreeSet<TaskId>,
     /// Those of them that a former life left behind.
     left_behind: BTreeSet<TaskId>,
@@ -129,6 +131,7 @@ impl TaskFile {
             file: None,
             buffer: String::new(),
             written: 0,
+            compact_at: COMPACT_AT,
             under_way: left.iter().cloned().collect(),
             left_behind: left.iter().cloned().collect(),
         };
@@ -173,7 +176,7 @@ impl TaskFile {
             self.written += self.buffer.len() as u64;
         }
         self.buffer.clear();
-        if self.written > COMPACT_AT && self.file.is_some() {
+        if self.written > self.compact_at && self.file.is_some() {
             self.compact();
         }
     }
@@ -188,7 +191,10 @@ impl TaskFile {
         let lines: String = self.under_way.iter().map(|id| format!("+{}\n", encode(id.as_str()))).collect();
         let append = || OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(&self.path);
         match write_atomically(&self.path, lines.as_bytes()).and_then(|()| append()) {
-            Ok(file) => (self.file, self.written) = (Some(file), lines.len() as u64),
+            Ok(file) => {
+                (self.file, self.written) = (Some(file), lines.len() as u64);
+                self.compact_at = COMPACT_AT.max(2 * self.written);
+            }
             Err(error) => {
                 warn!(
                     "cannot write {}: {error}; tasks under way would not be ended after a crash",
@@ -290,6 +296,29 @@ mod tests {
             file.flush();
         }
         assert!(fs::metadata(&path).unwrap().len() <= COMPACT_AT + 100);
+    }
+
+    #[test]
+    fn many_tasks_under_way_do_not_have_the_file_written_anew_each_time() {
+        use std::os::unix::fs::MetadataExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("mcprelay.tasks");
+        let (mut file, _) = TaskFile::open(path.clone());
+        let task = |n: usize| id(&format!("{n}-{}", "x".repeat(500)));
+        (0..4_000).for_each(|n| file.begun(&task(n)));
+        file.flush();
+        let written = || fs::metadata(&path).unwrap().ino();
+        let before = written();
+        for n in 4_000..4_100 {
+            file.begun(&task(n));
+            file.flush();
+        }
+        assert_eq!(written(), before, "2 MiB are under way");
+        (0..4_100).for_each(|n| file.over(&task(n)));
+        file.flush();
+        file.begun(&task(0));
+        file.flush();
+        assert!(fs::metadata(&path).unwrap().len() <= COMPACT_AT, "what is over goes");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Relay {
     pub(super) outbox: Arc<Outbox>,
     /// Who has it.
     pub(super) session: Option<SessionKey>,
+    /// Whether the history has what it came to: its slot may be held for longer.
+    pub(super) recorded: bool,
     /// Its place among the tasks under way; the control channel is not read on while there is none.
     pub(super) _place: Option<OwnedSemaphorePermit>,
 }

@@ -54,7 +54,8 @@ impl Hub {
     fn totals(&self) -> pb::Totals {
         let history = &self.history;
         // Tasks under way have chunks too, and a live view wants to see them move.
-        let under_way: u64 = self.relays.values().map(|r| u64::from(r.outbox.progress().0)).sum();
+        let under_way = self.relays.values().filter(|relay| !relay.recorded);
+        let under_way: u64 = under_way.map(|relay| u64::from(relay.outbox.progress().0)).sum();
         pb::Totals {
             tasks: count(history.tasks),
             tasks_ok: count(history.ok),

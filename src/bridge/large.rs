@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 use tokio_util::sync::PollSemaphore;
 use tonic::Status;
@@ -26,8 +26,6 @@ const LARGE: usize = 1 << 20;
 const TURNS: usize = 2;
 /// How long a message's turn may take. A local program sends 33 MiB in a fraction of a second.
 const TURN_TIME: Duration = Duration::from_secs(10);
-/// What is before every message on the wire: a flag, and the length in four bytes.
-const HEADER: usize = 5;
 
 /// The turns of one server.
 #[derive(Clone, Debug)]
@@ -101,8 +99,11 @@ where
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
             return self.late(context);
         };
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            self.place.pass(data);
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        let begins = data.is_some_and(|data| self.place.pass(data));
+        // The turn goes on where a large message begins in the frame in which another ends; its time does not.
+        if let Some((_, end)) = self.turn.as_mut().filter(|_| begins) {
+            end.as_mut().reset(Instant::now() + TURN_TIME);
         }
         match frame {
             Some(Ok(frame)) if self.place.in_large() && self.turn.is_none() => {
@@ -121,6 +122,7 @@ where
 /// Where in the sequence of messages a stream stands.
 #[derive(Debug, Default)]
 struct Place {
+    /// What has come of the next message's header: a flag, and the length in four bytes.
     header: Vec<u8>,
     /// Bytes of the present message that are still to come.
     left: usize,
@@ -128,7 +130,9 @@ struct Place {
 }
 
 impl Place {
-    fn pass(&mut self, mut data: &[u8]) {
+    /// Takes the next bytes; whether a large message begins in them.
+    fn pass(&mut self, mut data: &[u8]) -> bool {
+        let mut begins = false;
         while let Some((first, rest)) = data.split_first() {
             if self.left > 0 {
                 let passed = self.left.min(data.len());
@@ -137,18 +141,18 @@ impl Place {
             } else {
                 self.header.push(*first);
                 data = rest;
-                self.begin();
+                begins |= self.begin();
             }
         }
+        begins
     }
 
-    fn begin(&mut self) {
-        if let [_, a, b, c, d] = self.header[..] {
-            self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-            self.large = self.left > LARGE;
-            self.header.clear();
-        }
-        debug_assert!(self.header.len() < HEADER, "a header is taken when it is whole");
+    fn begin(&mut self) -> bool {
+        let [_, a, b, c, d] = self.header[..] else { return false };
+        self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+        self.large = self.left > LARGE;
+        self.header.clear();
+        self.large
     }
 
     /// Whether a large message has begun and not ended.
@@ -164,6 +168,9 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+
+    /// What is before every message on the wire: a flag, and the length in four bytes.
+    const HEADER: usize = 5;
 
     /// A body of frames; after the last one nothing comes any more.
     struct Script(VecDeque<Bytes>);
@@ -219,9 +226,24 @@ mod tests {
     async fn a_large_message_that_does_not_come_in_time_ends_its_stream() {
         let mut slow = Turns::default().take(Script(message(2 * LARGE, LARGE)));
         assert_eq!(all(&mut slow), LARGE + HEADER);
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let status = next(&mut slow).await.expect("an end").expect_err("a reason");
         assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
+        assert_eq!(began.elapsed().as_secs(), TURN_TIME.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_message_that_begins_where_another_ends_has_its_own_time() {
+        let mut two = Vec::from(message(2 * LARGE, 2 * LARGE)).concat();
+        two.extend(Vec::from(message(2 * LARGE, LARGE)).concat());
+        let frames = |bytes: &[u8]| bytes.chunks(16 << 10).map(Bytes::copy_from_slice).collect();
+        let mut body = Turns::default().take(Script(frames(&two[..LARGE])));
+        assert_eq!(all(&mut body), LARGE);
+        tokio::time::advance(TURN_TIME - Duration::from_secs(1)).await;
+        body.body.0 = frames(&two[LARGE..]);
+        assert_eq!(all(&mut body), two.len() - LARGE);
+        let began = Instant::now();
+        next(&mut body).await.expect("an end").expect_err("the rest does not come");
         assert_eq!(began.elapsed().as_secs(), TURN_TIME.as_secs());
     }
 

@@ -54,7 +54,7 @@ pub async fn connect(socket: &Path) -> Result<BridgeServiceClient<Channel>, NoAg
     let channel = endpoint
         .connect()
         .await
-        .map_err(|error| NoAgent::NotTheAgent(shown, super::http::root_cause(&error)))?;
+        .map_err(|error| NoAgent::NotTheAgent(shown, crate::domain::root_cause(&error)))?;
     Ok(BridgeServiceClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES))
 }
 

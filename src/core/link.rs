@@ -8,7 +8,7 @@
 //!
 //! Only what is *wanted* and what mcpd last *accepted* is kept; `Link::step` compares the two after every input and does the next
 //! thing that is missing. So a change of the set while a call is under way, a lost channel and a forgotten session all take the same
-//! way back. Replies carry the attempt and channels the epoch they belong to; anything older is ignored.
+//! way back. Replies carry the attempt or the number and channels the epoch they belong to; anything older is ignored.
 
 mod backoff;
 mod replies;
@@ -54,8 +54,8 @@ pub enum LinkInput {
     ChannelProved(u64),
     /// The channel could not be opened, or ended.
     ChannelClosed(u64, CallFailure),
-    /// A heartbeat ended.
-    Heartbeat(Result<(), CallFailure>),
+    /// The heartbeat of this number ended.
+    Heartbeat(u64, Result<(), CallFailure>),
     /// The machine slept and woke.
     Woke,
 }
@@ -94,8 +94,10 @@ pub enum LinkEffect {
     },
     /// Close the control channel.
     CloseChannel,
-    /// Call heartbeat.
+    /// Call heartbeat; the reply names the number.
     Heartbeat {
+        /// Names the reply.
+        number: u64,
         /// The session's sticky id.
         session: String,
         /// Whether the machine has just woken, so that kept connections may be dead and a slow answer is no answer.
@@ -152,7 +154,8 @@ pub(super) struct Link {
     forgiven: bool,
     reauthorized: bool,
     heartbeat_at: Option<Instant>,
-    heartbeat_in_flight: bool,
+    heartbeats: u64,
+    heartbeat_in_flight: Option<u64>,
     /// Why mcpd refused the last heartbeat, if it did: the channel can stay open long after a token has run out.
     heartbeat_refused: Option<String>,
     eager_until: Option<Instant>,
@@ -161,8 +164,6 @@ pub(super) struct Link {
     draining: bool,
     /// Whether tasks are under way: their cancels come by the channel, and the heartbeat keeps their session alive.
     busy: bool,
-    /// Failed heartbeats.
-    pub(super) missed: u64,
     /// Channels opened again.
     pub(super) reconnects: u64,
 }
@@ -193,13 +194,13 @@ impl Link {
             forgiven: false,
             reauthorized: false,
             heartbeat_at: None,
-            heartbeat_in_flight: false,
+            heartbeats: 0,
+            heartbeat_in_flight: None,
             heartbeat_refused: None,
             eager_until: None,
             slept_through: false,
             draining: false,
             busy: false,
-            missed: 0,
             reconnects: 0,
         }
     }
@@ -256,7 +257,7 @@ impl Link {
                 self.channel_closed(why, now, fx);
             }
             LinkInput::ChannelOpened(_) | LinkInput::ChannelProved(_) | LinkInput::ChannelClosed(..) => {}
-            LinkInput::Heartbeat(reply) => self.heartbeat_replied(reply, now, fx),
+            LinkInput::Heartbeat(number, reply) => self.heartbeat_replied(number, reply, now, fx),
             LinkInput::Woke => self.woke(now),
         }
         self.step(now, fx);
@@ -282,7 +283,7 @@ impl Link {
             return None;
         }
         let wait = self.wait.as_ref().map(|w| w.until);
-        let heartbeat = self.heartbeat_at.filter(|_| !self.heartbeat_in_flight);
+        let heartbeat = self.heartbeat_at.filter(|_| self.heartbeat_in_flight.is_none());
         let proved = match self.channel {
             Channel::Open { since, proved: false } => Some(since + PROVED_AFTER),
             _ => None,

@@ -55,11 +55,10 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let Some(departure) = self.providers.closed(session, now) else { return };
-        for key in self.tasks.of_session(session) {
-            let name = self.tasks.provider(key);
-            if let Some(name) = &name {
-                self.providers.release(name, session);
-            }
+        // The last one first, as each that is offered again goes to the head of its queue.
+        for key in self.tasks.of_session(session).into_iter().rev() {
+            let Some(name) = self.tasks.provider(key) else { continue };
+            self.providers.release(&name, session);
             if !self.tasks.is_open(key) {
                 self.tasks.release(key);
                 self.forget_if_over(key, now, fx);
@@ -68,7 +67,7 @@ impl Core {
                 && self.drain == Drain::No
                 && self.tasks.lost(key)
             {
-                self.requeue(key, name.as_ref(), now, fx);
+                self.requeue(key, &name, now, fx);
             } else {
                 self.tasks.release(key);
                 self.end(key, End::Failed(provider_lost()), now, fx);
@@ -77,8 +76,7 @@ impl Core {
         self.providers_changed(now, fx);
     }
 
-    fn requeue(&mut self, key: TaskKey, name: Option<&ProviderName>, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(name) = name else { return };
+    fn requeue(&mut self, key: TaskKey, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
         let wait = SESSION_GRACE.min(self.settings.queue_timeout);
         self.tasks.requeued(key, now + wait);
         self.providers.enqueue_first(name, key);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 
 pub use file::Fingerprint;
-pub use url::{BadUrl, McpdUrl};
+pub use url::{BadUrl, McpdUrl, is_loopback};
 
 use file::JsonFile;
 

@@ -102,6 +102,22 @@ fn a_token_goes_over_plain_http_only_to_this_machine_or_when_allowed() {
 }
 
 #[test]
+fn loopback_is_known_by_name_and_by_number() {
+    for local in [
+        "http://127.0.0.1:1/x",
+        "http://localhost",
+        "http://[::1]:8080",
+        "https://127.8.8.8",
+        "http://a.localhost",
+    ] {
+        assert!(url(local).is_loopback(), "{local}");
+    }
+    for far in ["http://10.0.0.1", "https://localhost.example.com"] {
+        assert!(!url(far).is_loopback(), "{far}");
+    }
+}
+
+#[test]
 fn only_a_plain_base_url_is_one_of_an_mcpd() {
     assert_eq!(url("https://h/mcpd/").as_str(), "https://h/mcpd");
     for (text, why) in [

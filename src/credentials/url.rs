@@ -46,19 +46,24 @@ impl McpdUrl {
         self.0.as_str().trim_end_matches('/')
     }
 
-    /// Whether its host is this machine by its very name: no proxy belongs in between, and nobody listens.
+    /// Whether it leads to this machine, as [`is_loopback`] says.
     pub fn is_loopback(&self) -> bool {
-        match self.0.host() {
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-            None => false,
-        }
+        is_loopback(&self.0)
     }
 
     /// Whether a token sent there can be read on the way.
     pub fn is_insecure(&self) -> bool {
         self.0.scheme() == "http" && !self.is_loopback()
+    }
+}
+
+/// Whether a URL's host is this machine by its very name: no proxy belongs in between, and nobody listens.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
     }
 }
 

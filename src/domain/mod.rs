@@ -9,7 +9,8 @@ mod task;
 pub use failure::{Failure, FailureCode};
 pub use link::{CallFailure, LinkState, LinkStatus};
 pub use names::{
-    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
+    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey,
+    counted, root_cause,
 };
 pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
 pub use task::{

@@ -4,15 +4,13 @@ use crate::domain::Usage;
 
 use super::{
     Malformed,
-    read::Reading,
+    read::{MAX_CHOICES, Reading},
     scan::{self, Span, number},
     text,
 };
 
 /// Longest response id, model name or finish reason that is kept, in bytes: they become attributes of traces.
 const MAX_WORD: usize = 256;
-/// How many choices' finish reasons are kept: OpenAI's own limit of `n`.
-const MAX_CHOICES: usize = 128;
 
 /// What an answer has said of itself so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

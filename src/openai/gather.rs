@@ -134,14 +134,15 @@ impl Answer {
             choice.write(&mut out, *index);
         }
         out.push(b']');
-        match (self.top.get(b"usage".as_slice()), usage) {
+        match (self.top.get(b"usage".as_slice()).map(Vec::as_slice), usage) {
+            // Many servers write null into every chunk but the last.
+            (None | Some(b"null"), Some(usage)) => {
+                member(&mut out, b"usage");
+                plain::write_usage(&mut out, usage);
+            }
             (Some(counted), _) => {
                 member(&mut out, b"usage");
                 out.extend_from_slice(counted);
-            }
-            (None, Some(usage)) => {
-                member(&mut out, b"usage");
-                plain::write_usage(&mut out, usage);
             }
             (None, None) => {}
         }

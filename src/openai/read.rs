@@ -6,8 +6,8 @@ use super::{
     shape::{ARGUMENTS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
-/// How many choices' ends are read from one chunk; OpenAI's own limit of `n`.
-const MAX_CHOICES: usize = 128;
+/// How many choices' ends are read from one chunk, and kept of an answer: OpenAI's own limit of `n`.
+pub(super) const MAX_CHOICES: usize = 128;
 
 /// What one chunk says.
 #[derive(Default)]

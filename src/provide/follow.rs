@@ -54,6 +54,8 @@ struct Follower {
 #[derive(Default)]
 struct Watched {
     folders: Vec<PathBuf>,
+    /// The file that is followed, and where it really is.
+    files: Vec<PathBuf>,
     /// `None` where the system watches nothing for us.
     events: Option<Events>,
 }
@@ -63,8 +65,6 @@ struct Events {
     stream: EventStream<[u8; EVENT_BYTES]>,
     /// Their names by what the kernel calls them.
     folders: HashMap<WatchDescriptor, PathBuf>,
-    /// The file that is followed, and where it really is.
-    files: Vec<PathBuf>,
     /// A watched folder is gone.
     stale: bool,
 }
@@ -92,10 +92,12 @@ impl Follower {
 
     /// Watches what is to be watched now, then reads: a change between the two is seen by one of them.
     async fn refresh(&mut self, first: bool) {
-        let folders = folders(&self.file);
+        let files = names(&self.file);
+        let folders = folders(&files);
         if first || folders != self.watched.folders || self.watched.is_stale() {
             self.watched = self.watch(folders);
         }
+        self.watched.files = files;
         let read = tokio::fs::read(&self.file).await.map_err(|error| error.kind());
         if self.last.as_ref() != Some(&read) {
             self.take(&read);
@@ -137,9 +139,8 @@ impl Follower {
     }
 
     fn watch(&self, folders: Vec<PathBuf>) -> Watched {
-        let files = [self.file.clone()].into_iter().chain(self.file.canonicalize()).collect();
-        match Events::of(&folders, files) {
-            Ok(events) => Watched { folders, events: Some(events) },
+        match Events::of(&folders) {
+            Ok(events) => Watched { folders, files: Vec::new(), events: Some(events) },
             Err(error) => {
                 tracing::warn!(
                     "cannot follow {}: {error}; restart the provider host after a change",
@@ -156,7 +157,7 @@ impl Watched {
     async fn changed(&mut self) {
         match &mut self.events {
             Some(events) => {
-                if let Err(error) = events.changed().await {
+                if let Err(error) = events.changed(&self.files).await {
                     tracing::warn!(
                         "config.json is not followed any more: {error}; restart the provider host after a change"
                     );
@@ -174,20 +175,20 @@ impl Watched {
 }
 
 impl Events {
-    fn of(folders: &[PathBuf], files: Vec<PathBuf>) -> io::Result<Self> {
+    fn of(folders: &[PathBuf]) -> io::Result<Self> {
         let stream = Inotify::init()?.into_event_stream([0; EVENT_BYTES])?;
         let watch = |folder: &PathBuf| Ok((stream.watches().add(folder, changes())?, folder.clone()));
         let folders = folders.iter().map(watch).collect::<io::Result<_>>()?;
-        Ok(Self { stream, folders, files, stale: false })
+        Ok(Self { stream, folders, stale: false })
     }
 
     /// Waits until one of the files may have changed.
-    async fn changed(&mut self) -> io::Result<()> {
+    async fn changed(&mut self, files: &[PathBuf]) -> io::Result<()> {
         while let Some(event) = self.stream.next().await {
             let event = event?;
             self.stale |= event.mask.intersects(EventMask::IGNORED | EventMask::MOVE_SELF);
             let overflowed = event.mask.contains(EventMask::Q_OVERFLOW);
-            if overflowed || self.concerns(&event.wd, event.name.as_deref()) {
+            if overflowed || self.concerns(files, &event.wd, event.name.as_deref()) {
                 return Ok(());
             }
         }
@@ -195,10 +196,10 @@ impl Events {
     }
 
     /// Whether an event is about one of the files or a folder above it.
-    fn concerns(&self, watch: &WatchDescriptor, name: Option<&OsStr>) -> bool {
+    fn concerns(&self, files: &[PathBuf], watch: &WatchDescriptor, name: Option<&OsStr>) -> bool {
         let Some(folder) = self.folders.get(watch) else { return false };
         let path = name.map_or_else(|| folder.clone(), |name| folder.join(name));
-        self.files.iter().any(|file| file.starts_with(&path))
+        files.iter().any(|file| file.starts_with(&path))
     }
 }
 
@@ -215,11 +216,14 @@ fn changes() -> WatchMask {
         | WatchMask::ONLYDIR
 }
 
-/// The folders to watch for a file: where it is or will be, and where a link leads.
-fn folders(file: &Path) -> Vec<PathBuf> {
-    let real = file.canonicalize().ok();
-    let mut folders: Vec<PathBuf> =
-        [Some(file), real.as_deref()].into_iter().flatten().filter_map(nearest).collect();
+/// A file, and where it really is.
+fn names(file: &Path) -> Vec<PathBuf> {
+    [file.to_owned()].into_iter().chain(file.canonicalize()).collect()
+}
+
+/// The folders to watch for a file of these names: where it is or will be, and where a link leads.
+fn folders(files: &[PathBuf]) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = files.iter().filter_map(|file| nearest(file)).collect();
     folders.dedup();
     folders
 }
@@ -245,7 +249,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let config = home.path().join("config.json");
         let mut tasks = fs::File::create(home.path().join("mcprelay.tasks")).unwrap();
-        let mut events = Events::of(&[home.path().to_owned()], vec![config.clone()]).unwrap();
+        let mut events = Events::of(&[home.path().to_owned()]).unwrap();
         tasks.write_all(b"+1\n").unwrap();
         fs::write(&config, "{}").unwrap();
         let first = events.stream.next().await.unwrap().unwrap();

@@ -191,14 +191,5 @@ async fn connect(config: &RegistrarConfig) -> Result<Channel, Status> {
         .initial_connection_window_size(WINDOW_BYTES)
         .connect_with_connector(connector)
         .await
-        .map_err(|error| Status::unavailable(innermost(&error)))
-}
-
-/// The cause at the bottom of a chain of errors: "No such file or directory", not "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+        .map_err(|error| Status::unavailable(domain::root_cause(&error)))
 }

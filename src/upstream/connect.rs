@@ -2,9 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use reqwest::{Client, ClientBuilder, redirect};
+use reqwest::{Client, ClientBuilder, Url, redirect};
 
 use super::reply::say;
+use crate::credentials::is_loopback;
 
 /// For TCP and TLS together: a peer that needs longer is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,7 +70,7 @@ impl HttpSettings {
             .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             // A redirect could carry the token to another origin, and no provider API needs one.
             .redirect(redirect::Policy::none());
-        if is_loopback(url) {
+        if Url::parse(url).is_ok_and(|url| is_loopback(&url)) {
             // Without TLS nothing asks for the system's certificates, which cost some milliseconds and a megabyte.
             builder = builder.no_proxy().tls_built_in_root_certs(!url.starts_with("http:"));
         }
@@ -93,18 +94,6 @@ impl HttpSettings {
 
 fn build(builder: ClientBuilder) -> Result<Client, HttpError> {
     builder.build().map_err(|e| HttpError::Client(say(&e)))
-}
-
-/// Whether the URL's host is this machine.
-pub fn is_loopback(url: &str) -> bool {
-    let Ok(url) = reqwest::Url::parse(url) else { return false };
-    match url.host_str() {
-        Some(host) if host == "localhost" || host.ends_with(".localhost") => true,
-        Some(host) => {
-            host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        }
-        None => false,
-    }
 }
 
 #[cfg(test)]
@@ -140,21 +129,5 @@ mod tests {
         patient.send().await.expect_err("nobody answers");
         let took = begun.elapsed();
         assert!(took <= HTTP2_PING + HTTP2_PING_TIMEOUT + Duration::from_secs(1), "{took:?}");
-    }
-
-    #[test]
-    fn loopback_is_known_by_name_and_by_number() {
-        for url in [
-            "http://127.0.0.1:1/x",
-            "http://localhost",
-            "http://[::1]:8080",
-            "https://127.8.8.8",
-            "http://a.localhost",
-        ] {
-            assert!(is_loopback(url), "{url}");
-        }
-        for url in ["http://10.0.0.1", "https://localhost.example.com", "nonsense"] {
-            assert!(!is_loopback(url), "{url}");
-        }
     }
 }

@@ -20,8 +20,8 @@ use crate::domain::{CallFailure, Failure, Task, TaskId};
 pub enum Event {
     /// A register call ended, with the session's sticky id where mcpd took it.
     Registered(u64, Result<String, CallFailure>),
-    /// A heartbeat ended.
-    Heartbeat(Result<(), CallFailure>),
+    /// The heartbeat of this number ended.
+    Heartbeat(u64, Result<(), CallFailure>),
     /// The channel is open.
     ChannelOpened(u64),
     /// The channel's first byte came.

@@ -80,12 +80,18 @@ struct State {
 }
 
 impl State {
-    /// The end, or what it is where all tasks together hold too much for its answer.
+    /// The end, or what it is where all tasks together hold too much for its answer or for a provider's own words.
     fn with_room_for(&mut self, end: End) -> End {
-        let End::Answer(outcome) = &end else { return end };
-        match self.whole.claim(outcome.held_bytes()) {
-            Ok(()) => end,
-            Err(error) => End::Failed(error.into()),
+        match end {
+            End::Answer(outcome) => match self.whole.claim(outcome.held_bytes()) {
+                Ok(()) => End::Answer(outcome),
+                Err(error) => End::Failed(error.into()),
+            },
+            End::Failed(failure) => match self.whole.claim(failure.body.len()) {
+                Ok(()) => End::Failed(failure),
+                Err(_) => End::Failed(Failure { body: Bytes::new(), ..failure }),
+            },
+            End::Nobody => End::Nobody,
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::domain::{Failure, FailureCode, Printable, Task, TaskId};
 
 /// Longest display name of a caller that is kept, in characters.
 const MAX_CALLER: usize = 64;
+/// Longest `traceparent` that is kept, in bytes: the first version has 55, and later ones may append to it.
+const MAX_TRACEPARENT: usize = 64;
 /// Longest `tracestate` that is kept, in bytes (the standard's least guaranteed length).
 const MAX_TRACESTATE: usize = 512;
 
@@ -74,7 +76,7 @@ fn unreadable(data: &str, error: &serde_json::Error) -> BadTask {
 
 fn trace_context(event: &TaskEvent<'_>) -> BTreeMap<String, String> {
     let mut context = BTreeMap::new();
-    if let Some(parent) = event.traceparent.as_ref().filter(|p| p.len() <= MAX_CALLER) {
+    if let Some(parent) = event.traceparent.as_ref().filter(|p| p.len() <= MAX_TRACEPARENT) {
         context.insert("traceparent".to_owned(), parent.clone());
         if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE) {
             context.insert("tracestate".to_owned(), state.clone());

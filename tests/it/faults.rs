@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    Client, World, chat, chunk, last_chunk, provider,
+    Client, Watch, World, chat, chunk, last_chunk, provider,
     proxy::{Order, Proxy},
     soon,
 };
@@ -200,6 +200,13 @@ async fn a_provider_hears_within_100_ms_that_the_caller_left_and_its_late_chunks
         (offer.task_id.clone(), pb::CancelReason::CallerGone)
     );
     assert!(left.elapsed() <= Duration::from_millis(100), "{:?}", left.elapsed());
+    let mut watch = Watch::open(&world.config.socket).await;
+    let ended = watch.until(|s| s.totals.is_some_and(|t| t.tasks_cancelled > 0.0)).await;
+    assert_eq!(
+        ended.totals.expect("totals").chunks,
+        1.0,
+        "a task whose slot is still held is not counted twice"
+    );
     for _ in 0..3 {
         client.chunk(&offer, &chunk("late")).await;
     }

@@ -260,3 +260,25 @@ async fn the_service_manager_is_told_that_it_runs_how_the_link_is_and_how_many_i
     let heard = soon("the status", heard).await;
     assert!(heard.contains("READY=1\n"), "{heard}");
 }
+
+#[tokio::test]
+async fn the_doctor_looks_for_a_provider_elsewhere_through_the_proxy_as_the_host_does() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let entry =
+        r#"{"name":"far","type":"openai","model":"m","url":"http://models.invalid/v1","publish":true}"#;
+    std::fs::write(home.path().join("config.json"), format!(r#"{{"llm":{{"providers":[{entry}]}}}}"#))
+        .expect("writes");
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", proxy.local_addr().expect("an address"));
+    let router = axum::Router::new().fallback(async || "answered");
+    let serving = tokio::spawn(async move { axum::serve(proxy, router).await });
+    let mut doctor = mcprelay(home.path(), &["doctor", "-o", "json"]);
+    doctor.env("http_proxy", address).env_remove("no_proxy").env_remove("NO_PROXY");
+    let done = tokio::task::spawn_blocking(move || doctor.output()).await.expect("it does not panic");
+    serving.abort();
+    let report: Value = serde_json::from_slice(&done.expect("the program is built").stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("findings");
+    let far =
+        findings.iter().find(|finding| finding["subject"] == "provider far").expect("it was looked for");
+    assert_eq!(far["result"], "ok", "{far}");
+}

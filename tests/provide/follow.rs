@@ -107,3 +107,25 @@ async fn a_home_that_another_one_replaces_is_followed_in_its_new_place() {
     session.snapshot_where(|p| is(p, &[("b", true)])).await;
     stop.cancel();
 }
+
+#[tokio::test]
+async fn a_link_that_leads_to_another_file_of_its_folder_is_followed_there() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    for (name, published) in [("work.json", false), ("play.json", true)] {
+        fs::write(at(name), file(&echo("a", published))).unwrap();
+    }
+    let link = |to: &str| {
+        std::os::unix::fs::symlink(to, at("new")).unwrap();
+        fs::rename(at("new"), at("config.json")).unwrap();
+    };
+    link("work.json");
+    let mut agent = Agent::listen(&at("s"));
+    let _host = host(&home, None);
+    let mut session = agent.session().await;
+    assert!(is(&session.snapshot().await, &[("a", false)]));
+    link("play.json");
+    session.snapshot_where(|p| is(p, &[("a", true)])).await;
+    fs::write(at("play.json"), file(&echo("b", true))).unwrap();
+    session.snapshot_where(|p| is(p, &[("b", true)])).await;
+}

@@ -15,6 +15,8 @@ import type { ProviderSnapshotResult, SessionRequest, SessionResponse, TaskOffer
 
 /** An agent that takes the connection but says nothing for this long is stuck; another attempt may find a new one. */
 const WELCOME_MS = 10_000;
+/** How long the stream stays open after our goodbye although nothing runs: an offer that crossed it is refused, not lost. */
+const LINGER_MS = 100;
 /** How long the agent may take to answer the half-close that ends a drained session. */
 const CLOSE_MS = 1_000;
 /** After the grace: as long as an aborted provider gets, and a little. */
@@ -109,10 +111,12 @@ export class Session implements Outlet {
     if (!this.welcome) return this.close(reason);
     this.draining = true;
     this.send({ drain: { grace_ms: graceMs, reason } });
+    const lingered = settledWithin(LINGER_MS, this.ended);
     if (!(await this.idleWithin(graceMs))) {
       for (const { task } of this.tasks.values()) task.abort(reason, refusal('PROVIDER_UNAVAILABLE', reason));
       await this.idleWithin(ABORTED_MS);
     }
+    await lingered;
     this.call.end();
     await settledWithin(CLOSE_MS, this.ended);
     this.close(reason);

@@ -153,7 +153,7 @@ export interface RegistrarStatus {
   state: RegistrarState;
   /** Why, for people; may be empty. */
   detail: string;
-  /** When the next attempt is made, in milliseconds; in state "waiting" only. */
+  /** In how many milliseconds the next attempt is made; in the states "waiting" and "replaced" only. */
   nextAttemptMs?: number;
   /** The agent's name for this session; while connected. */
   sessionId?: string;

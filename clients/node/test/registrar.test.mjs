@@ -220,6 +220,17 @@ test('stop() says goodbye, refuses new offers, lets the running task finish and 
   assert.equal(agent.sessions.length, 1);
 });
 
+test('stop() of a program at rest refuses an offer that crosses its goodbye', async () => {
+  await agent.start();
+  start();
+  const session = await agent.session();
+  const stopped = registrar.stop();
+  const id = session.offer(body);
+  assert.equal(session.all('drain').length, 0, 'the agent has not heard the goodbye');
+  await stopped;
+  assert.deepEqual(session.ends(id).map(({ error }) => [error.code, error.retryable]), [['ERROR_CODE_PROVIDER_UNAVAILABLE', true]]);
+});
+
 test('stop() ends what outlasts the grace with an error that can be retried', async () => {
   await agent.start();
   const complete = (_options, signal) => new Promise((_, reject) => signal.addEventListener('abort', reject));

@@ -47,7 +47,7 @@ pub struct Ledger {
     pub registering: Option<u64>,
     pub epoch: u64,
     pub channel: bool,
-    pub heartbeat: bool,
+    pub heartbeat: Option<u64>,
     /// The task of which mcpd is just saying that nobody waits for it.
     pub abandoned: Option<TaskKey>,
     ever_registered: bool,
@@ -174,10 +174,12 @@ impl Ledger {
                 self.epoch = epoch;
             }
             LinkEffect::CloseChannel => self.channel = false,
-            LinkEffect::Heartbeat { .. } => {
-                assert!(!std::mem::replace(&mut self.heartbeat, true), "two heartbeats at once");
+            LinkEffect::Heartbeat { number, .. } => {
+                assert!(self.heartbeat.replace(number).is_none(), "two heartbeats at once");
             }
-            LinkEffect::Persist(_) | LinkEffect::SessionForgotten => {}
+            // The answer to one that is under way says nothing of what follows.
+            LinkEffect::SessionForgotten => self.heartbeat = None,
+            LinkEffect::Persist(_) => {}
         }
     }
 

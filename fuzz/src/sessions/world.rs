@@ -227,11 +227,10 @@ impl World {
                 LinkInput::ChannelClosed(ledger.epoch, answer(reply).err()?)
             }
             Step::Heartbeat(reply) => {
-                std::mem::take(&mut ledger.heartbeat).then_some(())?;
-                LinkInput::Heartbeat(answer(reply).map(drop))
+                LinkInput::Heartbeat(ledger.heartbeat.take()?, answer(reply).map(drop))
             }
             Step::Woke => {
-                ledger.heartbeat = false;
+                ledger.heartbeat = None;
                 LinkInput::Woke
             }
             _ => return None,

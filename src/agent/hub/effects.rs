@@ -94,8 +94,15 @@ impl Hub {
             self.channels.reports.0.clone(),
         );
         self.spawn(delivery.run());
-        let relay =
-            Relay { task, facts, arrived: Instant::now(), outbox, session: None, _place: self.place.take() };
+        let relay = Relay {
+            task,
+            facts,
+            arrived: Instant::now(),
+            outbox,
+            session: None,
+            recorded: false,
+            _place: self.place.take(),
+        };
         self.relays.insert(key, relay);
     }
 
@@ -149,9 +156,9 @@ impl Hub {
                     let _ = events.send((upstream::Event::Registered(attempt, reply), None)).await;
                 });
             }
-            LinkEffect::Heartbeat { session, after_wake } => self.spawn(async move {
+            LinkEffect::Heartbeat { number, session, after_wake } => self.spawn(async move {
                 let reply = mcpd.heartbeat(&session, after_wake).await;
-                let _ = events.send((upstream::Event::Heartbeat(reply), None)).await;
+                let _ = events.send((upstream::Event::Heartbeat(number, reply), None)).await;
             }),
             LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
             LinkEffect::CloseChannel => self.close_channel(),

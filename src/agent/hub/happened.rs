@@ -36,12 +36,12 @@ impl Hub {
             }
             upstream::Event::CallerLeft(id) => self.feed(Input::CallerLeft(id)),
             upstream::Event::Registered(attempt, reply) => self.registered(attempt, reply),
-            upstream::Event::Heartbeat(reply) => {
+            upstream::Event::Heartbeat(number, reply) => {
                 if let Err(why) = &reply {
                     warn!("heartbeat missed: {why}");
                     self.surroundings.telemetry.metrics().heartbeat_missed();
                 }
-                self.feed_link(LinkInput::Heartbeat(reply));
+                self.feed_link(LinkInput::Heartbeat(number, reply));
             }
             upstream::Event::ChannelOpened(epoch) => {
                 if let Some(opening) = self.channel_opening.take_if(|(of, _)| *of == epoch) {
@@ -155,7 +155,8 @@ impl Hub {
     }
 
     pub(super) fn record(&mut self, key: TaskKey, summary: Summary) {
-        if let Some(relay) = self.relays.get(&key) {
+        if let Some(relay) = self.relays.get_mut(&key) {
+            relay.recorded = true;
             self.history.record(relay.ended(summary, Instant::now()));
         }
     }

@@ -6,9 +6,10 @@ use reqwest::{Client, Url, redirect};
 use serde_json::Value;
 
 use crate::{
-    cli::{http::root_cause, report::Finding},
+    cli::report::Finding,
     config::Lookup,
-    domain::Printable,
+    credentials::is_loopback,
+    domain::{Printable, root_cause},
     provide::detect::Ports,
 };
 
@@ -74,7 +75,7 @@ async fn answers(subject: &str, text: &str) -> Finding {
     };
     // Without its credentials and query, which are nobody's business.
     let shown = url.origin().ascii_serialization();
-    match client().get(url).send().await {
+    match client(&url).get(url).send().await {
         Ok(_) => Finding::ok(subject, format!("{shown} answers")),
         Err(error) if error.is_builder() => Finding::failure(subject, "its url is not http", advice),
         Err(error) => {
@@ -88,9 +89,10 @@ async fn answers(subject: &str, text: &str) -> Finding {
     }
 }
 
-/// Never through a proxy: providers are on this machine or near it.
-fn client() -> Client {
-    let builder = Client::builder().no_proxy().redirect(redirect::Policy::none()).timeout(ANSWER);
+/// As the provider host's: a proxy is for what is not on this machine.
+fn client(url: &Url) -> Client {
+    let builder = Client::builder().redirect(redirect::Policy::none()).timeout(ANSWER);
+    let builder = if is_loopback(url) { builder.no_proxy() } else { builder };
     builder.build().unwrap_or_default()
 }
 

@@ -61,7 +61,7 @@ impl Waterfall {
         f64::from(LEFT) + self.part(at) * f64::from(WIDTH - LEFT - RIGHT)
     }
 
-    /// A line and a time at every round number of spelteconds.
+    /// A line and a time at every round number of milliseconds.
     fn axis(&self, out: &mut String) {
         let step = round_step(self.total.as_secs_f64() * 1000.0 / MARKS);
         let marks =

@@ -31,7 +31,8 @@ impl Link {
         }
     }
 
-    /// Waits as the contract says: d + uniform(0, d/2), d doubling from the least to the most; `Retry-After` may only lengthen it.
+    /// Waits as the contract says: d + uniform(0, d/2), d doubling from the least to the most, or a second right after a wake;
+    /// `Retry-After` may only lengthen it.
     pub(super) fn back_off(
         &mut self,
         state: LinkState,
@@ -39,14 +40,15 @@ impl Link {
         retry_after: Option<Duration>,
         now: Instant,
     ) {
-        if self.is_eager(now) {
-            return self.wait_for(state, detail, WAKE_RETRY, now);
-        }
+        let wait = if self.is_eager(now) { WAKE_RETRY } else { self.next_wait() };
+        self.wait_for(state, detail, wait.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)), now);
+    }
+
+    fn next_wait(&mut self) -> Duration {
         let doubled = self.settings.reconnect_min.saturating_mul(1 << self.failures.min(16));
         let base = doubled.min(self.settings.reconnect_max);
         self.failures += 1;
-        let jittered = base + base.mul_f64(self.rng.f64() / 2.0);
-        self.wait_for(state, detail, jittered.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)), now);
+        base + base.mul_f64(self.rng.f64() / 2.0)
     }
 
     /// The next heartbeat comes no earlier than mcpd asked for.

@@ -28,7 +28,7 @@ impl Link {
             self.start_over(fx);
             self.listed = false;
             self.heartbeat_at = None;
-            fx.push(Effect::Link(LinkEffect::SessionForgotten));
+            self.forget_session(fx);
         }
         if read.is_ok() && self.wait.as_ref().is_some_and(|w| w.state == LinkState::Refused) {
             self.wait = None;
@@ -67,7 +67,11 @@ impl Link {
                 let detail = format!("no provider API: {detail}; run `mcprelay check-mcpd`");
                 self.back_off(LinkState::Refused, detail, None, now);
             }
-            Err(failure) => self.failed(failure, now),
+            Err(failure) => {
+                // The call may have arrived: what mcpd believes now is this set or the one before.
+                self.accepted = None;
+                self.failed(failure, now);
+            }
         }
     }
 
@@ -150,19 +154,28 @@ impl Link {
         let under_way = self.in_flight.take();
         self.start_over(fx);
         (self.in_flight_outdated, self.in_flight) = (under_way.is_some(), under_way);
-        fx.push(Effect::Link(LinkEffect::SessionForgotten));
+        self.forget_session(fx);
         if std::mem::replace(&mut self.forgiven, true) {
             self.back_off(LinkState::Backoff, format!("mcpd does not know the session: {detail}"), None, now);
         }
     }
 
+    /// The answer to a heartbeat that is under way is about the session that is gone.
+    fn forget_session(&mut self, fx: &mut Vec<Effect>) {
+        self.heartbeat_in_flight = None;
+        fx.push(Effect::Link(LinkEffect::SessionForgotten));
+    }
+
     pub(super) fn heartbeat_replied(
         &mut self,
+        number: u64,
         reply: Result<(), CallFailure>,
         now: Instant,
         fx: &mut Vec<Effect>,
     ) {
-        self.heartbeat_in_flight = false;
+        if self.heartbeat_in_flight.take_if(|current| *current == number).is_none() {
+            return;
+        }
         self.heartbeat_refused = None;
         match reply {
             Ok(()) => {
@@ -173,22 +186,18 @@ impl Link {
                 }
             }
             Err(CallFailure::Unauthorized { changed: true, .. }) if !self.reauthorized => {
-                self.missed += 1;
                 self.reauthorized = true;
                 self.heartbeat_at = Some(now);
             }
             Err(CallFailure::Unauthorized { detail, .. }) => {
-                self.missed += 1;
                 self.heartbeat_refused = Some(check_token(&detail));
             }
             Err(CallFailure::Unknown(detail)) => {
-                self.missed += 1;
-                if self.accepted.is_some() {
+                if self.accepted.is_some() || self.channel != Channel::Closed {
                     self.session_unknown(detail, now, fx);
                 }
             }
             Err(failure) => {
-                self.missed += 1;
                 self.heed_retry_after(&failure, now);
                 if self.is_eager(now) && self.channel != Channel::Closed {
                     self.start_over(fx);
@@ -202,11 +211,13 @@ impl Link {
         self.eager_until = Some(now + WAKE_EAGER);
         self.slept_through = self.channel != Channel::Closed;
         self.wait = None;
-        // A call from before the sleep is as good as lost; its late answer changes nothing.
-        self.in_flight = None;
+        // A call from before the sleep is as good as lost: nobody tells whether it arrived, and its late answer changes nothing.
+        if self.in_flight.take().is_some() {
+            self.accepted = None;
+        }
         if self.heartbeat_at.is_some() {
             self.heartbeat_at = Some(now);
-            self.heartbeat_in_flight = false;
+            self.heartbeat_in_flight = None;
         }
     }
 }

@@ -78,14 +78,15 @@ impl Link {
     }
 
     fn heartbeat_if_due(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        if self.heartbeat_in_flight || self.heartbeat_at.is_none_or(|at| at > now) {
+        if self.heartbeat_in_flight.is_some() || self.heartbeat_at.is_none_or(|at| at > now) {
             return;
         }
         let Some(session) = self.session.clone() else { return };
-        self.heartbeat_in_flight = true;
+        self.heartbeats += 1;
+        self.heartbeat_in_flight = Some(self.heartbeats);
         self.heartbeat_at = Some(now + self.settings.heartbeat_interval);
-        let after_wake = self.is_eager(now);
-        fx.push(Effect::Link(LinkEffect::Heartbeat { session, after_wake }));
+        let (number, after_wake) = (self.heartbeats, self.is_eager(now));
+        fx.push(Effect::Link(LinkEffect::Heartbeat { number, session, after_wake }));
     }
 
     /// Nothing is opted in: no channel, no heartbeat, no waiting.

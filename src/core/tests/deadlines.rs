@@ -123,6 +123,17 @@ fn what_a_lost_session_had_not_begun_waits_for_its_return_and_the_rest_ends_at_o
 }
 
 #[test]
+fn the_tasks_of_a_lost_session_are_offered_again_in_the_order_in_which_they_came() {
+    let mut rig = Rig::serving(3);
+    for id in ["first", "second", "third", "fourth"] {
+        rig.act(Input::Task(task(id, "llm", true)));
+    }
+    rig.act(Input::SessionClosed(SESSION));
+    rig.open(2, "program");
+    assert_eq!(offers(&rig.push(2, vec![provider("llm", 4)])), [0, 1, 2, 3]);
+}
+
+#[test]
 fn a_session_that_does_not_return_within_the_grace_ends_its_tasks() {
     let mut rig = Rig::serving(1);
     rig.act(Input::Task(task("silent", "llm", true)));

@@ -1,9 +1,11 @@
 //! The core driven by hand: a clock that is a number, effects that are looked at.
 
 mod deadlines;
+mod heartbeats;
 mod herd;
 mod link;
 mod model;
+mod unsure;
 
 use std::{
     cell::RefCell,

@@ -138,6 +138,18 @@ fn a_body_that_became_chunks_becomes_the_same_body_again() {
 }
 
 #[test]
+fn usage_that_is_only_null_in_the_chunks_is_what_the_program_counted() {
+    let mut gather = gather();
+    let chunk =
+        r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}],"usage":null}"#;
+    gather.push_raw(chunk.into()).expect("the chunk is taken");
+    let usage = Usage { input_tokens: Some(1), output_tokens: Some(2) };
+    let body = gather.finish(Some(usage)).expect("it ended");
+    let body: serde_json::Value = serde_json::from_slice(&body).expect("the body is JSON");
+    assert_eq!(body["usage"]["total_tokens"], 3, "{body}");
+}
+
+#[test]
 fn an_answer_past_the_limit_is_too_large_and_not_a_slow_consumer() {
     for piece in [r#"{"index":0,"delta":{"content":"0123456789"}}"#, r#"{"index":0,"delta":{"n":[123456]}}"#]
     {

@@ -15,6 +15,8 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::credentials::is_loopback;
+
 /// How long a connection may take to be made. There is no limit on an answer as a whole: that is the agent's to decide.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,18 +51,6 @@ impl Clients {
         let client = builder.build()?;
         made.insert(kind, client.clone());
         Ok(client)
-    }
-}
-
-/// Whether a URL leads to this machine.
-pub(in crate::provide) fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => host
-            .trim_matches(['[', ']'])
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback()),
-        None => false,
     }
 }
 
@@ -223,6 +213,7 @@ mod tests {
             ("http://localhost:1", true),
             ("http://127.0.0.9:1", true),
             ("http://[::1]:1", true),
+            ("http://gpu.localhost:1", true),
             ("http://10.0.0.1:1", false),
             ("http://localhost.example.com", false),
         ] {

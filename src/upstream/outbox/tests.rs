@@ -96,6 +96,21 @@ fn a_whole_answer_without_room_ends_as_a_slow_consumer() {
 }
 
 #[test]
+fn a_failure_without_room_for_the_providers_own_words_says_so_in_ours() {
+    let room = Room::new(ROOM);
+    let outboxes: Vec<_> = (0..3).map(|_| outbox(&room, false)).collect();
+    let failure = || Failure {
+        body: vec![b' '; OUTPUT].into(),
+        ..Failure::new(FailureCode::ContextLength, "it is too long")
+    };
+    outboxes.iter().for_each(|outbox| outbox.end(End::Failed(failure()), soon()));
+    assert_eq!(end_of(&outboxes[1]), End::Failed(failure()));
+    let End::Failed(short) = end_of(&outboxes[2]) else { panic!("it is a failure still") };
+    assert_eq!((short.code, &*short.message), (FailureCode::ContextLength, "it is too long"));
+    assert!(short.body.is_empty() && room.taken() <= ROOM);
+}
+
+#[test]
 fn a_small_answer_always_has_room() {
     let room = Room::new(0);
     let (stream, plain) = (outbox(&room, true), outbox(&room, false));
