@@ -6,10 +6,12 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 use crate::domain::TaskId;
 
@@ -24,6 +26,8 @@ const SESSION_LIMIT: u64 = 64 << 10;
 /// Least size at which the tasks file is written anew with what is still under way, in bytes; where that is more than half of it, the
 /// file may grow to twice that.
 const COMPACT_AT: u64 = 1 << 20;
+/// How long a tasks file that could not be written is left alone: somebody has to make room first.
+const WRITE_RETRY: Duration = Duration::from_secs(60);
 
 /// Writes `content` so that a reader, a crash or a full disk never leaves half of it: beside the file, then in its place.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -117,6 +121,8 @@ pub struct TaskFile {
     buffer: String,
     written: u64,
     compact_at: u64,
+    /// Since when the file could not be written, or when that was last tried.
+    given_up: Option<Instant>,
     under_way: BTreeSet<TaskId>,
     /// Those of them that a former life left behind.
     left_behind: BTreeSet<TaskId>,
@@ -132,6 +138,7 @@ impl TaskFile {
             buffer: String::new(),
             written: 0,
             compact_at: COMPACT_AT,
+            given_up: None,
             under_way: left.iter().cloned().collect(),
             left_behind: left.iter().cloned().collect(),
         };
@@ -160,24 +167,30 @@ impl TaskFile {
         }
     }
 
-    /// Writes what has changed. A failure is told once, and the file given up: the agent works without it.
+    /// Writes what has changed. A failure is told once, and the agent works without the file until it can be written again.
     pub fn flush(&mut self) {
         if self.buffer.is_empty() {
             return;
         }
-        if let Some(file) = &mut self.file {
-            if let Err(error) = file.write_all(self.buffer.as_bytes()) {
-                warn!(
-                    "cannot write {}: {error}; tasks under way would not be ended after a crash",
-                    self.path.display()
-                );
-                self.file = None;
-            }
-            self.written += self.buffer.len() as u64;
+        match &mut self.file {
+            Some(file) => match file.write_all(self.buffer.as_bytes()) {
+                Ok(()) => self.written += self.buffer.len() as u64,
+                Err(error) => self.give_up(&error),
+            },
+            None if self.given_up.is_some_and(|at| at.elapsed() >= WRITE_RETRY) => self.compact(),
+            None => {}
         }
         self.buffer.clear();
         if self.written > self.compact_at && self.file.is_some() {
             self.compact();
+        }
+    }
+
+    fn give_up(&mut self, error: &io::Error) {
+        self.file = None;
+        if self.given_up.replace(Instant::now()).is_none() {
+            let path = self.path.display();
+            warn!("cannot write {path}: {error}; tasks under way would not be ended after a crash");
         }
     }
 
@@ -194,14 +207,11 @@ impl TaskFile {
             Ok(file) => {
                 (self.file, self.written) = (Some(file), lines.len() as u64);
                 self.compact_at = COMPACT_AT.max(2 * self.written);
+                if self.given_up.take().is_some() {
+                    info!("{} can be written again", self.path.display());
+                }
             }
-            Err(error) => {
-                warn!(
-                    "cannot write {}: {error}; tasks under way would not be ended after a crash",
-                    self.path.display()
-                );
-                self.file = None;
-            }
+            Err(error) => self.give_up(&error),
         }
     }
 }
@@ -282,6 +292,28 @@ mod tests {
         let path = home.path().join("mcprelay.tasks");
         fs::write(&path, "+a\n+b%2\n\n*c\n+d").unwrap();
         assert_eq!(TaskFile::open(path).1, [id("a"), id("d")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_that_has_room_again_gets_the_tasks_that_are_under_way_then() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("mcprelay.tasks");
+        let (mut file, _) = TaskFile::open(path.clone());
+        file.begun(&id("over"));
+        file.flush();
+        file.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
+        file.begun(&id("unwritten"));
+        file.flush();
+        file.over(&id("over"));
+        file.flush();
+        assert_eq!(read_left(&path), [id("over")], "a full disk is left alone for a while");
+        tokio::time::advance(WRITE_RETRY).await;
+        file.begun(&id("new"));
+        file.flush();
+        assert_eq!(read_left(&path), [id("new"), id("unwritten")]);
+        file.over(&id("new"));
+        file.flush();
+        assert_eq!(read_left(&path), [id("unwritten")]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod rates;
 pub mod report;
 pub mod run;
 mod service;
+mod signals;
 pub mod socket;
 pub mod status;
 pub mod status_json;

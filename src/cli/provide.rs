@@ -3,10 +3,9 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::Stop;
+use super::{Stop, signals::Signals};
 use crate::{
     config::{HomeArgs, Lookup, Places},
     provide::{
@@ -30,7 +29,7 @@ pub struct ProvideArgs {
     pub client_id: String,
 }
 
-/// Serves config.json's providers through the agent's socket until SIGTERM or SIGINT, or only looks for model servers.
+/// Serves config.json's providers through the agent's socket until it is told to stop, or only looks for model servers.
 pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
     if args.detect {
         return print_detected().await;
@@ -40,24 +39,17 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
         if io::stderr().is_terminal() { telemetry::LogFormat::Text } else { telemetry::LogFormat::Json };
     let settings = telemetry::Settings { log_format, metrics_listen: None };
     let _log = telemetry::init(&settings).map_err(|error| Stop::Failed(error.to_string()))?;
-    let on = |kind| signal(kind).map_err(|error| Stop::Failed(format!("cannot wait for signals: {error}")));
-    let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
-    let mut signalled = async || {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-    };
+    let mut signals = Signals::new()?;
     let shutdown = CancellationToken::new();
     let config = HostConfig { client_id: args.client_id, ..HostConfig::new(home, socket) };
     let mut host = std::pin::pin!(Host::new(config).run(shutdown.clone()));
     tokio::select! {
         () = &mut host => return Ok(()),
-        () = signalled() => shutdown.cancel(),
+        () = signals.stop() => shutdown.cancel(),
     }
     tokio::select! {
         () = host => Ok(()),
-        () = signalled() => Err(Stop::Failed("stopped at once; running tasks were cut off".to_owned())),
+        () = signals.insist() => Err(Stop::Failed("stopped at once; running tasks were cut off".to_owned())),
     }
 }
 

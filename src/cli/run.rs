@@ -3,11 +3,10 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Stop, service};
+use super::{Stop, service, signals::Signals};
 use crate::{
     agent::{self, Agent, Stopped, Surroundings},
     bridge::listener::BoundSocket,
@@ -32,7 +31,7 @@ pub struct RunArgs {
     pub provide: bool,
 }
 
-/// Runs the agent until SIGTERM or SIGINT; a second one ends it at once.
+/// Runs the agent until SIGTERM, SIGINT or the end of its terminal; a second signal ends it at once.
 pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let config = Config::new(args.config, env)?;
     let telemetry = start_telemetry(&config)?;
@@ -86,19 +85,15 @@ fn new_agent(config: &Config, surroundings: Surroundings) -> Result<Agent, agent
     }
 }
 
-/// What the two signals do.
+/// What the first signal does, and what the second.
 fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, Stop> {
-    let on = |kind| signal(kind).map_err(|error| Stop::Failed(format!("cannot wait for signals: {error}")));
-    let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    let mut signals = Signals::new()?;
     Ok(async move {
-        for what in [stop.drain, stop.abort] {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            service::stopping();
-            what.cancel();
-        }
+        signals.stop().await;
+        service::stopping();
+        stop.drain.cancel();
+        signals.insist().await;
+        stop.abort.cancel();
     })
 }
 

@@ -12,7 +12,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use super::{
     client::{Connected, Mcpd},
     contract::{IDEMPOTENCY_HEADER, endpoint, result_path},
-    reply::{describe, drain, is_html, retry_after, say},
+    reply::{describe, drain, is_html, never_applied, retry_after, say},
 };
 use crate::domain::TaskId;
 
@@ -87,7 +87,7 @@ impl ResultPosts {
         };
         match c.calls.execute(request).await {
             Ok(response) => (Some(response.status().as_u16()), self.part_reply(&c, response).await),
-            Err(error) if error.is_connect() => (None, PartReply::NotApplied(say(&error), None)),
+            Err(error) if never_applied(&error) => (None, PartReply::NotApplied(say(&error), None)),
             Err(error) => (None, PartReply::Ambiguous(say(&error), None)),
         }
     }

@@ -1,6 +1,6 @@
 //! What mcpd replies, read within bounds and put into words.
 
-use std::time::Duration;
+use std::{error::Error as StdError, time::Duration};
 
 use reqwest::{
     Response, StatusCode,
@@ -89,25 +89,111 @@ pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     (1..=600).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
+/// Whether the request certainly did nothing at the server: it was not sent, or not whole, or the server said so itself. reqwest repeats
+/// most of these, but not all, and those not for ever.
+pub(super) fn never_applied(error: &reqwest::Error) -> bool {
+    error.is_connect() || causes(error).any(|cause| unsent(cause) || unprocessed(cause))
+}
+
+/// hyper never gave it to a connection, or only its headers: with HTTP/2 a request waits for the server to allow one more stream, and
+/// one that waits when the connection ends is given up without a word of why.
+fn unsent(cause: &(dyn StdError + 'static)) -> bool {
+    cause.downcast_ref().is_some_and(|e: &hyper::Error| e.is_canceled() || e.is_user())
+}
+
+/// An HTTP/2 server refused it, or went away before its turn (RFC 9113, 8.7).
+fn unprocessed(cause: &(dyn StdError + 'static)) -> bool {
+    cause.downcast_ref().is_some_and(|e: &h2::Error| {
+        let refused = e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let left_out = e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR);
+        e.is_remote() && (refused || left_out)
+    })
+}
+
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(StdError::source(error), |cause| StdError::source(*cause))
+}
+
 /// What went wrong with a call, down to its cause. The URL in it has no credentials, because none are ever put there.
 pub(super) fn say(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        let part = next.to_string();
+    for cause in causes(error) {
+        let part = cause.to_string();
         if !text.contains(&part) {
             text = format!("{text}: {part}");
         }
-        cause = next.source();
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderValue;
+    use std::future::poll_fn;
+
+    use h2::{Reason, RecvStream, server};
+    use reqwest::{Client, header::HeaderValue};
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    type Served = server::Connection<TcpStream, bytes::Bytes>;
+
+    /// An HTTP/2 server's address, and its one connection that takes one stream at a time.
+    async fn one_stream_at_a_time() -> (String, impl Future<Output = Served>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connection = async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            server::Builder::new().max_concurrent_streams(1).handshake(stream).await.unwrap()
+        };
+        (url, connection)
+    }
+
+    async fn read_to_its_end(mut body: RecvStream) {
+        while body.data().await.is_some() {}
+    }
+
+    /// Answers the first request; a second one is taken whole, and then the connection ends in its face.
+    async fn goes_away_in_the_second(connection: impl Future<Output = Served>) {
+        let mut served = connection.await;
+        let (_, mut respond) = served.accept().await.unwrap().unwrap();
+        respond.send_response(axum::http::Response::new(()), true).unwrap();
+        let (request, _respond) = served.accept().await.unwrap().unwrap();
+        tokio::select! {
+            () = read_to_its_end(request.into_body()) => {}
+            _ = served.accept() => panic!("one stream at a time"),
+        }
+        served.abrupt_shutdown(Reason::NO_ERROR);
+        let _ = poll_fn(|cx| served.poll_closed(cx)).await;
+    }
+
+    #[tokio::test]
+    async fn a_post_that_never_had_its_turn_did_nothing_and_the_one_before_it_may_have() {
+        let (url, connection) = one_stream_at_a_time().await;
+        let server = tokio::spawn(goes_away_in_the_second(connection));
+        let client = Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
+        let post = || client.post(&url).body("a part").send();
+        post().await.expect("the first is answered");
+        let (taken, waiting) = tokio::join!(post(), post());
+        server.await.unwrap();
+        let (taken, waiting) = (taken.unwrap_err(), waiting.unwrap_err());
+        assert!(never_applied(&waiting), "{}", say(&waiting));
+        assert!(!never_applied(&taken), "{}", say(&taken));
+    }
+
+    #[tokio::test]
+    async fn a_post_that_the_server_refuses_again_and_again_did_nothing() {
+        let (url, connection) = one_stream_at_a_time().await;
+        let _server = tokio::spawn(async move {
+            let mut served = connection.await;
+            while let Some(Ok((_, mut respond))) = served.accept().await {
+                respond.send_reset(Reason::REFUSED_STREAM);
+            }
+        });
+        let client = Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
+        let refused = client.post(&url).body("a part").send().await.unwrap_err();
+        assert!(never_applied(&refused), "{}", say(&refused));
+    }
 
     #[tokio::test]
     async fn a_token_that_a_server_repeats_is_cut_out_of_its_words() {

@@ -102,6 +102,38 @@ async fn an_agent_that_is_killed_and_started_again_ends_what_it_left_and_works_o
 }
 
 #[tokio::test]
+async fn a_terminal_that_is_closed_lets_the_agent_finish_its_tasks() {
+    let mcpd = FakeMcpd::start().await.expect("a loopback port");
+    let home = home(&mcpd.url(), &mcpd.token());
+    let _provider = provider(home.path());
+    let agent = agent(home.path());
+    let (call, begun) = begun(&mcpd).await;
+    // The shell says it, and the kernel.
+    signal(&agent, "-HUP");
+    agent.says("stopping").await;
+    signal(&agent, "-HUP");
+    let got = soon("the end", call.collect()).await;
+    assert_eq!(begun + &got.text(), format!("{PREFIX}{}", prompt()));
+    assert_eq!(agent.ended().await, Some(0));
+    clean(&mcpd);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_to_outlive_its_terminal_does() {
+    let mcpd = FakeMcpd::start().await.expect("a loopback port");
+    let home = home(&mcpd.url(), &mcpd.token());
+    let _provider = provider(home.path());
+    let mut start = command("nohup");
+    start.args([MCPRELAY, "run", "--home"]).arg(home.path());
+    let agent = Process::start(start);
+    active(&mcpd).await;
+    signal(&agent, "-HUP");
+    works(&mcpd).await;
+    assert_eq!(agent.stop().await, Some(0));
+    clean(&mcpd);
+}
+
+#[tokio::test]
 async fn a_provider_that_is_killed_ends_what_it_had_begun_and_serves_again_when_it_is_back() {
     let mcpd = FakeMcpd::start().await.expect("a loopback port");
     let home = home(&mcpd.url(), &mcpd.token());

@@ -133,9 +133,14 @@ impl Process {
     }
 
     /// Asks it to stop, and gives its exit code; `None` if a signal ended it.
-    pub async fn stop(mut self) -> Option<i32> {
+    pub async fn stop(self) -> Option<i32> {
         let told = command("kill").arg(self.child.id().to_string()).status();
         assert!(told.is_ok_and(|status| status.success()), "it runs");
+        self.ended().await
+    }
+
+    /// Waits until it has ended, and gives its exit code; `None` if a signal ended it.
+    pub async fn ended(mut self) -> Option<i32> {
         for _ in 0..LOOKS {
             if let Some(status) = self.child.try_wait().expect("it is ours") {
                 return status.code();
