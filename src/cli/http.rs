@@ -1,6 +1,6 @@
 //! How commands call mcpd: one client, and one sentence for each way a call can fail.
 
-use std::{error::Error, fs, path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, header, redirect};
 use secrecy::ExposeSecret as _;
@@ -11,6 +11,7 @@ use super::Stop;
 use crate::{
     config::{HomeArgs, Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
+    domain::root_cause,
     upstream::contract,
 };
 
@@ -247,15 +248,6 @@ pub fn message_in(json: &Value) -> String {
     let nested = error.and_then(|error| error.get("message"));
     let message = [nested, error, json.get("message")].into_iter().flatten().find_map(Value::as_str);
     message.unwrap_or_default().chars().take(MAX_ERROR_CHARS).collect()
-}
-
-/// The innermost cause of an error, which is what people can act on: "Connection refused".
-pub fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

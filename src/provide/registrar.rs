@@ -21,7 +21,7 @@ use super::{
     session::{self, End},
     task::Provider,
 };
-use crate::domain;
+use crate::domain::{self, root_cause};
 
 /// First wait after a lost session: a restarted agent is usually back at once.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -191,14 +191,5 @@ async fn connect(config: &RegistrarConfig) -> Result<Channel, Status> {
         .initial_connection_window_size(WINDOW_BYTES)
         .connect_with_connector(connector)
         .await
-        .map_err(|error| Status::unavailable(innermost(&error)))
-}
-
-/// The cause at the bottom of a chain of errors: "No such file or directory", not "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+        .map_err(|error| Status::unavailable(root_cause(&error)))
 }

@@ -1,9 +1,6 @@
 //! What a server's refusal means: its status, its body and its `Retry-After`, as one [`Failure`].
 
-use std::{
-    error::Error,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -11,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::http::Key;
-use crate::domain::{Failure, FailureCode, Printable};
+use crate::domain::{Failure, FailureCode, Printable, root_cause};
 
 /// The most that is read of an error's body, in bytes: no honest one is larger.
 pub(in crate::provide) const MAX_ERROR_BODY_BYTES: usize = 256 * 1024;
@@ -81,7 +78,7 @@ pub(in crate::provide) fn from_error_chunk(server: &str, body: Bytes, key: &Key)
 
 /// The failure that no answer is.
 pub(in crate::provide) fn from_transport(server: &str, error: &reqwest::Error) -> Failure {
-    let cause = innermost(error);
+    let cause = root_cause(error);
     if error.is_connect() {
         let why = format!("cannot connect to {server}: {cause}; is it running?");
         return Failure::retryable(FailureCode::Unavailable, why, RETRY);
@@ -191,15 +188,6 @@ impl Said {
 
 fn quoted(text: &str) -> String {
     text.trim().chars().take(MAX_QUOTED_CHARS).collect()
-}
-
-/// The cause at the bottom: "Connection refused", not "error sending request".
-pub(in crate::provide) fn innermost(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

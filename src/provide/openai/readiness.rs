@@ -17,7 +17,10 @@ use super::{
     failures,
     http::{BaseUrl, Key},
 };
-use crate::{domain::ProviderState, provide::providers::Readiness};
+use crate::{
+    domain::{ProviderState, root_cause},
+    provide::providers::Readiness,
+};
 
 /// How often a server on this machine is asked while it is well: its owner stops it at will.
 pub(in crate::provide) const INTERVAL: Duration = Duration::from_secs(10);
@@ -220,7 +223,7 @@ impl Prober {
         }
         let away = |error: &reqwest::Error| match error.is_timeout() {
             true => format!("{} does not answer within {} s", self.base, PROBE_TIMEOUT.as_secs()),
-            false => format!("{} does not answer: {}", self.base, failures::innermost(error)),
+            false => format!("{} does not answer: {}", self.base, root_cause(error)),
         };
         let mut response = request.send().await.map_err(|error| away(&error))?;
         let body = read_at_most(&mut response, MAX_ANSWER_BYTES).await.map_err(|error| away(&error))?;

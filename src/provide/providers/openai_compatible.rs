@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{CannotOpen, Kind, Opened, Readiness};
 use crate::{
-    domain::{Failure, FailureCode, Outcome, Usage},
+    domain::{Failure, FailureCode, Outcome, Usage, root_cause},
     provide::{
         config_file::Entry,
         openai::{
@@ -70,9 +70,9 @@ fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
     let url = entry.url.as_deref().unwrap_or(default_url);
     let base = BaseUrl::parse(url).map_err(|why| CannotOpen(format!("its url {why}")))?;
     let key = Key::from_env(entry.api_key_env.as_deref()).map_err(CannotOpen)?;
-    let client = clients.for_url(base.url()).map_err(|error| {
-        CannotOpen(format!("cannot make connections to {base}: {}", failures::innermost(&error)))
-    })?;
+    let client = clients
+        .for_url(base.url())
+        .map_err(|error| CannotOpen(format!("cannot make connections to {base}: {}", root_cause(&error))))?;
     let health = Health::new(Readiness::unknown());
     let readiness = health.watch();
     let model = entry.model.clone();
