@@ -8,7 +8,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::domain::Printable;
+use crate::domain::{Printable, root_cause};
 
 /// Most bytes read of a reply whose content does not matter.
 pub(super) const REPLY_LIMIT: usize = 64 << 10;
@@ -87,6 +87,20 @@ pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("keep-alive")?.to_str().ok()?;
     let seconds: u64 = text.split(',').find_map(|item| item.trim().strip_prefix("timeout="))?.parse().ok()?;
     (1..=600).contains(&seconds).then(|| Duration::from_secs(seconds))
+}
+
+/// What rustls says of a certificate that no authority it trusts has signed.
+const UNKNOWN_ISSUER: &str = "UnknownIssuer";
+
+/// Why a call to the mcpd at `url` got no answer, and what helps where that is known.
+pub(super) fn no_answer(url: &str, error: &reqwest::Error) -> String {
+    let why = root_cause(error);
+    match why.contains(UNKNOWN_ISSUER) {
+        true => format!(
+            "nobody here knows the authority of the certificate at {url} ({why}); pass its PEM file as --ca-file"
+        ),
+        false => format!("mcpd at {url} does not answer ({why})"),
+    }
 }
 
 /// What went wrong with a call, down to its cause. The URL in it has no credentials, because none are ever put there.
