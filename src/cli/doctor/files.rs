@@ -49,6 +49,9 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
 pub(super) fn secret(path: &Path, subject: &str) -> Option<Finding> {
     let metadata = fs::metadata(path).ok()?;
     let (shown, mode) = (path.display(), metadata.mode() & 0o7777);
+    if !metadata.is_file() {
+        return Some(Finding::warning(subject, format!("{shown} is no file"), "move it away"));
+    }
     Some(foreign(subject, path, &metadata).unwrap_or_else(|| match mode & OTHERS {
         0 => Finding::ok(subject, format!("{shown}, mode {mode:04o}")),
         _ => Finding::warning(subject, format!("{shown} has mode {mode:04o}"), format!("chmod 600 {shown}")),
