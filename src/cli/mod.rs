@@ -36,8 +36,7 @@ use clap::{
 use crate::config::{ConfigError, process_environment};
 
 /// Stands below the help: where to begin, and what scripts want to know.
-const BEGIN: &str =
-    "Begin with `mcprelay demo`. When something is not as it should be, `mcprelay doctor` says what to do.
+const BEGIN: &str = "Begin with `mcprelay demo`. `mcprelay doctor` says what to do about trouble.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not online in time.";
 
 /// The local agent between mcpd and the LLM providers of a workstation

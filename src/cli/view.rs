@@ -99,7 +99,9 @@ pub fn line(status: &WatchStatusResponse, rate: Rate<'_>) -> String {
     for provider in &status.providers {
         let name = provider.provider.as_ref().map_or("", |pushed| &pushed.name);
         let (running, most, queued) = (provider.running, provider.max_in_flight, provider.queued);
-        line += &format!("; {}: {running}/{most} running, {queued} queued", Printable(name));
+        let state = Some(state_word(provider)).filter(|state| *state != "ready");
+        let state = state.map(|state| format!("{state}, ")).unwrap_or_default();
+        line += &format!("; {}: {state}{running}/{most} running, {queued} queued", Printable(name));
         line.extend(rate(name).map(|rate| format!(", {rate:.1} tok/s")));
     }
     line + "; " + &totals(&status.totals.unwrap_or_default())
@@ -137,7 +139,7 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
 
 fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> {
     let pushed = status.provider.clone().unwrap_or_default();
-    let state = if status.paused { "paused" } else { words::provider_state(pushed.state) };
+    let state = state_word(status);
     let verdict = match is_withdrawn(status) {
         true => "withdrawn".to_owned(),
         false => words::verdict(status.verdict).replace('_', " "),
@@ -149,6 +151,11 @@ fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> 
     row.push(format!("{}/{}", status.queued, status.max_queued));
     row.extend(per_second);
     row
+}
+
+fn state_word(status: &ProviderStatus) -> &'static str {
+    let pushed = status.provider.as_ref().map_or(0, |pushed| pushed.state);
+    if status.paused { "paused" } else { words::provider_state(pushed) }
 }
 
 /// Whether it would be published if it were neither paused nor away: mcpd does not list it.
@@ -353,7 +360,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         assert_eq!(
             line(&example(), &|name| (name == "qwen3").then_some(12.34)),
             "backoff, https://mcpd.example.com, next attempt in 5s (connection refused); \
-             qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: 0/4 running, 0 queued; \
+             qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: paused, 0/4 running, 0 queued; \
              tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0"
         );
     }
