@@ -66,7 +66,7 @@ pub enum BindError {
     #[error("{} is not a socket; it is left alone: move it away or use another --socket", .0.display())]
     NotASocket(PathBuf),
     /// The file system says no.
-    #[error("cannot {what} {}: {error}", .path.display())]
+    #[error("cannot {what} {}: {error}; see who may write there, or use another --socket", .path.display())]
     Io {
         /// What was tried.
         what: &'static str,

@@ -8,7 +8,6 @@ mod providers;
 use std::path::Path;
 
 use clap::Args;
-use serde_json::Value;
 
 use super::{
     Stop,
@@ -20,7 +19,7 @@ use crate::{
     config::{HomeArgs, Lookup, McpdArgs, Places},
     credentials::{self, CONFIG_FILE},
     domain::Printable,
-    pb::AgentState,
+    pb::{AgentState, ProviderStatus, Verdict, WatchStatusResponse},
 };
 
 /// Arguments of `doctor`.
@@ -44,15 +43,16 @@ pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     report.extend(files::home(&places.home))?;
     report.add(credentials(&args.mcpd, &places, env)?)?;
     report.extend(files::secret(&places.home.join(crate::config::SESSION_FILE), "provider-session"))?;
-    let (config, finding) = files::config(&places.home.join(CONFIG_FILE));
-    report.add(finding)?;
+    let (config, findings) = files::config(&places.home.join(CONFIG_FILE));
+    report.extend(findings)?;
     report.extend(agent(&places.socket).await)?;
     match Mcpd::new(&args.mcpd, &args.home, env) {
         Ok(mcpd) => link::examine(&mcpd, &mut report).await?,
-        Err(Stop::Usage(message)) => return Err(Stop::Usage(message)),
+        // A CA file that is none: the rest can be looked at all the same.
+        Err(Stop::Usage(message)) => report.add(Finding::failed("mcpd", &message))?,
         Err(_) => report.add(Finding::skipped("mcpd", "there are no credentials to call it with"))?,
     }
-    report.extend(published(&config, env).await)?;
+    report.extend(providers::examine(&config, env).await)?;
     report.end()
 }
 
@@ -81,58 +81,59 @@ async fn agent(socket: &Path) -> Vec<Finding> {
                 "start it with `mcprelay run`",
             )]
         }
-        Err(socket::NoAgent::Stale(path)) => vec![match files::is_socket(socket) {
-            true => Finding::warning(
-                "socket",
-                format!("{path} was left behind by an agent that died"),
-                "start it with `mcprelay run`, which replaces it",
-            ),
-            false => Finding::failure(
-                "socket",
-                format!("{path} is not a socket"),
-                "move it away, or pass another --socket",
-            ),
-        }],
+        Err(socket::NoAgent::Stale(path)) => vec![Finding::warning(
+            "socket",
+            format!("{path} was left behind by an agent that died"),
+            "start it with `mcprelay run`, which replaces it",
+        )],
         Err(error) => vec![Finding::failed("socket", &error.to_string())],
-        Ok(_) => {
-            let mut findings = vec![files::socket(socket)];
-            findings.push(link_of_agent(socket).await);
-            findings
-        }
+        Ok(_) => match status::once(socket).await {
+            Ok(status) => {
+                let own = [files::socket(socket), link_of_agent(&status)];
+                own.into_iter().chain(status.providers.iter().filter_map(refused)).collect()
+            }
+            Err(Stop::Failed(message)) => vec![Finding::failed("socket", &message)],
+            Err(_) => vec![Finding::failure("socket", "its agent does not tell its status", "see its log")],
+        },
     }
 }
 
-async fn link_of_agent(socket: &Path) -> Finding {
-    let status = match status::once(socket).await {
-        Ok(status) => status,
-        Err(Stop::Failed(message)) => return Finding::failed("agent", &message),
-        Err(_) => return Finding::failure("agent", "it does not tell its status", "see its log"),
-    };
+fn link_of_agent(status: &WatchStatusResponse) -> Finding {
     let agent = status.agent.clone().unwrap_or_default();
-    let detail =
-        if agent.detail.is_empty() { String::new() } else { format!(" ({})", Printable(&agent.detail)) };
-    let message = format!("version {}, {}{detail}", status.agent_version, words::agent_state(agent.state));
+    let version = format!("version {}", Printable(&status.agent_version));
+    let detail = Printable(&agent.detail).to_string();
+    let message = match &*detail {
+        "" => format!("{version}, {}", words::agent_state(agent.state)),
+        detail => format!("{version}, {} ({detail})", words::agent_state(agent.state)),
+    };
     match agent.state() {
         AgentState::Online | AgentState::Connecting => Finding::ok("agent", message),
         AgentState::Idle => {
-            let why = status::why_idle(&status);
+            let why = status::why_idle(status);
             let (why, advice) = why.rsplit_once("; ").unwrap_or((&why, "see `mcprelay status`"));
-            Finding::warning("agent", format!("version {}, idle: {why}", status.agent_version), advice)
+            Finding::warning("agent", format!("{version}, idle: {why}"), advice)
         }
         AgentState::NoCredentials => {
-            Finding::failure("agent", message, "log in with mcpctl; the agent notices by itself")
+            let (why, advice) = detail.rsplit_once(": ").unwrap_or((&detail, "log in with mcpctl"));
+            Finding::failure("agent", format!("{version}, no_credentials: {why}"), advice)
         }
-        _ => Finding::failure("agent", message, "see the findings on mcpd below, and the agent's log"),
+        _ => match detail.rsplit_once("; ") {
+            Some((why, advice)) => {
+                let state = words::agent_state(agent.state);
+                Finding::failure("agent", format!("{version}, {state} ({why})"), advice)
+            }
+            None => Finding::failure("agent", message, "see the findings on mcpd below, and the agent's log"),
+        },
     }
 }
 
-/// The providers that config.json publishes.
-async fn published(config: &Value, env: Lookup<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for entry in providers::published(config) {
-        findings.push(providers::examine(&entry, env).await);
-    }
-    findings
+/// A provider that the agent or mcpd does not take.
+fn refused(provider: &ProviderStatus) -> Option<Finding> {
+    let name = Printable(&provider.provider.as_ref()?.name).to_string();
+    let why = Printable(&provider.detail).to_string();
+    let (why, advice) = why.rsplit_once("; ").unwrap_or((&why, "see `mcprelay status`"));
+    (provider.verdict() == Verdict::Refused)
+        .then(|| Finding::warning("agent", format!("{name} is not published: {why}"), advice))
 }
 
 #[cfg(test)]

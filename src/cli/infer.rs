@@ -112,7 +112,10 @@ impl Ask<'_> {
         if self.stream {
             let events =
                 EventSource::new(request).map_err(|_| Stop::Failed("cannot send the prompt twice".into()))?;
-            self.stream_into(events, &path, &mut printer).await?;
+            let ended = self.stream_into(events, &path, &mut printer).await;
+            // What went wrong goes on a line of its own.
+            printer.end()?;
+            return ended;
         } else {
             let response = request.send().await.map_err(|error| self.mcpd.no_answer(&error))?;
             self.whole_into(self.checked(response, &path).await?, &mut printer).await?;
@@ -346,8 +349,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_without_its_end_is_a_failure() {
-        let (ended, _) = ask(true, Format::Text, events("data: {\"choices\":[]}\n\n")).await;
+        let half = "data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n";
+        let (ended, out) = ask(true, Format::Text, events(half)).await;
         assert!(matches!(ended, Err(Stop::Failed(message)) if message.contains("broke off")));
+        assert_eq!(out, "Hel\n");
     }
 
     #[test]

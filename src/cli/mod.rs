@@ -36,9 +36,13 @@ use clap::{
 
 use crate::config::{ConfigError, process_environment};
 
+/// Stands below the help: where to begin, and what scripts want to know.
+const BEGIN: &str = "Begin with `mcprelay demo`. `mcprelay doctor` says what to do about trouble.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not online in time.";
+
 /// The local agent between mcpd and the LLM providers of a workstation
 #[derive(Debug, Parser)]
-#[command(name = "mcprelay", version, max_term_width = 110)]
+#[command(name = "mcprelay", version, max_term_width = 110, after_help = BEGIN)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -52,7 +56,7 @@ pub enum Command {
     Run(run::RunArgs),
     /// Serve the providers of config.json through the agent's socket
     Provide(provide::ProvideArgs),
-    /// Show the whole path once, in this process: a fake mcpd, the agent, a provider, one streamed inference and its trace
+    /// Show all of it at work, with a fake mcpd in this process, and trace one inference
     Demo(demo::DemoArgs),
     /// List what mcpd offers
     Get(get::GetArgs),

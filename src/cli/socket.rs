@@ -1,12 +1,12 @@
 //! How commands reach the running agent.
 
-use std::{io, path::Path};
+use std::{fs, io, os::unix::fs::FileTypeExt as _, path::Path};
 
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Stop;
-use crate::pb::bridge_service_client::BridgeServiceClient;
+use crate::{domain::root_cause, pb::bridge_service_client::BridgeServiceClient};
 
 /// The most bytes of one status that are taken: thousands of providers, each with all its words.
 const MAX_STATUS_BYTES: usize = 64 * 1024 * 1024;
@@ -22,7 +22,7 @@ pub enum NoAgent {
     Stale(String),
     /// The socket is not for this user.
     #[error(
-        "you may not use the socket at {0}: use the agent's own user, or start the agent with --allow-uid and --socket-mode"
+        "you may not use the socket at {0}: use the agent's own user, or start the agent with --allow-uid, --socket-mode and a --socket in a folder that you may enter"
     )]
     Forbidden(String),
     /// Something else lies there.
@@ -45,26 +45,33 @@ impl From<NoAgent> for Stop {
 pub async fn connect(socket: &Path) -> Result<BridgeServiceClient<Channel>, NoAgent> {
     let shown = socket.display().to_string();
     // gRPC's own error does not tell a missing socket from a dead one; a plain connection does.
-    UnixStream::connect(socket).await.map_err(|error| why(&error, shown.clone()))?;
+    UnixStream::connect(socket).await.map_err(|error| why(&error, socket))?;
     let Some(path) = socket.to_str() else {
         return Err(NoAgent::Unusable(shown, "its path is not UTF-8".into()));
     };
     let endpoint = Endpoint::try_from(format!("unix:{path}"))
         .map_err(|error| NoAgent::Unusable(shown.clone(), error.to_string()))?;
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| NoAgent::NotTheAgent(shown, crate::domain::root_cause(&error)))?;
+    let channel =
+        endpoint.connect().await.map_err(|error| NoAgent::NotTheAgent(shown, root_cause(&error)))?;
     Ok(BridgeServiceClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES))
 }
 
-fn why(error: &io::Error, shown: String) -> NoAgent {
+fn why(error: &io::Error, socket: &Path) -> NoAgent {
+    let shown = socket.display().to_string();
     match error.kind() {
         io::ErrorKind::NotFound => NoAgent::NoSocket(shown),
+        // What the system says of a plain file too; `mcprelay run` would leave that alone.
+        io::ErrorKind::ConnectionRefused if !is_socket(socket) => {
+            NoAgent::Unusable(shown, "a file of another kind lies there".into())
+        }
         io::ErrorKind::ConnectionRefused => NoAgent::Stale(shown),
         io::ErrorKind::PermissionDenied => NoAgent::Forbidden(shown),
         _ => NoAgent::Unusable(shown, error.to_string()),
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// A failed call as one sentence.

@@ -32,7 +32,7 @@ pub struct StatusArgs {
     /// Keep showing it, until q or Ctrl-C
     #[arg(short, long, conflicts_with_all = ["output", "wait"])]
     pub watch: bool,
-    /// Wait until the agent is in this state, for scripts: exits 3 when it is not in time, 1 at once when waiting is useless
+    /// Wait until the agent is in this state, for scripts: exits 3 when --timeout is over, 1 at once when waiting is useless
     #[arg(long, value_name = "STATE")]
     pub wait: Option<Target>,
     /// How long to wait
@@ -80,7 +80,10 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
 pub async fn once(socket: &Path) -> Result<WatchStatusResponse, Stop> {
     let first = async { next(&mut open(socket).await?).await };
     tokio::time::timeout(FIRST_STATUS, first).await.unwrap_or_else(|_| {
-        Err(Stop::Failed(format!("the agent at {} does not answer: see its log", socket.display())))
+        Err(Stop::Failed(format!(
+            "whoever serves the socket at {} does not answer: see the agent's log, or pass its --socket or --home",
+            socket.display()
+        )))
     })
 }
 
@@ -190,7 +193,7 @@ pub fn why_idle(status: &WatchStatusResponse) -> String {
         return "no mcplocal is connected, so nothing is opted in; start one, or `mcprelay provide`".into();
     }
     if providers.is_empty() {
-        return "no provider has been pushed, so nothing is opted in; give mcplocal a provider".into();
+        return "no provider has been pushed, so nothing is opted in; give mcplocal one, or put one into config.json".into();
     }
     if !providers.iter().any(opted_in) {
         return format!(
@@ -216,8 +219,8 @@ fn reason(status: &WatchStatusResponse) -> String {
     let detail = status.agent.as_ref().map_or("", |agent| &agent.detail);
     match state(status) {
         AgentState::Idle => why_idle(status),
-        state if detail.is_empty() => format!("the agent is {}", words::agent_state(state.into())),
-        state => format!("the agent is {} ({})", words::agent_state(state.into()), Printable(detail)),
+        state if detail.is_empty() => format!("the agent's state is {}", words::agent_state(state.into())),
+        state => format!("the agent's state is {} ({})", words::agent_state(state.into()), Printable(detail)),
     }
 }
 
@@ -271,7 +274,7 @@ mod tests {
             reason(&idle(away)),
             "'qwen3' cannot work now (it does not answer); look at what serves its model"
         );
-        assert_eq!(reason(&at(AgentState::Refused)), "the agent is refused (why)");
+        assert_eq!(reason(&at(AgentState::Refused)), "the agent's state is refused (why)");
         let alone = WatchStatusResponse { sessions: Vec::new(), ..at(AgentState::Idle) };
         assert!(reason(&alone).starts_with("no mcplocal is connected"));
     }
@@ -301,7 +304,7 @@ mod tests {
         let ended = wait_online(&agent.socket(), Duration::from_millis(300)).await.err();
         assert_eq!(
             ended,
-            Some(Stop::NotOnline("not online within 300ms: the agent is backoff (why)".into()))
+            Some(Stop::NotOnline("not online within 300ms: the agent's state is backoff (why)".into()))
         );
     }
 

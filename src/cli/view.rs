@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{output, words};
+use super::{output, status::why_idle, words};
 use crate::{
     domain::Printable,
     pb::{
-        AgentStatus, EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Totals, Verdict,
+        AgentState, EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Totals, Verdict,
         WatchStatusResponse,
     },
 };
@@ -57,26 +57,27 @@ pub fn head(status: &WatchStatusResponse, now: SystemTime) -> Vec<String> {
         format!("mcprelay {}, pid {}, up {up}", Printable(&status.agent_version), status.pid),
         format!("mcpd: {}", link(status)),
     ];
-    if let Some(agent) = &status.agent {
-        lines.extend(why(agent));
-    }
+    lines.extend(why(status).map(|why| format!("      {why}")));
     lines.push(totals(&status.totals.unwrap_or_default()));
     lines
 }
 
 fn link(status: &WatchStatusResponse) -> String {
     let state = words::agent_state(status.agent.as_ref().map_or(0, |agent| agent.state));
-    match &*status.mcpd_url {
-        "" => state.to_owned(),
-        url => format!("{state}, {}", Printable(url)),
-    }
+    let url = (!status.mcpd_url.is_empty()).then(|| Printable(&status.mcpd_url).to_string());
+    let next = status.agent.as_ref().and_then(|agent| agent.next_attempt_ms);
+    let next = next.map(|ms| format!("next attempt in {}s", ms.div_ceil(1000)));
+    let parts: Vec<_> = [Some(state.to_owned()), url, next].into_iter().flatten().collect();
+    parts.join(", ")
 }
 
-fn why(agent: &AgentStatus) -> Option<String> {
-    let next = agent.next_attempt_ms.map(|ms| format!("next attempt in {}s", ms.div_ceil(1000)));
-    let detail = (!agent.detail.is_empty()).then(|| Printable(&agent.detail).to_string());
-    let parts: Vec<_> = detail.into_iter().chain(next).collect();
-    (!parts.is_empty()).then(|| format!("      {}", parts.join("; ")))
+/// Why the link is as it is, where there is more to say than its state.
+fn why(status: &WatchStatusResponse) -> Option<String> {
+    let agent = status.agent.as_ref()?;
+    match agent.state() {
+        AgentState::Idle => Some(why_idle(status)),
+        _ => (!agent.detail.is_empty()).then(|| Printable(&agent.detail).to_string()),
+    }
 }
 
 fn totals(totals: &Totals) -> String {
@@ -94,11 +95,13 @@ fn totals(totals: &Totals) -> String {
 /// The status as one line, for logs.
 pub fn line(status: &WatchStatusResponse, rate: Rate<'_>) -> String {
     let mut line = link(status);
-    line.extend(status.agent.as_ref().and_then(why).map(|why| format!(" ({})", why.trim_start())));
+    line.extend(why(status).map(|why| format!(" ({why})")));
     for provider in &status.providers {
         let name = provider.provider.as_ref().map_or("", |pushed| &pushed.name);
         let (running, most, queued) = (provider.running, provider.max_in_flight, provider.queued);
-        line += &format!("; {}: {running}/{most} running, {queued} queued", Printable(name));
+        let state = Some(state_word(provider)).filter(|state| *state != "ready");
+        let state = state.map(|state| format!("{state}, ")).unwrap_or_default();
+        line += &format!("; {}: {state}{running}/{most} running, {queued} queued", Printable(name));
         line.extend(rate(name).map(|rate| format!(", {rate:.1} tok/s")));
     }
     line + "; " + &totals(&status.totals.unwrap_or_default())
@@ -136,7 +139,7 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
 
 fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> {
     let pushed = status.provider.clone().unwrap_or_default();
-    let state = if status.paused { "paused" } else { words::provider_state(pushed.state) };
+    let state = state_word(status);
     let verdict = match is_withdrawn(status) {
         true => "withdrawn".to_owned(),
         false => words::verdict(status.verdict).replace('_', " "),
@@ -150,10 +153,16 @@ fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> 
     row
 }
 
-/// Whether it would be published if it were not away: mcpd does not list it.
+fn state_word(status: &ProviderStatus) -> &'static str {
+    let pushed = status.provider.as_ref().map_or(0, |pushed| pushed.state);
+    if status.paused { "paused" } else { words::provider_state(pushed) }
+}
+
+/// Whether it would be published if it were neither paused nor away: mcpd does not list it.
 fn is_withdrawn(status: &ProviderStatus) -> bool {
     let state = status.provider.as_ref().map(|pushed| pushed.state());
-    status.verdict() == Verdict::Published && state == Some(ProviderState::Unavailable)
+    let rests = status.paused || state == Some(ProviderState::Unavailable);
+    status.verdict() == Verdict::Published && rests
 }
 
 /// What somebody has to say about a provider: why it does not work, or may not.
@@ -210,7 +219,7 @@ fn or_dash(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pb::{AgentState, Provider, TaskState, Usage};
+    use crate::pb::{AgentStatus, Provider, TaskState, Usage};
 
     /// A moment with one of everything.
     pub(crate) fn example() -> WatchStatusResponse {
@@ -299,8 +308,8 @@ pub(crate) mod tests {
         let text = text(&example(), now(), Some(80));
         let expected = "\
 mcprelay 0.1.0, pid 77, up 3h1m
-mcpd: backoff, https://mcpd.example.com
-      connection refused; next attempt in 5s
+mcpd: backoff, https://mcpd.example.com, next attempt in 5s
+      connection refused
 tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0
 
 PROVIDER   MODEL             STATE    VERDICT        RUNNING   QUEUED
@@ -328,6 +337,20 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
     }
 
     #[test]
+    fn a_paused_provider_is_called_withdrawn_and_an_idle_link_says_why() {
+        let mut status = example();
+        status.agent.get_or_insert_default().set_state(AgentState::Idle);
+        status.providers.truncate(1);
+        status.providers[0].paused = true;
+        let text = text(&status, now(), Some(80));
+        assert!(text.contains("paused   withdrawn   "), "{text}");
+        assert!(
+            text.contains("\n      every opted-in provider is paused; let them work again with"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn without_a_terminal_nothing_is_cut() {
         assert!(text(&example(), now(), None).contains("0f8fad5b-d9cb-469f-a165-70867728950e-and-more"));
     }
@@ -336,8 +359,8 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
     fn a_line_holds_link_load_and_totals() {
         assert_eq!(
             line(&example(), &|name| (name == "qwen3").then_some(12.34)),
-            "backoff, https://mcpd.example.com (connection refused; next attempt in 5s); \
-             qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: 0/4 running, 0 queued; \
+            "backoff, https://mcpd.example.com, next attempt in 5s (connection refused); \
+             qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: paused, 0/4 running, 0 queued; \
              tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0"
         );
     }

@@ -328,8 +328,8 @@ mod tests {
     #[test]
     fn the_view_at_80_columns_counts_on_between_two_statuses() {
         let rows = drawn(&mut screen(), 24, Duration::from_millis(3_000));
-        assert_eq!(rows[1], "mcpd: backoff, https://mcpd.example.com");
-        assert_eq!(rows[2], "      connection refused; next attempt in 2s");
+        assert_eq!(rows[1], "mcpd: backoff, https://mcpd.example.com, next attempt in 2s");
+        assert_eq!(rows[2], "      connection refused");
         assert_eq!(rows[5], "PROVIDER   MODEL             STATE    VERDICT        RUNNING   QUEUED   TOK/S");
         assert!(rows[10].contains("   streaming   15s   1.2s"), "{rows:#?}");
     }

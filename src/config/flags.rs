@@ -110,10 +110,10 @@ pub struct AgentArgs {
     /// Loopback address with a Prometheus page of the metrics [default: none]
     #[arg(long, env = "MCPRELAY_METRICS_LISTEN", value_name = "ADDRESS:PORT", value_parser = loopback)]
     pub metrics_listen: Option<SocketAddr>,
-    /// Users besides you and root that may use the socket, by number; for containers [default: none]
+    /// Users besides you and root that may use the socket, by number; they need a --socket-mode too [default: none]
     #[arg(long, env = "MCPRELAY_ALLOW_UID", value_name = "UID", value_delimiter = ',')]
     pub allow_uid: Vec<u32>,
-    /// The socket's permissions, octal
+    /// The socket's permissions, octal: 0660 for its group, 0666 for all that --allow-uid names
     #[arg(long, env = "MCPRELAY_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = socket_mode)]
     pub socket_mode: u32,
 }

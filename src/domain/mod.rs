@@ -6,11 +6,10 @@ mod names;
 mod provider;
 mod task;
 
-pub use failure::{Failure, FailureCode};
+pub use failure::{Failure, FailureCode, root_cause};
 pub use link::{CallFailure, LinkState, LinkStatus};
 pub use names::{
-    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey,
-    counted, root_cause,
+    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
 };
 pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
 pub use task::{

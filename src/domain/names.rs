@@ -1,6 +1,6 @@
 //! Names and keys: what mcpd, the owner and the agent call things by, and how a text of any origin is shown.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 /// Longest name of a provider, in bytes: it becomes a row, a path segment and a table cell.
 pub const MAX_NAME_BYTES: usize = 253;
@@ -117,15 +117,6 @@ impl fmt::Display for SessionKey {
 /// One task, for as long as it is under way. Never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskKey(pub u64);
-
-/// The innermost cause of an error, which is what people can act on: "Connection refused", not "error sending request".
-pub fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
-}
 
 /// How many there are of something, for people: "1 model", "2 models".
 pub fn counted(count: usize, noun: &str) -> String {

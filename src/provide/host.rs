@@ -207,10 +207,7 @@ async fn any_changed(served: &mut [Served]) {
 }
 
 fn open(entry: &Entry, clients: &Clients) -> Opened {
-    let unknown = || CannotOpen(format!("has the unknown type {:?}", entry.kind));
-    let opened =
-        providers::kind(&entry.kind).ok_or_else(unknown).and_then(|kind| (kind.open)(entry, clients));
-    opened.unwrap_or_else(|CannotOpen(why)| {
+    providers::open(entry, clients).unwrap_or_else(|CannotOpen(why)| {
         if entry.publish {
             tracing::warn!("{}: cannot be offered: {}", entry.name, domain::Printable(&why));
         }

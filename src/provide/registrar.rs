@@ -21,7 +21,7 @@ use super::{
     session::{self, End},
     task::Provider,
 };
-use crate::domain;
+use crate::domain::{self, root_cause};
 
 /// First wait after a lost session: a restarted agent is usually back at once.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -191,5 +191,5 @@ async fn connect(config: &RegistrarConfig) -> Result<Channel, Status> {
         .initial_connection_window_size(WINDOW_BYTES)
         .connect_with_connector(connector)
         .await
-        .map_err(|error| Status::unavailable(domain::root_cause(&error)))
+        .map_err(|error| Status::unavailable(root_cause(&error)))
 }

@@ -184,7 +184,7 @@ impl Session {
                 self.welcome(&welcome);
                 welcomed();
             }
-            In::ProviderSnapshotResult(result) => self.verdicts.take(&result),
+            In::ProviderSnapshotResult(result) => self.verdicts.take(&result, &self.offered),
             In::TaskOffer(offer) => self.begin(offer),
             In::TaskCancel(cancel) => self.cancel(&cancel),
             In::AgentStatus(status) => tracing::debug!(

@@ -2,32 +2,50 @@
 
 use std::collections::HashMap;
 
+use super::registrar::Offered;
 use crate::{
-    domain::Printable,
+    domain::{Printable, ProviderState},
     pb::{self, Verdict},
 };
 
-/// The last verdict on each provider.
+/// What was last said of each provider.
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
-    last: HashMap<String, pb::ProviderVerdict>,
+    last: HashMap<String, Said>,
+}
+
+/// What is said of a provider.
+#[derive(Debug, PartialEq)]
+struct Said {
+    verdict: pb::ProviderVerdict,
+    /// It cannot work now, so mcpd does not list it, whatever the verdict.
+    away: bool,
 }
 
 impl Verdicts {
-    /// Logs what is new in `result` and remembers all of it.
-    pub(super) fn take(&mut self, result: &pb::ProviderSnapshotResult) {
+    /// Logs what is new in `result`, which answers a snapshot of `offered`, and remembers all of it.
+    pub(super) fn take(&mut self, result: &pb::ProviderSnapshotResult, offered: &[Offered]) {
+        let mut now = HashMap::new();
         for verdict in &result.verdicts {
-            if self.last.get(&verdict.name) != Some(verdict) {
-                log(verdict);
+            let pushed =
+                offered.iter().map(|offered| &offered.info).find(|info| info.name.as_str() == verdict.name);
+            let away = pushed.is_some_and(|info| info.state == ProviderState::Unavailable);
+            let said = Said { verdict: verdict.clone(), away };
+            if self.last.get(&verdict.name) != Some(&said) {
+                log(&said);
             }
+            now.insert(verdict.name.clone(), said);
         }
-        self.last = result.verdicts.iter().map(|v| (v.name.clone(), v.clone())).collect();
+        self.last = now;
     }
 }
 
-fn log(verdict: &pb::ProviderVerdict) {
+fn log(said: &Said) {
+    let verdict = &said.verdict;
     let name = Printable(&verdict.name);
     match verdict.verdict() {
+        // Why it cannot has been said where that was found out.
+        Verdict::Published if said.away => tracing::info!("{name}: not published until it can work"),
         Verdict::Published => tracing::info!("{name}: published"),
         Verdict::NotOptedIn => {
             tracing::info!("{name}: not published; set \"publish\": true in config.json to publish it");
@@ -50,6 +68,10 @@ mod tests {
     };
 
     use super::*;
+    use crate::{
+        domain::{Provider, ProviderName},
+        provide::{Clients, config_file::Entry, providers},
+    };
 
     /// Everything logged while `run` runs, as text.
     fn logged(run: impl FnOnce()) -> String {
@@ -78,16 +100,58 @@ mod tests {
         pb::ProviderSnapshotResult { generation: 1, verdicts: vec![verdict] }
     }
 
+    fn offered(state: ProviderState) -> Vec<Offered> {
+        let entry = Entry::new(ProviderName::new("a").unwrap(), "echo", "m");
+        let provider = providers::open(&entry, &Clients::default()).unwrap().provider;
+        let info = Provider {
+            name: entry.name,
+            kind: entry.kind,
+            model: entry.model,
+            tier: entry.tier,
+            description: entry.description,
+            publish: true,
+            max_in_flight: None,
+            state,
+            state_detail: String::new(),
+            features: Vec::new(),
+            context_tokens: None,
+            max_output_tokens: None,
+        };
+        vec![Offered { info, provider }]
+    }
+
     #[test]
     fn a_verdict_is_logged_when_it_changes_and_only_then() {
         let log = logged(|| {
-            let mut verdicts = Verdicts::default();
+            let (mut verdicts, ready) = (Verdicts::default(), offered(ProviderState::Ready));
             for _ in 0..3 {
-                verdicts.take(&result(Verdict::Published, None));
+                verdicts.take(&result(Verdict::Published, None), &ready);
             }
-            verdicts.take(&result(Verdict::Refused, Some("taken\x1b[2J")));
+            verdicts.take(&result(Verdict::Refused, Some("taken\x1b[2J")), &ready);
         });
         assert_eq!(log.matches("a: published").count(), 1, "{log}");
         assert!(log.contains("WARN") && log.contains("a: refused by the agent: taken\\u{1b}[2J"), "{log}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_called_published_only_when_it_can() {
+        let log = logged(|| {
+            let mut verdicts = Verdicts::default();
+            verdicts.take(&result(Verdict::Published, None), &offered(ProviderState::Unavailable));
+        });
+        assert!(log.contains("a: not published until it can work") && !log.contains("a: published"), "{log}");
+        let log = logged(|| {
+            let mut verdicts = Verdicts::default();
+            for state in [ProviderState::Unavailable, ProviderState::Ready, ProviderState::Unavailable] {
+                verdicts.take(&result(Verdict::Published, None), &offered(state));
+            }
+        });
+        let told: Vec<_> =
+            log.lines().filter_map(|line| line.split_once(": a: ")).map(|(_, said)| said).collect();
+        assert_eq!(
+            told,
+            ["not published until it can work", "published", "not published until it can work"],
+            "{log}"
+        );
     }
 }

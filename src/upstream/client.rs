@@ -21,7 +21,9 @@ use super::{
     },
     outbox::WAITING_LIMIT,
     post::POSTS_AT_ONCE,
-    reply::{REPLY_LIMIT, describe, drain, is_html, keep_alive, looks_like_html, read, retry_after, say},
+    reply::{
+        REPLY_LIMIT, describe, drain, is_html, keep_alive, looks_like_html, no_answer, read, retry_after,
+    },
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
@@ -233,7 +235,8 @@ impl Mcpd {
     }
 
     async fn send(&self, c: &Connected, request: RequestBuilder) -> Result<Response, String> {
-        let response = request.header(AUTHORIZATION, c.token.clone()).send().await.map_err(|e| say(&e))?;
+        let response =
+            request.header(AUTHORIZATION, c.token.clone()).send().await.map_err(|e| no_answer(&c.url, &e))?;
         self.note_keep_alive(c, response.headers());
         Ok(response)
     }

@@ -29,7 +29,7 @@ pub struct HttpSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The CA file cannot be used.
-    #[error("cannot use the CA file {}: {reason}", .path.display())]
+    #[error("cannot use the CA file {} ({reason}): pass a readable PEM file as --ca-file and start again", .path.display())]
     CaFile {
         /// The file.
         path: PathBuf,

@@ -24,7 +24,7 @@ use super::{
     contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, TASK_EVENT},
     task_event::{BadTask, read_task},
 };
-use crate::domain::{CallFailure, Printable, TaskId};
+use crate::domain::{CallFailure, Printable, TaskId, root_cause};
 
 /// How long mcpd may take to answer the request that opens the channel.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -138,8 +138,7 @@ impl Channel {
                 passing(format!("{text}; --event-limit can raise it"))
             }
             SourceError::Transport(error) => {
-                let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
-                passing(format!("the control channel broke: {error}{cause}"))
+                passing(format!("the control channel broke: {}", root_cause(&error)))
             }
             other => passing(format!("the control channel failed: {other}")),
         }

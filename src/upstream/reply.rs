@@ -8,7 +8,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::domain::Printable;
+use crate::domain::{Printable, root_cause};
 
 /// Most bytes read of a reply whose content does not matter.
 pub(super) const REPLY_LIMIT: usize = 64 << 10;
@@ -112,6 +112,20 @@ fn unprocessed(cause: &(dyn StdError + 'static)) -> bool {
 
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
     std::iter::successors(StdError::source(error), |cause| StdError::source(*cause))
+}
+
+/// What rustls says of a certificate that no authority it trusts has signed.
+const UNKNOWN_ISSUER: &str = "UnknownIssuer";
+
+/// Why a call to the mcpd at `url` got no answer, and what helps where that is known.
+pub(super) fn no_answer(url: &str, error: &reqwest::Error) -> String {
+    let why = root_cause(error);
+    match why.contains(UNKNOWN_ISSUER) {
+        true => format!(
+            "nobody here knows the authority of the certificate at {url} ({why}); pass its PEM file as --ca-file"
+        ),
+        false => format!("mcpd at {url} does not answer ({why})"),
+    }
 }
 
 /// What went wrong with a call, down to its cause. The URL in it has no credentials, because none are ever put there.

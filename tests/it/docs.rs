@@ -248,8 +248,7 @@ fn steady(command: Command) -> Command {
 
 fn cli_reference() -> String {
     let mut out = "# Commands\n\nWhat each command says with `--help`. Generated; \
-                   `MCPRELAY_WRITE_DOCS=1 cargo test --test it docs` writes it anew.\n\n\
-                   Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not online in time.\n"
+                   `MCPRELAY_WRITE_DOCS=1 cargo test --test it docs` writes it anew.\n"
         .to_owned();
     section(&mut out, &steady(Cli::command()), "mcprelay");
     out

@@ -36,7 +36,11 @@ impl Hub {
             Err(problem) => {
                 // One warning for one problem, however often the file changes.
                 if self.credentials_problem.as_ref() != Some(&problem) {
-                    warn!("{problem}; going online when that is mended");
+                    let meanwhile = match self.mcpd.url() {
+                        Some(_) => "until that is mended, what was read before is used",
+                        None => "going online when that is mended",
+                    };
+                    warn!("{problem}; {meanwhile}");
                     self.credentials_problem = Some(problem.clone());
                 }
                 if self.mcpd.url().is_some() {
@@ -46,7 +50,9 @@ impl Hub {
                 Err(problem)
             }
             Ok((access, wide_mode)) => {
-                self.credentials_problem = None;
+                if self.credentials_problem.take().is_some() {
+                    info!("the credentials can be used again");
+                }
                 self.warn_of_a_wide_mode(wide_mode);
                 // Credentials may come long after the start, and then the id on disk can be another mcpd's.
                 let former =

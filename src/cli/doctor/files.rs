@@ -2,14 +2,17 @@
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
 use nix::unistd::Uid;
-use serde_json::Value;
 
-use crate::{cli::report::Finding, domain::counted};
+use crate::{
+    cli::report::Finding,
+    domain::counted,
+    provide::config_file::{self, Parsed},
+};
 
 /// Others than the owner.
 const OTHERS: u32 = 0o077;
@@ -46,6 +49,9 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
 pub(super) fn secret(path: &Path, subject: &str) -> Option<Finding> {
     let metadata = fs::metadata(path).ok()?;
     let (shown, mode) = (path.display(), metadata.mode() & 0o7777);
+    if !metadata.is_file() {
+        return Some(Finding::warning(subject, format!("{shown} is no file"), "move it away"));
+    }
     Some(foreign(subject, path, &metadata).unwrap_or_else(|| match mode & OTHERS {
         0 => Finding::ok(subject, format!("{shown}, mode {mode:04o}")),
         _ => Finding::warning(subject, format!("{shown} has mode {mode:04o}"), format!("chmod 600 {shown}")),
@@ -56,11 +62,6 @@ fn foreign(subject: &str, path: &Path, metadata: &Metadata) -> Option<Finding> {
     let (owner, me) = (metadata.uid(), Uid::effective().as_raw());
     let message = format!("{} belongs to user {owner}, and you are user {me}", path.display());
     (owner != me).then(|| Finding::warning(subject, message, "run as the owner, or pass your own --home"))
-}
-
-/// Whether a socket lies there.
-pub(super) fn is_socket(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// A socket that is served.
@@ -77,43 +78,48 @@ pub(super) fn socket(path: &Path) -> Finding {
     }
 }
 
-/// The provider host's file, parsed; null where it cannot be.
-pub(super) fn config(path: &Path) -> (Value, Finding) {
+/// The provider host's file as the host reads it; without an entry where it cannot be.
+pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
+    let nothing = |finding| (Parsed::default(), vec![finding]);
     let shown = path.display();
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let message = format!("there is no {shown}; fine where mcplocal brings its own providers");
-            return (Value::Null, Finding::ok("config.json", message));
+            return nothing(Finding::ok("config.json", message));
         }
         Err(error) => {
             let message = format!("{shown} cannot be read ({error})");
-            return (
-                Value::Null,
-                Finding::failure("config.json", message, "make it a file that you may read"),
-            );
+            return nothing(Finding::failure("config.json", message, "make it a file that you may read"));
         }
     };
-    match serde_json::from_slice::<Value>(&bytes) {
-        Ok(config) => {
-            let finding = opted_in(path, &config);
-            (config, finding)
+    match config_file::parse(&bytes) {
+        Ok(parsed) => {
+            let findings =
+                std::iter::once(opted_in(path, &parsed)).chain(parsed.warnings.iter().map(skipped));
+            let findings = findings.collect();
+            (parsed, findings)
         }
-        Err(error) => {
-            let message = format!("{shown} is not JSON at line {}, column {}", error.line(), error.column());
-            (Value::Null, Finding::failure("config.json", message, "mend it there"))
+        Err(broken) => {
+            let message = format!("{shown} is not JSON at {broken}");
+            nothing(Finding::failure("config.json", message, "mend it there"))
         }
     }
 }
 
-fn opted_in(path: &Path, config: &Value) -> Finding {
-    let all = config.pointer("/llm/providers").and_then(Value::as_array).map_or(0, Vec::len);
-    let published = super::providers::published(config).len();
+fn opted_in(path: &Path, config: &Parsed) -> Finding {
+    let (all, published) =
+        (config.entries.len(), config.entries.iter().filter(|entry| entry.publish).count());
     let message = format!("{}: {}, {published} opted in", path.display(), counted(all, "provider"));
     match (all, published) {
         (1.., 0) => Finding::warning("config.json", message, "set \"publish\": true on those to share"),
         _ => Finding::ok("config.json", message),
     }
+}
+
+/// What the host does not take as it stands.
+fn skipped(warning: &config_file::Warning) -> Finding {
+    Finding::warning("config.json", warning.to_string(), "mend it there")
 }
 
 #[cfg(test)]
@@ -153,14 +159,33 @@ mod tests {
     fn a_broken_config_is_a_failure_with_its_place_and_one_that_opts_nothing_in_a_warning() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("config.json");
-        assert_eq!(config(&path).1.result, Level::Ok);
-        fs::write(&path, "{\n]").expect("writes");
-        let finding = config(&path).1;
+        let found = |text: &str| {
+            fs::write(&path, text).expect("writes");
+            config(&path).1
+        };
+        assert_eq!(config(&path).1[0].result, Level::Ok);
+        let broken = found("{\n]");
         assert!(
-            finding.result == Level::Failure && finding.message.ends_with("at line 2, column 1"),
-            "{finding:?}"
+            broken[0].result == Level::Failure && broken[0].message.contains("at line 2, column 1"),
+            "{broken:?}"
         );
-        fs::write(&path, r#"{"llm":{"providers":[{"name":"a"}]}}"#).expect("writes");
-        assert_eq!(config(&path).1.result, Level::Warning);
+        assert_eq!(found(r#"{"llm":{"providers":[{"name":"a","type":"echo"}]}}"#)[0].result, Level::Warning);
+    }
+
+    #[test]
+    fn an_entry_that_the_host_skips_is_a_warning_with_its_place() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("config.json");
+        let text =
+            r#"{"llm":{"providers":[{"name":"a","type":"echo","publish":true},{"name":"b","type":"tea"}]}}"#;
+        fs::write(&path, text).expect("writes");
+        let (parsed, findings) = config(&path);
+        assert_eq!(parsed.entries.len(), 1);
+        let results: Vec<_> = findings.iter().map(|finding| finding.result).collect();
+        assert_eq!(results, [Level::Ok, Level::Warning]);
+        assert!(
+            findings[1].message.starts_with("llm.providers[1]: (b) has the unknown type"),
+            "{findings:?}"
+        );
     }
 }

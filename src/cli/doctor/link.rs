@@ -85,11 +85,8 @@ async fn channel(mcpd: &Mcpd, patience: &Patience) -> Finding {
         Ok(Some(session)) => session,
         Ok(None) => return Finding::skipped(SUBJECT, "mcpd gives no session to a set without providers"),
         Err(error @ CallError::Status { status: 404, .. }) => {
-            return Finding::failure(
-                SUBJECT,
-                error.to_string(),
-                "run `mcprelay check-mcpd`, which looks closer",
-            );
+            let closer = Some("run `mcprelay check-mcpd`, which looks closer".to_owned());
+            return Finding { advice: closer, ..Finding::failed(SUBJECT, &error.to_string()) };
         }
         Err(error) => return Finding::failed(SUBJECT, &error.to_string()),
     };

@@ -1,142 +1,134 @@
-//! The providers that config.json publishes: whether somebody answers where they should be.
+//! The providers that config.json publishes: what the provider host would say of each.
 
-use std::time::Duration;
-
-use reqwest::{Client, Url, redirect};
-use serde_json::Value;
+use futures_util::future::join_all;
 
 use crate::{
     cli::report::Finding,
     config::Lookup,
-    credentials::is_loopback,
-    domain::{Printable, root_cause},
-    provide::detect::Ports,
+    domain::{Printable, ProviderState},
+    provide::{
+        Clients,
+        config_file::{Entry, Parsed},
+        providers::{self, Readiness},
+    },
 };
 
-/// How long a provider may take to answer at all: those on this machine take milliseconds.
-const ANSWER: Duration = Duration::from_secs(5);
+/// What helps where the sentence itself does not say what to do.
+const MEND: &str = "start it, or correct its entry in config.json";
 
-/// One opted-in entry of config.json, as far as it matters here.
-pub(super) struct Entry {
-    name: String,
-    kind: String,
-    url: Option<String>,
-    api_key_env: Option<String>,
+/// Asks every opted-in server at once; no other is asked anything.
+pub(super) async fn examine(config: &Parsed, env: Lookup<'_>) -> Vec<Finding> {
+    let clients = Clients::default();
+    let opted_in = config.entries.iter().filter(|entry| entry.publish);
+    join_all(opted_in.map(|entry| one(entry, &clients, env))).await
 }
 
-/// The opted-in entries; whatever is not readable is left out, as the provider host does.
-pub(super) fn published(config: &Value) -> Vec<Entry> {
-    let entries = config.pointer("/llm/providers").and_then(Value::as_array);
-    entries
-        .into_iter()
-        .flatten()
-        .filter(|entry| entry["publish"] == Value::Bool(true))
-        .filter_map(entry)
-        .collect()
-}
-
-fn entry(entry: &Value) -> Option<Entry> {
-    let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-    Some(Entry { name: text("name")?, kind: text("type")?, url: text("url"), api_key_env: text("apiKeyEnv") })
-}
-
-/// Where a provider of this kind is when its entry does not say.
-fn usual_url(kind: &str) -> Option<String> {
-    let ports = Ports::default();
-    let port = match kind {
-        "ollama" => ports.ollama,
-        "llamacpp" => ports.llamacpp,
-        "vllm" => ports.vllm,
-        "lmstudio" => ports.lmstudio,
-        _ => return None,
-    };
-    Some(format!("http://127.0.0.1:{port}"))
-}
-
-/// Looks for an answer, of whatever kind: a key or a model that is wrong shows at the first inference.
-pub(super) async fn examine(entry: &Entry, env: Lookup<'_>) -> Finding {
-    let subject = format!("provider {}", Printable(&entry.name));
+async fn one(entry: &Entry, clients: &Clients, env: Lookup<'_>) -> Finding {
+    let subject = format!("provider {}", Printable(entry.name.as_str()));
     if let Some(variable) =
         entry.api_key_env.as_deref().filter(|name| env(name).is_none_or(|key| key.is_empty()))
     {
+        // The host may well have it: a service has variables that a shell has not.
         let message = format!("its key's variable {} is not set here", Printable(variable));
-        return Finding::warning(&subject, message, "set it for mcprelay's service too");
+        return Finding::warning(&subject, message, "see that it is set where the provider host runs");
     }
-    match entry.url.clone().or_else(|| usual_url(&entry.kind)) {
-        Some(url) => answers(&subject, &url).await,
-        None => Finding::skipped(&subject, format!("type {} is not on this machine", Printable(&entry.kind))),
-    }
+    told(&subject, entry, &providers::ask(entry, clients).await)
 }
 
-async fn answers(subject: &str, text: &str) -> Finding {
-    let advice = "write it like http://127.0.0.1:11434 in config.json";
-    let Ok(url) = Url::parse(text) else {
-        return Finding::failure(subject, "its url is none", advice);
-    };
-    // Without its credentials and query, which are nobody's business.
-    let shown = url.origin().ascii_serialization();
-    match client(&url).get(url).send().await {
-        Ok(_) => Finding::ok(subject, format!("{shown} answers")),
-        Err(error) if error.is_builder() => Finding::failure(subject, "its url is not http", advice),
-        Err(error) => {
-            let why = root_cause(&error.without_url());
-            Finding::failure(
-                subject,
-                format!("{shown} does not answer ({why})"),
-                "start it, or correct its url",
-            )
+/// What the host found, as a finding.
+fn told(subject: &str, entry: &Entry, readiness: &Readiness) -> Finding {
+    let (message, advice) = readiness.detail.split_once("; ").unwrap_or((&readiness.detail, MEND));
+    let message = Printable(message).to_string();
+    match (readiness.state, &*readiness.detail) {
+        (ProviderState::Ready, "") => {
+            let (kind, model) = (Printable(&entry.kind), Printable(&entry.model));
+            Finding::ok(subject, format!("ready, with type {kind} and model {model}"))
         }
+        (ProviderState::Ready, _) => {
+            Finding::warning(subject, message, "load it, or correct its name in config.json")
+        }
+        (ProviderState::Loading, _) => Finding::warning(subject, message, "wait; its tasks wait too"),
+        (ProviderState::Unavailable, _) => Finding::failure(subject, message, advice),
     }
-}
-
-/// As the provider host's: a proxy is for what is not on this machine.
-fn client(url: &Url) -> Client {
-    let builder = Client::builder().redirect(redirect::Policy::none()).timeout(ANSWER);
-    let builder = if is_loopback(url) { builder.no_proxy() } else { builder };
-    builder.build().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::{Router, http::StatusCode, routing};
     use serde_json::json;
 
     use super::*;
-    use crate::cli::{report::Level, stub::Stub};
+    use crate::{
+        cli::{report::Level, stub::Stub},
+        provide::config_file,
+    };
 
-    fn one(url: &str) -> Entry {
-        let config = json!({"llm": {"providers": [
-            {"name": "a", "type": "ollama", "url": url, "publish": true},
-            {"name": "b", "type": "ollama", "publish": "yes"}, {"publish": true}, 5,
-        ]}});
-        let mut entries = published(&config);
-        assert_eq!(entries.len(), 1, "only what is opted in and readable");
-        entries.remove(0)
+    fn config(entry: serde_json::Value) -> Parsed {
+        let text = json!({"llm": {"providers": [entry]}}).to_string();
+        config_file::parse(text.as_bytes()).expect("it is JSON")
+    }
+
+    fn published(kind: &str, url: &str) -> Parsed {
+        config(json!({"name": "a", "type": kind, "model": "m", "url": url, "publish": true}))
+    }
+
+    async fn finding(config: &Parsed) -> Finding {
+        examine(config, &|_| None).await.remove(0)
+    }
+
+    /// A server that answers the question for its models so.
+    async fn server(status: u16, body: &'static str) -> Stub {
+        let status = StatusCode::from_u16(status).expect("a status");
+        Stub::serve(Router::new().route("/v1/models", routing::get(async move || (status, body)))).await
     }
 
     #[tokio::test]
-    async fn any_answer_is_one_and_none_is_a_failure() {
-        let stub = Stub::serve(axum::Router::new()).await;
-        assert_eq!(examine(&one(&stub.url), &|_| None).await.result, Level::Ok);
-        let silent = examine(&one("http://u:s3cret@127.0.0.1:1/v1"), &|_| None).await;
-        assert_eq!(silent.result, Level::Failure);
+    async fn a_server_is_judged_as_the_provider_host_judges_it() {
+        for (status, body, level, said) in [
+            (200, r#"{"data":[{"id":"m"}]}"#, Level::Ok, "ready, with type ollama and model m"),
+            (200, r#"{"data":[{"id":"other"}]}"#, Level::Warning, "does not list the model m"),
+            (200, "<!doctype html><title>It works</title>", Level::Failure, "not with a list of models"),
+            (401, "", Level::Failure, "wants a key"),
+            (502, "", Level::Failure, "answers 502"),
+        ] {
+            let stub = server(status, body).await;
+            let found = finding(&published("ollama", &stub.url)).await;
+            assert!(found.result == level && found.message.contains(said), "{said}: {found:?}");
+            assert_eq!(found.advice.is_some(), level != Level::Ok, "{found:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_is_loading_is_a_warning() {
+        let health = async || StatusCode::SERVICE_UNAVAILABLE;
+        let stub = Stub::serve(Router::new().route("/health", routing::get(health))).await;
+        let found = finding(&published("llamacpp", &stub.url)).await;
+        assert_eq!((found.result, &*found.message), (Level::Warning, "the model is loading"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_away_is_a_failure_and_its_password_stays_out() {
+        let found = finding(&published("ollama", "http://u:s3cret@127.0.0.1:1/v1")).await;
+        assert_eq!(found.result, Level::Failure);
         assert!(
-            silent.message.starts_with("http://127.0.0.1:1 does not answer (Connection refused"),
-            "{silent:?}"
+            found.message.starts_with("http://127.0.0.1:1/v1 does not answer: Connection refused"),
+            "{found:?}"
         );
-        assert_eq!(examine(&one("ftp://h"), &|_| None).await.result, Level::Failure);
-    }
-
-    #[test]
-    fn an_entry_without_a_url_is_looked_for_at_its_kinds_usual_port_and_a_cloud_nowhere() {
-        let ports =
-            ["ollama", "llamacpp", "vllm", "lmstudio"].map(|kind| usual_url(kind).unwrap_or_default());
-        assert_eq!(ports, [11434, 8080, 8000, 1234].map(|port| format!("http://127.0.0.1:{port}")));
-        assert_eq!(usual_url("openai"), None);
+        assert_eq!(finding(&published("ollama", "ftp://h")).await.result, Level::Failure);
     }
 
     #[tokio::test]
-    async fn a_key_that_is_not_set_is_a_warning() {
-        let entry = Entry { api_key_env: Some("SOME_KEY".into()), ..one("http://127.0.0.1:1") };
-        assert_eq!(examine(&entry, &|_| None).await.result, Level::Warning);
+    async fn the_embedded_provider_is_always_ready_and_nobody_asks_what_is_not_opted_in() {
+        let echo = config(json!({"name": "a", "type": "echo", "publish": true}));
+        assert_eq!(finding(&echo).await.result, Level::Ok);
+        let shy = config(json!({"name": "a", "type": "ollama", "model": "m", "url": "http://127.0.0.1:1"}));
+        assert_eq!(examine(&shy, &|_| None).await, []);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_not_set_here_is_a_warning() {
+        let mut keyed = published("openai", "http://127.0.0.1:1");
+        keyed.entries[0].api_key_env = Some("SOME_KEY".to_owned());
+        assert_eq!(finding(&keyed).await.result, Level::Warning);
     }
 }

@@ -63,6 +63,27 @@ impl Readiness {
     }
 }
 
+/// Makes the provider of an entry, whatever its kind.
+///
+/// # Errors
+/// If there is no such kind, or the entry is none that it can serve.
+pub fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
+    let unknown = || CannotOpen(format!("has the unknown type {:?}", entry.kind));
+    kind(&entry.kind).ok_or_else(unknown).and_then(|kind| (kind.open)(entry, clients))
+}
+
+/// What the host would say of an opted-in entry: asks its server once, as the host does before it pushes the entry.
+pub async fn ask(entry: &Entry, clients: &Clients) -> Readiness {
+    match open(entry, clients) {
+        // Who asks the server ends with what is opened, so it cannot be gone before its first answer.
+        Ok(mut opened) => match opened.readiness.wait_for(|readiness| readiness.known).await {
+            Ok(readiness) => readiness.clone(),
+            Err(_) => Readiness::unknown(),
+        },
+        Err(CannotOpen(why)) => Readiness::new(ProviderState::Unavailable, why),
+    }
+}
+
 /// The kind that config.json calls `name`.
 pub fn kind(name: &str) -> Option<&'static Kind> {
     ALL.into_iter().flatten().find(|kind| kind.name == name)
