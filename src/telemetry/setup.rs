@@ -24,7 +24,7 @@ use super::{
 
 /// Spans that wait for the exporter at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise. The SDK's 2048 is 20 streams'
 /// worth of POSTs; this is some 8 MiB when full.
-const QUEUE_SPANS: usize = 8192;
+pub(super) const QUEUE_SPANS: usize = 8192;
 
 /// What the command line says about telemetry; the rest is in the environment.
 #[derive(Clone, Debug)]
