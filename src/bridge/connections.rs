@@ -33,11 +33,7 @@ pub(super) fn connections(
     listener: UnixListener,
     guard: UidGuard,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Places {
-        guard,
-        own: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
-    };
+    let places = Places::new(guard);
     futures_util::stream::unfold((listener, places), |(listener, places)| async {
         let connection = places.next(&listener).await;
         Some((Ok(connection), (listener, places)))
@@ -52,6 +48,14 @@ struct Places {
 }
 
 impl Places {
+    fn new(guard: UidGuard) -> Self {
+        Self {
+            guard,
+            own: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+        }
+    }
+
     async fn next(&self, listener: &UnixListener) -> Connection {
         loop {
             match listener.accept().await {
@@ -126,5 +130,27 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many connections find a place, of twice as many as there are for anybody.
+    fn taken(places: &Places) -> usize {
+        let connections = (0..2 * MAX_CONNECTIONS).map(|_| UnixStream::pair().expect("a pair of sockets").0);
+        let held: Vec<_> = connections.map_while(|stream| places.place(&stream)).collect();
+        held.len()
+    }
+
+    #[tokio::test]
+    async fn those_who_may_use_the_socket_and_strangers_have_places_of_their_own() {
+        let own = Places::new(UidGuard::new(&[]));
+        let _strangers = Arc::clone(&own.strangers).try_acquire_many_owned(16).expect("all of them");
+        assert_eq!(taken(&own), MAX_CONNECTIONS);
+        let strange = Places::new(UidGuard::of_nobody());
+        let _own = Arc::clone(&strange.own).try_acquire_many_owned(128).expect("all of them");
+        assert_eq!(taken(&strange), MAX_STRANGERS);
     }
 }

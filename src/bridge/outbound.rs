@@ -106,3 +106,49 @@ fn weight(message: &SessionResponse) -> usize {
         _ => message.encoded_len(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt as _, StreamExt as _};
+
+    use super::*;
+    use crate::pb::{AgentStatus, TaskOffer};
+
+    fn status(detail: usize) -> Payload {
+        Payload::AgentStatus(AgentStatus { detail: "x".repeat(detail), ..AgentStatus::default() })
+    }
+
+    /// How many of these messages the agent can send to a client that does not read.
+    fn sent(sender: &Sender, payload: &Payload) -> usize {
+        (0..2 * MESSAGES).take_while(|_| sender.send(payload.clone()).is_ok()).count()
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_has_so_many_messages_waiting_and_still_sees_why_the_stream_ends() {
+        let (sender, last, mut receiver) = channel();
+        assert_eq!(sent(&sender, &status(0)), MESSAGES);
+        last.end(Status::resource_exhausted("it does not read"));
+        let mut read = || receiver.next().now_or_never().flatten();
+        assert!((0..MESSAGES).all(|_| matches!(read(), Some(Ok(_)))));
+        assert!(matches!(read(), Some(Err(_))));
+    }
+
+    #[test]
+    fn the_bytes_that_wait_are_bounded_but_for_offers_which_are_counted_elsewhere() {
+        let (sender, _last, _receiver) = channel();
+        let request_json = vec![b'x'; 1 << 20].into();
+        let offer = Payload::TaskOffer(TaskOffer { request_json, ..TaskOffer::default() });
+        assert!((0..16).all(|_| sender.send(offer.clone()).is_ok()));
+        let (text, most) = (1 << 20, MAX_UNREAD_BYTES >> 20);
+        assert_eq!(sent(&sender, &status(text)), most - 1, "a message has more than its text");
+    }
+
+    #[test]
+    fn what_was_read_does_not_wait_any_more() {
+        let (sender, _last, mut receiver) = channel();
+        for _ in 0..2 * MESSAGES {
+            sender.send(status(16 << 10)).expect("there is room");
+            assert!(receiver.next().now_or_never().flatten().is_some());
+        }
+    }
+}

@@ -32,7 +32,7 @@ pub(super) struct Export {
 }
 
 /// The standard's defaults but for the queue, which would hold no more than 20 streams' worth of POSTs.
-const BATCHING: Batching = Batching { queue: 8192, batch: 512, delay: Duration::from_secs(5) };
+pub(super) const BATCHING: Batching = Batching { queue: 8192, batch: 512, delay: Duration::from_secs(5) };
 
 /// Which traces are recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]

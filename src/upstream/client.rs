@@ -364,4 +364,12 @@ mod tests {
         advance(IDLE_CHANGE).await;
         assert_eq!(hear("timeout=72"), 36_000);
     }
+
+    #[test]
+    fn the_output_of_all_tasks_shares_one_room_whichever_mcpd_asked_for_it() {
+        let mcpd = Mcpd::new(HttpSettings::default(), Arc::new(|| None));
+        let (mut output, mut others) = (mcpd.room().share(), mcpd.anew().room().share());
+        output.claim(WAITING_LIMIT).expect("it is the limit");
+        assert!(others.claim(WAITING_LIMIT / 4).is_err(), "nothing is left of it");
+    }
 }

@@ -68,6 +68,20 @@ fn a_stream_that_grows_token_by_token_meets_the_bound_too() {
 }
 
 #[test]
+fn a_gathered_answer_that_was_taken_apart_meets_the_bound_too() {
+    let room = Room::new(ROOM);
+    let outbox = outbox(&room, false);
+    // What belongs to another choice is not merged into the part that waits.
+    let choice = |n: usize| {
+        let content = "x".repeat(OUTPUT);
+        let chunk = format!(r#"{{"choices":[{{"index":{n},"delta":{{"content":"{content}"}}}}]}}"#);
+        Output::Raw(chunk.into())
+    };
+    let refused = (0..10).map(|n| outbox.output(choice(n))).position(|taken| taken != Taken::Accepted);
+    assert_eq!(refused, Some(2), "two choices have room and a third one has not");
+}
+
+#[test]
 fn a_part_under_way_takes_room_until_mcpd_has_it() {
     let room = Room::new(ROOM);
     let (first, second) = (outbox(&room, true), outbox(&room, true));
@@ -118,4 +132,30 @@ fn a_small_answer_always_has_room() {
     assert_eq!(stream.output(small), Taken::Accepted);
     plain.end(End::Answer(Outcome::Body("{}".into())), soon());
     assert!(matches!(end_of(&plain), End::Answer(_)));
+}
+
+#[test]
+fn an_answer_that_is_whole_takes_room_until_its_task_is_over() {
+    for streaming in [true, false] {
+        let room = Room::new(ROOM);
+        let outbox = outbox(&room, streaming);
+        assert_eq!(outbox.output(output()), Taken::Accepted);
+        let answer = match streaming {
+            true => outbox.finished(false).map(|parts| parts.concat().len()),
+            false => outbox.gathered().map(|body| body.len()),
+        };
+        let answer = answer.expect("it is whole");
+        assert!(room.taken() >= answer, "{} of {answer} bytes, streaming: {streaming}", room.taken());
+        drop(outbox);
+        assert_eq!(room.taken(), 0);
+    }
+}
+
+#[test]
+fn what_comes_after_the_end_is_counted_and_not_sent() {
+    let outbox = outbox(&Room::new(ROOM), true);
+    let failed = End::Failed(Failure::new(FailureCode::IdleTokenTimeout, "nothing came"));
+    outbox.end(failed.clone(), soon());
+    assert_eq!((outbox.output(output()), outbox.late()), (Taken::Closed, 1));
+    assert_eq!(end_of(&outbox), failed);
 }

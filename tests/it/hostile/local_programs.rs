@@ -1,11 +1,15 @@
 //! Hostile local programs: snapshots beyond all reason, names that are none, floods.
 
-use mcprelay::pb::{self, TaskChunk, session_request, task_chunk};
-use tokio::time::sleep;
+use std::{path::Path, time::Duration};
+
+use mcprelay::pb::{
+    self, TaskChunk, bridge_service_client::BridgeServiceClient, session_request, task_chunk,
+};
+use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 use super::{ESCAPES, LOOK, Real};
-use crate::support::{Client, World, chat, chunk, completion, hello, last_chunk, provider, soon};
+use crate::support::{Client, World, channel, chat, chunk, completion, hello, last_chunk, provider, soon};
 
 #[tokio::test(start_paused = true)]
 async fn of_ten_thousand_providers_a_thousand_are_taken_and_the_others_refused_one_by_one() {
@@ -109,6 +113,47 @@ async fn a_flood_of_one_session_does_not_hold_up_another() {
     soon("the flooder's end", thrown_out).await;
     drop(flooder);
     world.assert_clean();
+}
+
+/// Why the agent does not take one more session; a session that it takes ends again at once.
+async fn refusal(socket: &Path) -> Option<tonic::Status> {
+    let mut rpc = BridgeServiceClient::new(channel(socket).await);
+    soon("an answer", rpc.session(tokio_stream::empty())).await.err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_sixty_five_sessions_the_last_is_refused_with_the_reason_until_another_one_goes() {
+    let world = World::start().await;
+    let (_honest, socket) = (world.serving("honest").await, &world.config.socket);
+    let mut others = Vec::new();
+    for n in 1..64 {
+        others.push(Client::connect(socket, &format!("session-{n}")).await);
+    }
+    let status = refusal(socket).await.expect("there is a limit");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("64 sessions are open"), "{status:?}");
+    others.pop();
+    let taken = async {
+        while refusal(socket).await.is_some() {
+            sleep(LOOK).await;
+        }
+    };
+    soon("a place for another one", taken).await;
+    world.active("honest").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_one_connection_the_sixty_fifth_stream_waits_until_another_one_ends() {
+    let world = World::start().await;
+    let rpc = BridgeServiceClient::new(channel(&world.config.socket).await);
+    let watch = async || rpc.clone().watch_status(pb::WatchStatusRequest {}).await.expect("it is served");
+    let mut watches = Vec::new();
+    for _ in 0..64 {
+        watches.push(soon("the status", watch()).await);
+    }
+    assert!(timeout(Duration::from_secs(60), watch()).await.is_err(), "there is a limit");
+    watches.pop();
+    soon("a place for another one", watch()).await;
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use std::{
 use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind, LlmView};
 use mcprelay::{
     agent::{Agent, AgentError, SleepClock, Stop, Stopped, Surroundings},
-    config::Config,
+    config::{Config, TASKS_FILE},
     pb::{self, AgentState},
     telemetry,
 };
@@ -170,8 +170,14 @@ impl World {
     /// Kills the agent as `kill -9` would: nothing more is said to anybody.
     pub async fn kill_agent(&mut self) {
         let (_stop, agent) = self.agent.take().expect("the agent runs");
+        // What its destructors still write, a killed one would not have.
+        let tasks = self.path(TASKS_FILE);
+        let written = fs::read(&tasks).ok();
         agent.abort();
         let _ = agent.await;
+        if let Some(written) = written {
+            fs::write(tasks, written).expect("the home is writable");
+        }
         // Its server is a task of its own, which lets the lock go as it ends.
         let lock = self.config.socket.with_extension("sock.lock");
         let free = || fs::File::open(&lock).is_ok_and(|lock| lock.try_lock().is_ok());

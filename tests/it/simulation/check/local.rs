@@ -1,7 +1,10 @@
 //! What the local programs saw: one run at a time, told within 100 ms to stop, and slots that are given back.
 
-use super::{SLACK, ms, task::Task};
-use crate::simulation::story::{Ms, Run, Story};
+use super::{
+    SLACK, ms,
+    task::{Attempt, Task},
+};
+use crate::simulation::story::{Ms, Presence, Run, Step, Story};
 use mcprelay::core::CANCEL_BOUND;
 
 /// Whoever leaves frees the provider within this.
@@ -9,8 +12,62 @@ const TOLD_WITHIN: Ms = 100;
 
 /// What is wrong with a task's runs.
 pub fn breaches(task: &Task<'_>) -> Vec<String> {
-    let each = task.runs.iter().flat_map(|(n, run)| [cancel(task, *n, run), offered_late(task, *n, run)]);
-    each.chain([runs_once(task), posted_late(task)]).flatten().collect()
+    let each = task.runs.iter().flat_map(|(n, run)| {
+        [
+            cancel(task, *n, run),
+            offered_late(task, *n, run),
+            unwritten(task, *n, run),
+            stopping(task, *n, run),
+        ]
+    });
+    each.chain([runs_once(task), posted_late(task), overfull(task)]).flatten().collect()
+}
+
+/// What a program has seen is on disk, or the next life would not know that it has to be ended.
+fn unwritten(task: &Task<'_>, n: usize, run: &Run) -> Option<String> {
+    let life = &task.story.lives[run.life - 1];
+    (!life.took.contains(&task.call.task))
+        .then(|| format!("run {n} began, and its task was not written down"))
+}
+
+/// A stopping agent offers nothing more.
+fn stopping(task: &Task<'_>, n: usize, run: &Run) -> Option<String> {
+    let told = task.story.drain_at;
+    let unread = task.story.is_blocked(&run.program, told.saturating_sub(SLACK), run.at);
+    (run.at > told + SLACK && !unread)
+        .then(|| format!("run {n} began at {} ms, and the agent was stopping since {told} ms", run.at))
+}
+
+/// What comes while the queue is full does not wait in it.
+fn overfull(task: &Task<'_>) -> Option<String> {
+    let (arrived, until) = (task.arrived?, task.waited_until()?);
+    // An offer that was lost before anybody read it is queued again, full or not.
+    let lost = |p: &Presence| p.step == Step::Lost && p.names.contains(&task.call.llm) && p.at <= until;
+    if until <= arrived + SLACK || task.story.presence.iter().any(lost) || task.is_read_late(0, until) {
+        return None;
+    }
+    let before = |other: &&Task<'_>| {
+        let here = other.call.llm == task.call.llm && other.story.life_at(arrived) == other.arrived_in();
+        here && other.arrived.is_some_and(|at| at + SLACK < arrived)
+            && other.waited_until().is_some_and(|until| until > arrived + SLACK)
+    };
+    let others = task.story.calls.iter().filter(|c| c.refused.is_none() && c.task != task.call.task);
+    let waiting = others.map(|call| Task::new(task.story, call)).filter(|other| before(&other)).count();
+    let most = task.story.max_queued as usize;
+    (waiting >= most)
+        .then(|| format!("it came at {arrived} ms, when {waiting} of {most} waited, and waited too"))
+}
+
+impl Task<'_> {
+    /// Until when it waited in the queue for its first offer; `None` if it cannot be told that it did.
+    fn waited_until(&self) -> Option<Ms> {
+        let timeout = |a: &&Attempt<'_>| a.request.is_end() && a.request.body.contains("queue_timeout");
+        self.runs.first().map(|(_, run)| run.at).or(self.attempts.iter().find(timeout).map(|a| a.at))
+    }
+
+    fn arrived_in(&self) -> Option<usize> {
+        self.story.life_at(self.arrived?)
+    }
 }
 
 /// A run whose task is over, by the caller's leaving or by the agent's own end, is told so.

@@ -1,6 +1,6 @@
 //! One task as everybody saw it, and the latest moment at which its end may come.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{SLACK, ms};
 use crate::{
@@ -133,7 +133,7 @@ impl<'a> Task<'a> {
     pub fn decided(&self) -> Ms {
         let Some(arrived) = self.arrived else { return Ms::MAX / 2 };
         let waits = match self.runs.last() {
-            None => self.unseen(arrived).unwrap_or(arrived + ms(plan::QUEUE)),
+            None => self.unseen(arrived).unwrap_or(self.queued(arrived, plan::QUEUE)),
             Some((_, run)) => self.decided_by(run),
         };
         let draining = arrived.max(self.story.drain_at + ms(self.story.drain_timeout));
@@ -144,9 +144,14 @@ impl<'a> Task<'a> {
         let stopped = [run.finished.map(|(at, _)| at), run.cancelled_at].into_iter().flatten().min();
         match run.lost_at.filter(|lost| stopped.is_none_or(|at| at > *lost)) {
             Some(lost) if run.last_sign.is_some_and(|at| at <= lost) => lost,
-            Some(lost) => self.unseen(lost).unwrap_or(lost + ms(SESSION_GRACE.min(plan::QUEUE))),
+            Some(lost) => self.unseen(lost).unwrap_or(self.queued(lost, SESSION_GRACE.min(plan::QUEUE))),
             None => stopped.unwrap_or(Ms::MAX / 2).min(self.silent(run)),
         }
+    }
+
+    /// The deadline of what waits; a stopping agent lets nothing wait.
+    fn queued(&self, since: Ms, limit: Duration) -> Ms {
+        (since + ms(limit)).min(self.story.drain_at.max(since))
     }
 
     /// The deadline of a run that says nothing more.
