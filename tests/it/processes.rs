@@ -302,7 +302,8 @@ async fn the_doctor_looks_for_a_provider_elsewhere_through_the_proxy_as_the_host
         .expect("writes");
     let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = format!("http://{}", proxy.local_addr().expect("an address"));
-    let router = axum::Router::new().fallback(async || "answered");
+    const MODELS: &str = r#"{"object":"list","data":[{"id":"m","object":"model"}]}"#;
+    let router = axum::Router::new().fallback(async || MODELS);
     let serving = tokio::spawn(async move { axum::serve(proxy, router).await });
     let mut doctor = mcprelay(home.path(), &["doctor", "-o", "json"]);
     doctor.env("http_proxy", address).env_remove("no_proxy").env_remove("NO_PROXY");
