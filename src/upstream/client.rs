@@ -20,6 +20,7 @@ use super::{
         RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
     outbox::WAITING_LIMIT,
+    plain::{self, PlainClient},
     post::POSTS_AT_ONCE,
     reply::{
         REPLY_LIMIT, describe, drain, is_html, keep_alive, looks_like_html, no_answer, read, retry_after,
@@ -62,6 +63,8 @@ pub(super) struct Connected {
     pub(super) token: HeaderValue,
     pub(super) secret: SecretString,
     pub(super) calls: Client,
+    /// For result POSTs, where it takes no more than that to reach mcpd.
+    pub(super) plain: Option<PlainClient>,
     channel: Client,
     idle: Duration,
     idle_since: Instant,
@@ -109,28 +112,22 @@ impl Mcpd {
             .map_err(|_| HttpError::Token)?;
         token.set_sensitive(true);
         let former = self.connected().filter(|c| *c.url == *access.url);
-        let (calls, channel, idle, idempotent) = match former {
-            Some(same) => (same.calls.clone(), same.channel.clone(), same.idle, same.idempotent),
-            None => (
-                self.settings.calls(&access.url, IDLE_CONNECTION)?,
-                self.settings.channel(&access.url)?,
-                IDLE_CONNECTION,
-                false,
-            ),
+        let connected = match former {
+            Some(same) => Connected { token, secret: access.token.clone(), ..copy(&same) },
+            None => Connected {
+                server: Server::of(&access.url),
+                url: access.url.as_str().into(),
+                token,
+                secret: access.token.clone(),
+                calls: self.settings.calls(&access.url, IDLE_CONNECTION)?,
+                plain: plain::client(&access.url, IDLE_CONNECTION),
+                channel: self.settings.channel(&access.url)?,
+                idle: IDLE_CONNECTION,
+                idle_since: Instant::now(),
+                idempotent: false,
+            },
         };
-        let (url, secret, server) =
-            (access.url.as_str().into(), access.token.clone(), Server::of(&access.url));
-        self.replace(Connected {
-            server,
-            url,
-            token,
-            secret,
-            calls,
-            channel,
-            idle,
-            idle_since: Instant::now(),
-            idempotent,
-        });
+        self.replace(connected);
         Ok(())
     }
 
@@ -154,7 +151,7 @@ impl Mcpd {
         if let Some(c) = self.connected()
             && let Ok(calls) = self.settings.calls(&c.url, c.idle)
         {
-            self.replace(Connected { calls, ..copy(&c) });
+            self.replace(Connected { calls, plain: plain::client(&c.url, c.idle), ..copy(&c) });
         }
     }
 
@@ -308,7 +305,8 @@ impl Mcpd {
         if (urgent || now.idle_since.elapsed() >= IDLE_CHANGE)
             && let Ok(calls) = self.settings.calls(&now.url, idle)
         {
-            self.replace(Connected { calls, idle, idle_since: Instant::now(), ..copy(&now) });
+            let plain = plain::client(&now.url, idle);
+            self.replace(Connected { calls, plain, idle, idle_since: Instant::now(), ..copy(&now) });
         }
     }
 }
@@ -324,6 +322,7 @@ fn copy(c: &Connected) -> Connected {
         token: c.token.clone(),
         secret: c.secret.clone(),
         calls: c.calls.clone(),
+        plain: c.plain.clone(),
         channel: c.channel.clone(),
         ..*c
     }

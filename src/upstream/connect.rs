@@ -7,8 +7,10 @@ use reqwest::{Client, ClientBuilder, Url, redirect};
 use super::reply::say;
 use crate::credentials::is_loopback;
 
+/// What we call ourselves.
+pub(super) const OUR_NAME: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
 /// For TCP and TLS together: a peer that needs longer is not there.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP keep-alive of the control channel: what finds a dead peer where mcpd sends no keep-alive of its own.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 /// So many unanswered probes mean a dead peer: it is found a minute after its last word, not after the system's eleven.
@@ -62,7 +64,7 @@ impl HttpSettings {
 
     fn builder(&self, url: &str) -> Result<ClientBuilder, HttpError> {
         let mut builder = Client::builder()
-            .user_agent(concat!("mcprelay/", env!("CARGO_PKG_VERSION")))
+            .user_agent(OUR_NAME)
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             // A dead HTTP/2 connection would be shared by every further call, each of which keeps it from being idle.
@@ -70,7 +72,7 @@ impl HttpSettings {
             .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             // A redirect could carry the token to another origin, and no provider API needs one.
             .redirect(redirect::Policy::none());
-        if Url::parse(url).is_ok_and(|url| is_loopback(&url)) {
+        if is_local(url) {
             // Without TLS nothing asks for the system's certificates, which cost some milliseconds and a megabyte.
             builder = builder.no_proxy().tls_built_in_root_certs(!url.starts_with("http:"));
         }
@@ -90,6 +92,11 @@ impl HttpSettings {
         }
         Ok(found)
     }
+}
+
+/// Whether the URL leads to this machine, to which no proxy is ever asked the way.
+pub(super) fn is_local(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| is_loopback(&url))
 }
 
 fn build(builder: ClientBuilder) -> Result<Client, HttpError> {

@@ -1,17 +1,21 @@
 //! The POSTs of one task's result parts.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Uri;
 use reqwest::{
-    Method, Request, Response, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
+    Method, Response, StatusCode, Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     client::{Connected, Mcpd},
+    connect::OUR_NAME,
     contract::{IDEMPOTENCY_HEADER, endpoint, result_path},
+    plain::{self, PlainClient},
     reply::{describe, drain, is_html, never_applied, retry_after, say},
 };
 use crate::domain::TaskId;
@@ -47,19 +51,20 @@ pub enum PartReply {
 #[derive(Debug)]
 pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
-/// The way of one task's parts to mcpd. The URL is made once.
+/// The way of one task's parts to mcpd. The URL is made once, in the form that the way there asks for.
 #[derive(Debug)]
 pub struct ResultPosts {
     mcpd: Mcpd,
     /// `None` for an id that no URL can carry.
     path: Option<String>,
-    url: Option<Url>,
+    plain: Option<Uri>,
+    full: Option<Url>,
 }
 
 impl ResultPosts {
     /// The way of `task`'s parts.
     pub fn new(mcpd: Mcpd, task: &TaskId) -> Self {
-        Self { mcpd, path: result_path(task), url: None }
+        Self { mcpd, path: result_path(task), plain: None, full: None }
     }
 
     /// The mcpd that they go to.
@@ -82,39 +87,72 @@ impl ResultPosts {
         let Some(c) = self.mcpd.connected() else {
             return (None, PartReply::NotApplied("no credentials".to_owned(), None));
         };
-        let Some(request) = self.request(&c, key, body) else {
-            return (None, PartReply::Refused("the task's id cannot be put into a URL".to_owned()));
+        // reqwest's own limit would not be that of the other way.
+        let exchange = timeout(POST_TIMEOUT, self.exchange(&c, key, body));
+        exchange.await.unwrap_or_else(|_| {
+            let said = format!("no whole reply within {} s", POST_TIMEOUT.as_secs());
+            (None, PartReply::Ambiguous(said, None))
+        })
+    }
+
+    async fn exchange(&mut self, c: &Arc<Connected>, key: &str, body: Bytes) -> (Option<u16>, PartReply) {
+        let Some(headers) = headers(c, key) else {
+            return (None, PartReply::Refused("the part's key cannot be put into a header".to_owned()));
         };
-        match c.calls.execute(request).await {
-            Ok(response) => (Some(response.status().as_u16()), self.part_reply(&c, response).await),
-            Err(error) if never_applied(&error) => (None, PartReply::NotApplied(say(&error), None)),
-            Err(error) => (None, PartReply::Ambiguous(say(&error), None)),
+        let reply = match &c.plain {
+            Some(client) => self.plainly(c, client, headers, body).await,
+            None => self.fully(c, headers, body).await,
+        };
+        match reply {
+            Ok(response) => (Some(response.status().as_u16()), self.part_reply(c, response).await),
+            Err(settled) => settled,
         }
     }
 
-    fn request(&mut self, c: &Connected, key: &str, body: Bytes) -> Option<Request> {
-        let mut request = Request::new(Method::POST, self.url_at(&c.url)?);
-        *request.timeout_mut() = Some(POST_TIMEOUT);
-        let headers = request.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(HeaderName::from_static(IDEMPOTENCY_HEADER), HeaderValue::from_str(key).ok()?);
-        headers.insert(AUTHORIZATION, c.token.clone());
-        *request.body_mut() = Some(body.into());
-        Some(request)
+    /// One POST on hyper's client; the reply only where it takes reading.
+    async fn plainly(
+        &mut self,
+        c: &Arc<Connected>,
+        client: &PlainClient,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response, (Option<u16>, PartReply)> {
+        if self.plain.is_none() {
+            self.plain = self.path.as_deref().and_then(|path| endpoint(&c.url, path).parse().ok());
+        }
+        let uri = self.plain.clone().ok_or_else(no_url)?;
+        let mut request = hyper::Request::new(Full::new(body));
+        (*request.method_mut(), *request.headers_mut()) = (Method::POST, headers);
+        *request.uri_mut() = uri;
+        let response = client.request(request).await.map_err(|e| no_reply(&e, e.is_connect()))?;
+        if !is_taken(response.status(), response.headers()) {
+            let url = self.path.as_deref().map(|path| endpoint(&c.url, path)).unwrap_or_default();
+            return Ok(plain::as_reqwest(response, &url));
+        }
+        self.mcpd.note_keep_alive(c, response.headers());
+        let status = response.status().as_u16();
+        plain::drain(response.into_body()).await;
+        Err((Some(status), PartReply::Accepted))
     }
 
-    fn url_at(&mut self, mcpd: &str) -> Option<Url> {
-        if self.url.is_none() {
-            self.url = Url::parse(&endpoint(mcpd, self.path.as_deref()?)).ok();
+    async fn fully(
+        &mut self,
+        c: &Connected,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response, (Option<u16>, PartReply)> {
+        if self.full.is_none() {
+            self.full = self.path.as_deref().and_then(|path| endpoint(&c.url, path).parse().ok());
         }
-        self.url.clone()
+        let mut request = reqwest::Request::new(Method::POST, self.full.clone().ok_or_else(no_url)?);
+        (*request.headers_mut(), *request.body_mut()) = (headers, Some(body.into()));
+        c.calls.execute(request).await.map_err(|e| no_reply(&e, e.is_connect()))
     }
 
     async fn part_reply(&self, c: &Arc<Connected>, response: Response) -> PartReply {
         self.mcpd.note_keep_alive(c, response.headers());
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
-        let html = is_html(response.headers());
-        if status.is_success() && !html {
+        if is_taken(status, response.headers()) {
             drain(response).await;
             return PartReply::Accepted;
         }
@@ -131,4 +169,33 @@ impl ResultPosts {
             _ => PartReply::Refused(said),
         }
     }
+}
+
+/// A page from something in between is no yes of mcpd's.
+fn is_taken(status: StatusCode, headers: &HeaderMap) -> bool {
+    status.is_success() && !is_html(headers)
+}
+
+fn headers(c: &Connected, key: &str) -> Option<HeaderMap> {
+    // With room for what the client adds.
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(HeaderName::from_static(IDEMPOTENCY_HEADER), HeaderValue::from_str(key).ok()?);
+    headers.insert(AUTHORIZATION, c.token.clone());
+    headers.insert(USER_AGENT, HeaderValue::from_static(OUR_NAME));
+    Some(headers)
+}
+
+fn no_url() -> (Option<u16>, PartReply) {
+    (None, PartReply::Refused("the task's id cannot be put into a URL".to_owned()))
+}
+
+fn no_reply(error: &(dyn Error + 'static), unconnected: bool) -> (Option<u16>, PartReply) {
+    let said = say(error);
+    let reply = if unconnected || never_applied(error) {
+        PartReply::NotApplied(said, None)
+    } else {
+        PartReply::Ambiguous(said, None)
+    };
+    (None, reply)
 }

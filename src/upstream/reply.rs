@@ -89,10 +89,10 @@ pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     (1..=600).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
-/// Whether the request certainly did nothing at the server: it was not sent, or not whole, or the server said so itself. reqwest repeats
-/// most of these, but not all, and those not for ever.
-pub(super) fn never_applied(error: &reqwest::Error) -> bool {
-    error.is_connect() || causes(error).any(|cause| unsent(cause) || unprocessed(cause))
+/// Whether the request certainly did nothing at the server although there was a connection: it was not sent, or not whole, or the server
+/// said so itself. reqwest repeats most of these, but not all, and those not for ever.
+pub(super) fn never_applied(error: &(dyn StdError + 'static)) -> bool {
+    causes(error).any(|cause| unsent(cause) || unprocessed(cause))
 }
 
 /// hyper never gave it to a connection, or only its headers: with HTTP/2 a request waits for the server to allow one more stream, and
@@ -110,8 +110,8 @@ fn unprocessed(cause: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    std::iter::successors(StdError::source(error), |cause| StdError::source(*cause))
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
 /// What rustls says of a certificate that no authority it trusts has signed.
@@ -129,7 +129,7 @@ pub(super) fn no_answer(url: &str, error: &reqwest::Error) -> String {
 }
 
 /// What went wrong with a call, down to its cause. The URL in it has no credentials, because none are ever put there.
-pub(super) fn say(error: &reqwest::Error) -> String {
+pub(super) fn say(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     for cause in causes(error) {
         let part = cause.to_string();
