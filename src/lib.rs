@@ -70,6 +70,7 @@ pub mod core;
 pub mod credentials;
 pub mod domain;
 pub mod openai;
+mod plain_http;
 pub mod provide;
 pub mod telemetry;
 pub mod upstream;

@@ -20,7 +20,6 @@ use super::{
         RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
     outbox::WAITING_LIMIT,
-    plain::{self, PlainClient},
     post::POSTS_AT_ONCE,
     reply::{
         REPLY_LIMIT, describe, drain, is_html, keep_alive, looks_like_html, no_answer, read, retry_after,
@@ -29,6 +28,7 @@ use super::{
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
     openai::Room,
+    plain_http::PlainClient,
     telemetry::Server,
 };
 
@@ -120,7 +120,7 @@ impl Mcpd {
                 token,
                 secret: access.token.clone(),
                 calls: self.settings.calls(&access.url, IDLE_CONNECTION)?,
-                plain: plain::client(&access.url, IDLE_CONNECTION),
+                plain: HttpSettings::plain(&access.url, IDLE_CONNECTION),
                 channel: self.settings.channel(&access.url)?,
                 idle: IDLE_CONNECTION,
                 idle_since: Instant::now(),
@@ -151,7 +151,7 @@ impl Mcpd {
         if let Some(c) = self.connected()
             && let Ok(calls) = self.settings.calls(&c.url, c.idle)
         {
-            self.replace(Connected { calls, plain: plain::client(&c.url, c.idle), ..copy(&c) });
+            self.replace(Connected { calls, plain: HttpSettings::plain(&c.url, c.idle), ..copy(&c) });
         }
     }
 
@@ -305,7 +305,7 @@ impl Mcpd {
         if (urgent || now.idle_since.elapsed() >= IDLE_CHANGE)
             && let Ok(calls) = self.settings.calls(&now.url, idle)
         {
-            let plain = plain::client(&now.url, idle);
+            let plain = HttpSettings::plain(&now.url, idle);
             self.replace(Connected { calls, plain, idle, idle_since: Instant::now(), ..copy(&now) });
         }
     }

@@ -5,12 +5,15 @@ use std::{path::PathBuf, time::Duration};
 use reqwest::{Client, ClientBuilder, Url, redirect};
 
 use super::reply::say;
-use crate::credentials::is_loopback;
+use crate::{
+    credentials::is_loopback,
+    plain_http::{self, PlainClient, Times},
+};
 
 /// What we call ourselves.
 pub(super) const OUR_NAME: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
 /// For TCP and TLS together: a peer that needs longer is not there.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP keep-alive of the control channel: what finds a dead peer where mcpd sends no keep-alive of its own.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 /// So many unanswered probes mean a dead peer: it is found a minute after its last word, not after the system's eleven.
@@ -56,6 +59,11 @@ impl HttpSettings {
         Ok(self.builder(url)?.pool_idle_timeout(idle))
     }
 
+    /// The client for result POSTs, where it takes no more than that to reach mcpd.
+    pub(super) fn plain(url: &str, idle: Duration) -> Option<PlainClient> {
+        plain_http::client(&url.parse().ok()?, Times { connect: CONNECT_TIMEOUT, idle: Some(idle) })
+    }
+
     /// The client for the control channel.
     pub(super) fn channel(&self, url: &str) -> Result<Client, HttpError> {
         let builder = self.builder(url)?.pool_max_idle_per_host(0).tcp_keepalive(TCP_KEEPALIVE);
@@ -72,7 +80,7 @@ impl HttpSettings {
             .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             // A redirect could carry the token to another origin, and no provider API needs one.
             .redirect(redirect::Policy::none());
-        if is_local(url) {
+        if Url::parse(url).is_ok_and(|url| is_loopback(&url)) {
             // Without TLS nothing asks for the system's certificates, which cost some milliseconds and a megabyte.
             builder = builder.no_proxy().tls_built_in_root_certs(!url.starts_with("http:"));
         }
@@ -92,11 +100,6 @@ impl HttpSettings {
         }
         Ok(found)
     }
-}
-
-/// Whether the URL leads to this machine, to which no proxy is ever asked the way.
-pub(super) fn is_local(url: &str) -> bool {
-    Url::parse(url).is_ok_and(|url| is_loopback(&url))
 }
 
 fn build(builder: ClientBuilder) -> Result<Client, HttpError> {

@@ -8,7 +8,6 @@ pub mod connect;
 pub mod contract;
 pub mod events;
 pub mod outbox;
-mod plain;
 pub mod post;
 mod reply;
 pub mod results;

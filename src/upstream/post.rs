@@ -15,10 +15,12 @@ use super::{
     client::{Connected, Mcpd},
     connect::OUR_NAME,
     contract::{IDEMPOTENCY_HEADER, endpoint, result_path},
-    plain::{self, PlainClient},
-    reply::{describe, drain, is_html, never_applied, retry_after, say},
+    reply::{REPLY_LIMIT, describe, drain, is_html, never_applied, retry_after, say},
 };
-use crate::domain::TaskId;
+use crate::{
+    domain::TaskId,
+    plain_http::{self, PlainClient},
+};
 
 /// For one result POST, from its begin to the last byte of the reply.
 const POST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -126,12 +128,11 @@ impl ResultPosts {
         *request.uri_mut() = uri;
         let response = client.request(request).await.map_err(|e| no_reply(&e, e.is_connect()))?;
         if !is_taken(response.status(), response.headers()) {
-            let url = self.path.as_deref().map(|path| endpoint(&c.url, path)).unwrap_or_default();
-            return Ok(plain::as_reqwest(response, &url));
+            return Ok(plain_http::as_reqwest(response, self.url(c).ok_or_else(no_url)?));
         }
         self.mcpd.note_keep_alive(c, response.headers());
         let status = response.status().as_u16();
-        plain::drain(response.into_body()).await;
+        plain_http::drain(response.into_body(), REPLY_LIMIT).await;
         Err((Some(status), PartReply::Accepted))
     }
 
@@ -141,12 +142,16 @@ impl ResultPosts {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response, (Option<u16>, PartReply)> {
+        let mut request = reqwest::Request::new(Method::POST, self.url(c).ok_or_else(no_url)?);
+        (*request.headers_mut(), *request.body_mut()) = (headers, Some(body.into()));
+        c.calls.execute(request).await.map_err(|e| no_reply(&e, e.is_connect()))
+    }
+
+    fn url(&mut self, c: &Connected) -> Option<Url> {
         if self.full.is_none() {
             self.full = self.path.as_deref().and_then(|path| endpoint(&c.url, path).parse().ok());
         }
-        let mut request = reqwest::Request::new(Method::POST, self.full.clone().ok_or_else(no_url)?);
-        (*request.headers_mut(), *request.body_mut()) = (headers, Some(body.into()));
-        c.calls.execute(request).await.map_err(|e| no_reply(&e, e.is_connect()))
+        self.full.clone()
     }
 
     async fn part_reply(&self, c: &Arc<Connected>, response: Response) -> PartReply {

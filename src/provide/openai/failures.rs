@@ -1,6 +1,9 @@
 //! What a server's refusal means: its status, its body and its `Retry-After`, as one [`Failure`].
 
-use std::time::{Duration, SystemTime};
+use std::{
+    error::Error,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -76,18 +79,27 @@ pub(in crate::provide) fn from_error_chunk(server: &str, body: Bytes, key: &Key)
     from_answer(server, status, &HeaderMap::new(), body, key)
 }
 
+/// The failure that a connection is which could not be made.
+pub(in crate::provide) fn unconnected(server: &str, error: &dyn Error) -> Failure {
+    let why = format!("cannot connect to {server}: {}; is it running?", root_cause(error));
+    Failure::retryable(FailureCode::Unavailable, why, RETRY)
+}
+
 /// The failure that no answer is.
 pub(in crate::provide) fn from_transport(server: &str, error: &reqwest::Error) -> Failure {
-    let cause = root_cause(error);
     if error.is_connect() {
-        let why = format!("cannot connect to {server}: {cause}; is it running?");
-        return Failure::retryable(FailureCode::Unavailable, why, RETRY);
+        return unconnected(server, error);
     }
     if error.is_timeout() {
         let why = format!("{server} took too long to answer");
         return Failure::retryable(FailureCode::ProviderTimeout, why, RETRY);
     }
-    Failure::new(FailureCode::BadOutput, format!("the answer of {server} broke off: {cause}"))
+    broken_off(server, error)
+}
+
+/// The failure that an answer is whose connection ended.
+pub(in crate::provide) fn broken_off(server: &str, error: &dyn Error) -> Failure {
+    Failure::new(FailureCode::BadOutput, format!("the answer of {server} broke off: {}", root_cause(error)))
 }
 
 /// Our own sentence about an answer that is not one.

@@ -15,10 +15,16 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::credentials::is_loopback;
+use crate::{
+    credentials::is_loopback,
+    plain_http::{self, PlainClient, Times},
+};
 
 /// How long a connection may take to be made. There is no limit on an answer as a whole: that is the agent's to decide.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an idle connection is kept: reqwest's own default.
+const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 
 /// The clients of one host. Providers on this machine and remote ones differ: proxies are for the latter only, and the root
 /// certificates (some megabytes) are read only once something needs them.
@@ -52,6 +58,11 @@ impl Clients {
         made.insert(kind, client.clone());
         Ok(client)
     }
+}
+
+/// The client for requests to `url` that need neither TLS nor a proxy nor what is in front of its host.
+pub(in crate::provide) fn plain_client(url: &Url) -> Option<PlainClient> {
+    plain_http::client(url, Times { connect: CONNECT_TIMEOUT, idle: Some(IDLE_CONNECTION) })
 }
 
 /// The base of a server's OpenAI paths, "http://127.0.0.1:11434/v1": never with a slash at its end.
@@ -147,9 +158,14 @@ impl Key {
         self.sensitive(|key| key.to_owned())
     }
 
+    /// The key as the `Authorization` of a request.
+    pub(in crate::provide) fn bearer(&self) -> Option<HeaderValue> {
+        self.sensitive(|key| format!("Bearer {key}"))
+    }
+
     /// Puts the key into a request.
     pub(in crate::provide) fn authorize(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
-        match self.sensitive(|key| format!("Bearer {key}")) {
+        match self.bearer() {
             Some(value) => request.header(AUTHORIZATION, value),
             None => request,
         }

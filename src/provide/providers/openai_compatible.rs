@@ -4,9 +4,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Uri;
 use reqwest::{
-    Client, Response, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    Client, Method, Response, Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -14,11 +16,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{CannotOpen, Kind, Opened, Readiness};
 use crate::{
     domain::{Failure, FailureCode, Outcome, Usage, root_cause},
+    plain_http::{self, PlainClient},
     provide::{
         config_file::Entry,
         openai::{
             failures,
-            http::{BaseUrl, Clients, Key},
+            http::{BaseUrl, Clients, Key, plain_client},
             peek::{self, Peeker},
             readiness::{Health, Probe, Prober, read_at_most},
             splice::{self, Spliced},
@@ -81,8 +84,10 @@ fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
         start(Prober { client, base, key, model: model.clone(), probe, health: health.clone() })
     });
     let chat = base.join("chat/completions");
+    let plain = plain_client(&chat).and_then(|client| Some((client, chat.as_str().parse().ok()?)));
     let provider = Server {
         client,
+        plain,
         chat,
         name: base.to_string(),
         key,
@@ -104,6 +109,8 @@ fn start(prober: Prober) -> DropGuard {
 /// One server with one model.
 struct Server {
     client: Client,
+    /// Where it takes no more than that to reach `chat`.
+    plain: Option<(PlainClient, Uri)>,
     chat: Url,
     /// Its base URL without credentials, for people.
     name: String,
@@ -113,6 +120,13 @@ struct Server {
     peeker: Peeker,
     /// Ends the questions about its readiness when it goes.
     _probing: Option<DropGuard>,
+}
+
+/// A request without an answer.
+struct Unsent {
+    /// It may have gone out on a connection that the server had closed.
+    stale: bool,
+    failure: Failure,
 }
 
 #[tonic::async_trait]
@@ -167,18 +181,35 @@ impl Server {
     async fn send(&self, request: &Spliced, task: &Task) -> Result<Response, Failure> {
         let begun = Instant::now();
         let mut sent = self.post(request, task).await;
-        if sent.as_ref().is_err_and(|error| is_stale(error) && begun.elapsed() < STALE_CONNECTION) {
+        if sent.as_ref().is_err_and(|unsent| unsent.stale) && begun.elapsed() < STALE_CONNECTION {
             sent = self.post(request, task).await;
         }
-        sent.map_err(|error| {
+        sent.map_err(|unsent| {
             self.health.doubt();
-            failures::from_transport(&self.name, &error)
+            unsent.failure
         })
     }
 
-    async fn post(&self, request: &Spliced, task: &Task) -> Result<Response, reqwest::Error> {
-        let post = self.client.post(self.chat.clone()).headers(headers(task)).body(request.body.clone());
-        self.key.authorize(post).send().await
+    async fn post(&self, request: &Spliced, task: &Task) -> Result<Response, Unsent> {
+        let mut headers = headers(task);
+        headers.extend(self.key.bearer().map(|key| (AUTHORIZATION, key)));
+        let body = request.body.clone();
+        let Some((client, uri)) = &self.plain else {
+            let post = self.client.post(self.chat.clone()).headers(headers).body(body);
+            return post.send().await.map_err(|error| Unsent {
+                stale: is_stale(&error),
+                failure: failures::from_transport(&self.name, &error),
+            });
+        };
+        let mut post = hyper::Request::new(Full::new(body));
+        (*post.method_mut(), *post.uri_mut(), *post.headers_mut()) = (Method::POST, uri.clone(), headers);
+        match client.request(post).await {
+            Ok(response) => Ok(plain_http::as_reqwest(response, self.chat.clone())),
+            Err(error) if error.is_connect() => {
+                Err(Unsent { stale: false, failure: failures::unconnected(&self.name, &error) })
+            }
+            Err(error) => Err(Unsent { stale: true, failure: failures::broken_off(&self.name, &error) }),
+        }
     }
 
     /// A whole answer, byte for byte.
