@@ -1,14 +1,14 @@
 #!/bin/sh
-# What telemetry costs a plain task, in instructions under callgrind: the calls of an agent without telemetry, and an agent that exports
-# everything over HTTP or gRPC, each against the whole of an agent's task. Fails if a goal is missed.
+# What telemetry costs a plain task, in instructions under callgrind: the calls of an agent without telemetry, which have a goal and fail
+# the script if they miss it, and an agent that exports everything over HTTP or gRPC.
 # usage: benches/telemetry.sh
-# The kernel's work is not counted; `mcprelay-bench run --systems agent,agent-otlp-http,agent-otlp-grpc` has it in its CPU times.
+# The kernel's work, a third of a task, is not counted. The goal of what is exported is in CPU time, which
+# `mcprelay-bench run --cells plain,burst --systems agent,agent-otlp-http,agent-otlp-grpc` measures and judges.
 set -eu
 cd "$(dirname "$0")/.."
 
-# The most that telemetry may cost, in percent of a task without it.
+# The most that telemetry may cost where it is off, in percent of a task.
 MOST_OFF=1
-MOST_ON=15
 # The difference between two numbers of requests leaves out the start and the end.
 FEW=400
 MANY=1200
@@ -22,6 +22,7 @@ trap 'kill $children 2>/dev/null || true; rm -rf "$work"' EXIT
 
 # Starts one of the bench's servers and leaves its address in a file.
 serve() {
+    : >"$work/$1"
     "$bin/mcprelay-bench" "$1" >"$work/$1" &
     children="$children $!"
     until grep -q listening "$work/$1"; do sleep 0.1; done
@@ -79,16 +80,16 @@ off=$(per_task off)
 http=$(per_task http/protobuf)
 grpc=$(per_task grpc)
 untraced=$((($(calls 3000) - $(calls 1000)) / 2000))
-awk -v off="$off" -v http="$http" -v grpc="$grpc" -v untraced="$untraced" -v most_off="$MOST_OFF" -v most_on="$MOST_ON" '
-    function line(what, extra, most) {
-        percent = 100 * extra / off
-        printf "%-34s %7d instructions, %5.2f %% of a task, at most %d: %s\n", what, extra, percent, most, percent <= most ? "met" : "MISSED"
-        failed = failed || percent > most
+awk -v off="$off" -v http="$http" -v grpc="$grpc" -v untraced="$untraced" -v most="$MOST_OFF" '
+    function line(what, extra) {
+        printf "%-34s %7d instructions, %5.2f %% of a task\n", what, extra, 100 * extra / off
     }
     BEGIN {
         printf "%-34s %7d instructions\n", "a plain task without telemetry", off
-        line("telemetry'\''s calls where it is off", untraced, most_off)
-        line("everything exported over HTTP", http - off, most_on)
-        line("everything exported over gRPC", grpc - off, most_on)
-        exit failed
+        line("telemetry'\''s calls where it is off", untraced)
+        line("everything exported over HTTP", http - off)
+        line("everything exported over gRPC", grpc - off)
+        missed = 100 * untraced / off > most
+        printf "off: at most %d %%: %s\n", most, missed ? "MISSED" : "met"
+        exit missed
     }'
