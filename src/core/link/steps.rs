@@ -81,7 +81,11 @@ impl Link {
         if self.heartbeat_in_flight.is_some() || self.heartbeat_at.is_none_or(|at| at > now) {
             return;
         }
-        let Some(session) = self.session.clone() else { return };
+        let Some(session) = self.session.clone() else {
+            // The next session sets its own; a time that stays in the past would have the agent look for ever.
+            self.heartbeat_at = None;
+            return;
+        };
         self.heartbeats += 1;
         self.heartbeat_in_flight = Some(self.heartbeats);
         self.heartbeat_at = Some(now + self.settings.heartbeat_interval);

@@ -62,3 +62,16 @@ fn the_answer_to_a_heartbeat_from_before_the_session_was_registered_again_says_n
     assert_eq!(bench.beaten(Err(unknown())), [], "mcpd said so before it was asked to register");
     assert_eq!((bench.state(), beats(&bench.pass(30 * SECOND))), (LinkState::Online, 1));
 }
+
+/// Found by fuzzing: the agent spun.
+#[test]
+fn no_heartbeat_is_due_for_ever_where_there_is_no_session() {
+    let mut bench = Bench::online();
+    bench.busy();
+    bench.want(&[]);
+    assert_eq!(beats(&bench.pass(30 * SECOND)), 1, "what is under way keeps the session");
+    bench.act(LinkInput::Credentials(Ok(UrlChange::Other)));
+    let changed = CallFailure::Unauthorized { detail: "an old token".to_owned(), changed: true };
+    assert_eq!(bench.beaten(Err(changed)), []);
+    assert!(bench.next_deadline().is_none_or(|due| due > bench.now), "{:?}", bench.next_deadline());
+}

@@ -64,6 +64,15 @@ impl Bench {
         self.effects(fx)
     }
 
+    /// Tasks are under way.
+    pub(super) fn busy(&mut self) {
+        self.link.set_busy(true, self.now, &mut Vec::new());
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.link.next_deadline()
+    }
+
     /// Lets time pass up to the next thing that is done; says how long that took.
     pub(super) fn until_something(&mut self) -> (Duration, Vec<LinkEffect>) {
         let began = self.now;
