@@ -1,5 +1,7 @@
 //! The log: lines on standard error, for people or for machines.
 
+mod json;
+
 use std::{io::IsTerminal as _, time::Duration};
 
 use tracing::{Level, Metadata, Subscriber};
@@ -10,6 +12,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+use self::json::JsonLine;
 use crate::domain::{Printable, TaskId, Usage};
 
 /// What a log line looks like.
@@ -50,13 +53,7 @@ where
     let lines = fmt::layer().with_writer(writer);
     let layer = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed(),
-        LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_filter(filter)
-            .boxed(),
+        LogFormat::Json => lines.event_format(JsonLine).with_filter(filter).boxed(),
     };
     (layer, problem)
 }
@@ -145,7 +142,7 @@ mod tests {
         }
     }
 
-    fn logged(format: LogFormat, rust_log: Option<&str>, speak: impl FnOnce()) -> String {
+    pub(super) fn logged(format: LogFormat, rust_log: Option<&str>, speak: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
         let (layer, problem) = layer(format, rust_log, move || writer.clone());
