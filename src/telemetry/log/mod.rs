@@ -1,5 +1,8 @@
 //! The log: lines on standard error, for people or for machines.
 
+mod process;
+mod queue;
+
 use std::{io::IsTerminal as _, time::Duration};
 
 use tracing::{Level, Metadata, Subscriber};
@@ -9,6 +12,9 @@ use tracing_subscriber::{
     fmt::{self, MakeWriter},
     registry::LookupSpan,
 };
+
+pub use process::{LastLines, say};
+pub(super) use process::{install, to_stderr};
 
 use crate::domain::{Printable, TaskId, Usage};
 
