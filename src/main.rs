@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use mcprelay::cli;
+use mcprelay::{cli, telemetry::LastLines};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -10,6 +10,8 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
+    // Before everything else, because it has to be dropped after everything else has been said.
+    let _last_lines = LastLines;
     if !cli::sets_up_its_own_log(&arguments) {
         init_logging();
     }

@@ -8,7 +8,7 @@ use std::{
 use comfy_table::{ContentArrangement, Row, Table, presets};
 use serde::Serialize;
 
-use crate::domain::Printable;
+use crate::{domain::Printable, telemetry};
 
 /// Blanks between two columns, as kubectl has them.
 const GAP: u16 = 3;
@@ -37,9 +37,13 @@ pub fn complain(message: &str) {
     note(&format!("error: {message}"));
 }
 
-/// Says one sentence on standard error. Nobody is left to tell when that fails.
+/// Says one sentence on standard error, behind the log's lines where this process has a log.
 pub fn note(message: &str) {
-    let _ = writeln!(io::stderr(), "{}", Printable(message));
+    let line = Printable(message).to_string();
+    if !telemetry::say(&line) {
+        // Nobody is left to tell when that fails.
+        let _ = writeln!(io::stderr(), "{line}");
+    }
 }
 
 /// The terminal's width in columns; `None` where standard output is none, so that whoever reads gets everything.

@@ -32,7 +32,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 pub use answer::AnswerText;
 pub use collect::Collected;
 pub use link::{ChannelOpening, ChannelTrace};
-pub use log::{LogFormat, TaskLine, log_task_end};
+pub use log::{LastLines, LogFormat, TaskLine, log_task_end, say};
 pub use metrics::Metrics;
 pub use posts::{PostTrace, Posts, Server};
 pub use setup::{Content, Settings, SetupError, Telemetry, in_memory, init};

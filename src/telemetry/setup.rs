@@ -50,6 +50,9 @@ pub enum SetupError {
     /// There is no thread left for it.
     #[error("cannot start the telemetry thread: {0}")]
     Thread(io::Error),
+    /// There is no thread or descriptor left for it.
+    #[error("cannot start the log: {0}")]
+    Log(io::Error),
     /// The metrics page has no reader.
     #[error("cannot set up the metrics page: {0}")]
     Page(String),
@@ -77,14 +80,16 @@ struct Setup {
 }
 
 /// Sets up log, traces and metrics from `settings` and the environment, once in a process. What is wrong with the
-/// environment is logged and otherwise ignored.
+/// environment is logged and otherwise ignored. The last lines need a [`LastLines`](super::LastLines) in `main`.
 pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
     let get = |name: &str| std::env::var(name).ok();
     let (telemetry, mut problems) = start(settings, &get)?;
-    let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref(), io::stderr);
+    let queue = log::to_stderr(settings.log_format).map_err(SetupError::Log)?;
+    let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref(), Arc::clone(&queue));
     problems.extend(problem);
     let subscriber = subscriber(&telemetry.handle, lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| SetupError::AlreadySet)?;
+    log::install(queue);
     for problem in problems {
         tracing::warn!("{problem}");
     }

@@ -15,6 +15,7 @@ mod files;
 mod fuzzed;
 mod hostile;
 mod house;
+mod log;
 mod main_job;
 mod new_user;
 mod processes;

@@ -1,6 +1,8 @@
 //! The log: lines on standard error, for people or for machines.
 
 mod json;
+mod process;
+mod queue;
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -11,6 +13,9 @@ use tracing_subscriber::{
     fmt::{self, MakeWriter},
     registry::LookupSpan,
 };
+
+pub use process::{LastLines, say};
+pub(super) use process::{install, to_stderr};
 
 use self::json::JsonLine;
 use crate::domain::{Printable, TaskId, Usage};
