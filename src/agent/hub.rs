@@ -98,7 +98,8 @@ pub(super) struct Hub {
     tasks_file: TaskFile,
     /// Offers that go out once the ids of their tasks are on disk: all of a turn after one write.
     offers: Vec<(SessionKey, Offer)>,
-    left_behind: Vec<TaskId>,
+    /// What a former life left behind and is not being ended yet, each with the mcpd that is to be told.
+    left_behind: Vec<(TaskId, Option<Arc<str>>)>,
     event_limit: usize,
     channel_idle_timeout: Duration,
     max_message_bytes: usize,
@@ -109,7 +110,8 @@ pub(super) struct Hub {
     channel_opening: Option<(u64, ChannelOpening)>,
     channel_trace: ChannelTrace,
     places: Arc<Semaphore>,
-    place: Option<OwnedSemaphorePermit>,
+    /// The place of the task that is being taken, and whose it is.
+    place: Option<(OwnedSemaphorePermit, Mcpd)>,
     serving: watch::Sender<bool>,
     told: Option<LinkStatus>,
     slept: Duration,

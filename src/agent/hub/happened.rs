@@ -1,6 +1,6 @@
 //! What happened: each event's way into the core.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -18,7 +18,7 @@ impl Hub {
         self.place = place;
         match event {
             upstream::Event::Task(task) | upstream::Event::BadTask(task, _)
-                if self.tasks_file.is_left_behind(&task.id) =>
+                if self.is_left_behind(&task.id) =>
             {
                 debug!(task_id = %task.id, "mcpd handed over a task that a former life left behind; not run");
             }
@@ -65,11 +65,31 @@ impl Hub {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
         if accepted && !self.left_behind.is_empty() {
-            let left = std::mem::take(&mut self.left_behind);
-            info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
-            let (mcpd, over) = (self.mcpd.clone(), self.channels.restarted.0.clone());
-            self.spawn(end_left_behind(mcpd, left, over));
+            self.end_left_behind();
         }
+    }
+
+    /// Ends what a former life left behind of this mcpd; the ids of another one wait for its return, as they may mean something else
+    /// here.
+    fn end_left_behind(&mut self) {
+        let url = self.mcpd.url();
+        let may_be_ours =
+            |(_, of): &(TaskId, Option<Arc<str>>)| of.is_none() || of.as_deref() == url.as_deref();
+        let (ours, others) =
+            std::mem::take(&mut self.left_behind).into_iter().partition::<Vec<_>, _>(may_be_ours);
+        self.left_behind = others;
+        if ours.is_empty() {
+            return;
+        }
+        info!(tasks = ours.len(), "ending tasks that a former life of this agent left behind");
+        let (mcpd, over) = (self.mcpd.clone(), self.channels.restarted.0.clone());
+        self.spawn(end_left_behind(mcpd, ours.into_iter().map(|(id, _)| id).collect(), over));
+    }
+
+    /// Whether the task that has just come is one that a former life left behind.
+    fn is_left_behind(&self, id: &TaskId) -> bool {
+        let url = self.place.as_ref().and_then(|(_, mcpd)| mcpd.url());
+        self.tasks_file.is_left_behind(id, url.as_deref())
     }
 
     /// A task of a former life has its end; from now on its id is like that of any other that ended.
