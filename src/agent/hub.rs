@@ -120,6 +120,8 @@ pub(super) struct Hub {
     spawned: TaskTracker,
     rng: fastrand::Rng,
     drained: bool,
+    /// The drain's end, once it has begun.
+    draining_until: Option<Instant>,
     status_due: Option<Instant>,
     fx: Vec<Effect>,
 }
@@ -188,6 +190,7 @@ impl Hub {
             spawned: TaskTracker::new(),
             rng,
             drained: false,
+            draining_until: None,
             status_due: None,
             fx: Vec::new(),
         })
@@ -197,17 +200,13 @@ impl Hub {
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         let mut look_around = self.surroundings.clock.ticks();
-        let mut draining = false;
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
             let status_due = self.status_due;
             tokio::select! {
                 biased;
                 () = stop.abort.cancelled() => return self.stopped(Stopped::Aborted).await,
-                () = stop.drain.cancelled(), if !draining => {
-                    draining = true;
-                    self.drain();
-                }
+                () = stop.drain.cancelled(), if self.draining_until.is_none() => self.drain(),
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
                 Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
                 Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),

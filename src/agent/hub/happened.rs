@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::{Connected, Hub, left_behind::end_left_behind};
 use crate::{
-    bridge,
+    bridge::{self, STOPPING, SessionHandle},
     core::{Input, LinkInput},
     domain::{CallFailure, ProviderName, TaskId, TaskKey},
     upstream::{self, events::Delivered, outbox::Summary, results::Report},
@@ -108,6 +108,7 @@ impl Hub {
                     self.max_message_bytes,
                     &self.core.link_status(Instant::now().into_std()),
                 );
+                self.say_goodbye(&handle);
                 // Whatever a session of the same client still sends must not reach a task that is offered again.
                 self.sessions
                     .values()
@@ -181,13 +182,19 @@ impl Hub {
         }
     }
 
+    /// Tells a session that the agent is stopping, if it is.
+    fn say_goodbye(&self, session: &SessionHandle) {
+        if let Some(until) = self.draining_until {
+            session.drain(until.saturating_duration_since(Instant::now()), STOPPING);
+        }
+    }
+
     pub(super) fn drain(&mut self) {
         self.send_offers();
         info!("stopping: no new tasks are taken; running ones have {} s", self.drain_timeout.as_secs());
         self.serving.send_replace(false);
-        for session in self.sessions.values() {
-            session.handle.drain(self.drain_timeout, "the agent is stopping");
-        }
+        self.draining_until = Some(Instant::now() + self.drain_timeout);
+        self.sessions.values().for_each(|session| self.say_goodbye(&session.handle));
         self.feed(Input::Drain);
         self.link_may_have_changed();
     }
