@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::contract::{INFER_KIND, TaskEvent, readable_task_id, result_path};
-use crate::domain::{Failure, FailureCode, Printable, Task, TaskId};
+use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, Task, TaskId};
 
 /// Longest display name of a caller that is kept, in characters.
 const MAX_CALLER: usize = 64;
 /// Longest `traceparent` that is kept, in bytes: the first version has 55, and later ones may append to it.
 const MAX_TRACEPARENT: usize = 64;
-/// Longest `tracestate` that is kept, in bytes (the standard's least guaranteed length).
-const MAX_TRACESTATE: usize = 512;
 
 /// Why a task event is no task.
 #[derive(Debug)]
@@ -78,7 +76,7 @@ fn trace_context(event: &TaskEvent<'_>) -> BTreeMap<String, String> {
     let mut context = BTreeMap::new();
     if let Some(parent) = event.traceparent.as_ref().filter(|p| p.len() <= MAX_TRACEPARENT) {
         context.insert("traceparent".to_owned(), parent.clone());
-        if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE) {
+        if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE_BYTES) {
             context.insert("tracestate".to_owned(), state.clone());
         }
     }
@@ -105,6 +103,16 @@ mod tests {
             (task.deadline, task.caller.as_deref()),
             (Some(std::time::Duration::from_millis(1500)), Some("bob"))
         );
+    }
+
+    #[test]
+    fn a_tracestate_is_kept_as_far_as_it_is_carried_on() {
+        for (len, kept) in [(MAX_TRACESTATE_BYTES, true), (MAX_TRACESTATE_BYTES + 1, false)] {
+            let state = format!("a={}", "x".repeat(len - 2));
+            let event = serde_json::json!({"kind": "infer", "taskId": "t", "request": {}, "traceparent": "p", "tracestate": state});
+            let task = read_task(&event.to_string()).unwrap();
+            assert_eq!(task.trace_context.contains_key("tracestate"), kept, "{len} bytes");
+        }
     }
 
     #[test]
