@@ -22,7 +22,7 @@ use super::{
     Event,
     client::Mcpd,
     contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, TASK_EVENT},
-    task_event::{BadTask, read_task},
+    task_event::{BadTask, oversized_task, read_task},
 };
 use crate::domain::{CallFailure, Printable, TaskId, root_cause};
 
@@ -83,18 +83,9 @@ impl Channel {
         self.emit(Event::ChannelOpened(self.epoch)).await;
         let mut proved = false;
         loop {
-            // A channel that never sends anything is left to TCP's keep-alive.
-            let silent_until = source.last_byte + self.idle_timeout;
-            let seen = tokio::select! {
-                biased;
-                () = cancelled.cancelled() => return None,
-                seen = source.next() => seen,
-                () = sleep_until(silent_until), if source.kept_alive => {
-                    if source.last_byte + self.idle_timeout <= Instant::now() {
-                        return Some(self.silent());
-                    }
-                    continue;
-                }
+            let seen = match cancelled.run_until_cancelled(self.next(&mut source)).await? {
+                Ok(seen) => seen,
+                Err(silent) => return Some(silent),
             };
             if !matches!(seen, Seen::Ended(_)) && !std::mem::replace(&mut proved, true) {
                 self.emit(Event::ChannelProved(self.epoch)).await;
@@ -110,14 +101,40 @@ impl Channel {
                         return None;
                     }
                 }
-                Seen::Ended(error) => return Some(self.ended(mcpd, *error).await),
+                Seen::Ended(error) => {
+                    if let Some(refused) = source.inner.take_refused().filter(|r| r.event == TASK_EVENT) {
+                        self.refuse(&refused.data, mcpd).await;
+                    }
+                    return Some(self.ended(mcpd, *error).await);
+                }
             }
         }
     }
 
-    fn silent(&self) -> CallFailure {
-        let text = format!("the control channel was silent for {} s", self.idle_timeout.as_secs());
-        CallFailure::Passing(text, None)
+    /// Answers a task that was too large to be read, where its beginning says whose it is.
+    async fn refuse(&self, beginning: &str, mcpd: &Mcpd) {
+        match oversized_task(beginning, self.event_limit) {
+            Some((task, failure)) => self.emit_task(Event::BadTask(task, failure), mcpd).await,
+            None => self.emit(Event::LostTask).await,
+        }
+    }
+
+    /// What comes next, unless the channel is silent for too long.
+    async fn next(&self, source: &mut Source) -> Result<Seen, CallFailure> {
+        loop {
+            // A channel that never sends anything is left to TCP's keep-alive.
+            let silent_until = source.last_byte + self.idle_timeout;
+            tokio::select! {
+                biased;
+                seen = source.next() => return Ok(seen),
+                () = sleep_until(silent_until), if source.kept_alive => {
+                    if source.last_byte + self.idle_timeout <= Instant::now() {
+                        let text = format!("the control channel was silent for {} s", self.idle_timeout.as_secs());
+                        return Err(CallFailure::Passing(text, None));
+                    }
+                }
+            }
+        }
     }
 
     async fn open(&self, mcpd: &Mcpd) -> Result<Source, CallFailure> {
