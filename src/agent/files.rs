@@ -1,11 +1,12 @@
 //! The agent's own files in its home: the sticky session id, and the ids of the tasks under way.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,24 +36,35 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(".mcprelay-")
         .permissions(fs::Permissions::from_mode(MODE))
-        .tempfile_in(folder)?;
-    file.write_all(content)?;
+        .tempfile_in(folder)
+        .map_err(without_path)?;
+    file.as_file_mut().write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
 }
 
+/// The name of the file beside says nothing to anybody, and the error has no field for it.
+fn without_path(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    io::Error::new(error.kind(), text.split(" at path ").next().unwrap_or(&text))
+}
+
 /// Says what others could do to the home's files. Nobody's mode is changed: that is for the owner to do.
 pub fn warn_of_wide_modes(home: &Path, session_file: &Path) {
-    let wide = |path: &Path, others: u32| {
-        let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+    let wide = |found: io::Result<fs::Metadata>, others: u32| {
+        let mode = found.ok()?.permissions().mode() & 0o7777;
         (mode & others != 0).then_some(mode)
     };
-    if let Some(mode) = wide(home, OTHERS_WRITE) {
+    if let Some(mode) = wide(fs::metadata(home), OTHERS_WRITE) {
         let home = home.display();
         warn!("{home} has mode {mode:04o}, so others may replace the files in it: run chmod 700 on it");
     }
-    if let Some(mode) = wide(session_file, OTHERS) {
+    // What else lies there is no session, and says so when it is read.
+    let session = fs::metadata(session_file);
+    if session.as_ref().is_ok_and(fs::Metadata::is_file)
+        && let Some(mode) = wide(session, OTHERS)
+    {
         let file = session_file.display();
         warn!("{file} has mode {mode:04o}, so others may take this agent's session: run chmod 600 on it");
     }
@@ -110,10 +122,14 @@ impl StickySession {
     }
 }
 
+/// Which mcpd handed a task over, as its URL; `None` in a file of an older agent, which did not say.
+type Owner = Option<Arc<str>>;
+
 /// The ids of the tasks under way, so that a successor of a killed agent can end them.
 ///
-/// One line a change: `+id` when a task comes in, `-id` when it is over, ids percent-encoded. Begun tasks are written before anything
-/// is done about them; ends may lag, which costs nothing but one needless answer.
+/// One line a change: `+id` when a task comes in, `-id` when it is over, and `@url` for the mcpd that hands over what comes in from
+/// there on; all percent-encoded. Begun tasks are written before anything is done about them; ends may lag, which costs nothing but one
+/// needless answer.
 #[derive(Debug)]
 pub struct TaskFile {
     path: PathBuf,
@@ -123,14 +139,16 @@ pub struct TaskFile {
     compact_at: u64,
     /// Since when the file could not be written, or when that was last tried.
     given_up: Option<Instant>,
-    under_way: BTreeSet<TaskId>,
+    under_way: BTreeMap<TaskId, Owner>,
     /// Those of them that a former life left behind.
     left_behind: BTreeSet<TaskId>,
+    /// Whom the file names last.
+    named: Owner,
 }
 
 impl TaskFile {
     /// Opens the file, and gives the ids that a former life left behind. They stay in it until [`TaskFile::over`].
-    pub fn open(path: PathBuf) -> (Self, Vec<TaskId>) {
+    pub fn open(path: PathBuf) -> (Self, Vec<(TaskId, Owner)>) {
         let left = read_left(&path);
         let mut tasks = Self {
             path,
@@ -140,30 +158,40 @@ impl TaskFile {
             compact_at: COMPACT_AT,
             given_up: None,
             under_way: left.iter().cloned().collect(),
-            left_behind: left.iter().cloned().collect(),
+            left_behind: left.iter().map(|(id, _)| id.clone()).collect(),
+            named: None,
         };
         tasks.compact();
         (tasks, left)
     }
 
-    /// A task came in. Not on disk before [`TaskFile::flush`].
-    pub fn begun(&mut self, id: &TaskId) {
-        if self.under_way.insert(id.clone()) {
-            self.line('+', id);
+    /// A task came in from the mcpd at `url`. Not on disk before [`TaskFile::flush`].
+    pub fn begun(&mut self, id: &TaskId, url: Option<&str>) {
+        if self.under_way.get(id).is_some_and(|owner| owner.as_deref() == url) {
+            return;
         }
+        // Another mcpd's task of this name is not found again behind this one.
+        self.over(id);
+        if self.named.as_deref() != url {
+            self.named = url.map(Arc::from);
+            self.line('@', url.unwrap_or_default());
+        }
+        self.under_way.insert(id.clone(), self.named.clone());
+        self.line('+', id.as_str());
     }
 
-    /// Whether a former life left this task behind and it has had no end yet. Such a task is never run, however late mcpd hands it
-    /// over again.
-    pub fn is_left_behind(&self, id: &TaskId) -> bool {
-        self.left_behind.contains(id)
+    /// Whether a former life left this task of the mcpd at `url` behind and it has had no end yet. Such a task is never run, however
+    /// late mcpd hands it over again.
+    pub fn is_left_behind(&self, id: &TaskId, url: Option<&str>) -> bool {
+        let may_be_of = |owner: &Owner| owner.is_none() || owner.as_deref() == url;
+        self.left_behind.contains(id) && self.under_way.get(id).is_some_and(may_be_of)
     }
 
     /// A task is over.
     pub fn over(&mut self, id: &TaskId) {
         self.left_behind.remove(id);
-        if self.under_way.remove(id) {
-            self.line('-', id);
+        if self.under_way.remove(id).is_some() {
+            self.line('-', id.as_str());
         }
     }
 
@@ -194,18 +222,16 @@ impl TaskFile {
         }
     }
 
-    fn line(&mut self, sign: char, id: &TaskId) {
-        self.buffer.push(sign);
-        self.buffer.push_str(&encode(id.as_str()));
-        self.buffer.push('\n');
+    fn line(&mut self, sign: char, text: &str) {
+        push_line(&mut self.buffer, sign, text);
     }
 
     fn compact(&mut self) {
-        let lines: String = self.under_way.iter().map(|id| format!("+{}\n", encode(id.as_str()))).collect();
+        let (lines, named) = self.lines();
         let append = || OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(&self.path);
         match write_atomically(&self.path, lines.as_bytes()).and_then(|()| append()) {
             Ok(file) => {
-                (self.file, self.written) = (Some(file), lines.len() as u64);
+                (self.file, self.written, self.named) = (Some(file), lines.len() as u64, named);
                 self.compact_at = COMPACT_AT.max(2 * self.written);
                 if self.given_up.take().is_some() {
                     info!("{} can be written again", self.path.display());
@@ -213,6 +239,21 @@ impl TaskFile {
             }
             Err(error) => self.give_up(&error),
         }
+    }
+
+    /// What is under way as the lines of a new file, and whom they name last.
+    fn lines(&self) -> (String, Owner) {
+        let mut by_owner = BTreeMap::<&Owner, Vec<&TaskId>>::new();
+        self.under_way.iter().for_each(|(id, owner)| by_owner.entry(owner).or_default().push(id));
+        let (mut lines, mut named) = (String::new(), None);
+        for (owner, ids) in by_owner {
+            if let Some(url) = owner {
+                push_line(&mut lines, '@', url);
+            }
+            ids.iter().for_each(|id| push_line(&mut lines, '+', id.as_str()));
+            named.clone_from(owner);
+        }
+        (lines, named)
     }
 }
 
@@ -222,22 +263,27 @@ impl Drop for TaskFile {
     }
 }
 
-fn read_left(path: &Path) -> Vec<TaskId> {
+fn read_left(path: &Path) -> Vec<(TaskId, Owner)> {
     let Ok(text) = fs::read(path) else { return Vec::new() };
-    let mut left = Vec::new();
-    for line in String::from_utf8_lossy(&text).lines() {
-        let Some(id) = line.get(1..).and_then(decode).and_then(|id| TaskId::new(&id).ok()) else { continue };
-        match line.as_bytes()[0] {
-            b'+' => left.push(id),
-            b'-' => left.retain(|other| *other != id),
+    let (mut left, mut owner) = (Vec::new(), None);
+    // A line without its end was cut off by a crash, and what is left of it can be another id.
+    for line in String::from_utf8_lossy(&text).split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')) {
+        let Some((sign, text)) = line.split_at_checked(1) else { continue };
+        let Some(text) = decode(text) else { continue };
+        match (sign, TaskId::new(&text)) {
+            ("@", _) => owner = Some(text).filter(|url| !url.is_empty()).map(Arc::from),
+            ("+", Ok(id)) => left.push((id, owner.clone())),
+            ("-", Ok(id)) => left.retain(|(other, _)| *other != id),
             _ => {}
         }
     }
     left
 }
 
-fn encode(id: &str) -> String {
-    crate::upstream::contract::percent_encoded(id)
+fn push_line(lines: &mut String, sign: char, text: &str) {
+    lines.push(sign);
+    lines.push_str(&crate::upstream::contract::percent_encoded(text));
+    lines.push('\n');
 }
 
 fn decode(text: &str) -> Option<String> {
@@ -257,113 +303,4 @@ fn decode(text: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(text: &str) -> TaskId {
-        TaskId::new(text).unwrap()
-    }
-
-    #[test]
-    fn tasks_that_were_under_way_are_found_again_and_the_others_are_not() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("mcprelay.tasks");
-        let (mut file, left) = TaskFile::open(path.clone());
-        assert!(left.is_empty());
-        for name in ["a", "b/../\n%", "c"] {
-            file.begun(&id(name));
-        }
-        file.over(&id("a"));
-        file.flush();
-        // A killed agent runs no destructors.
-        std::mem::forget(file);
-        let (mut file, left) = TaskFile::open(path.clone());
-        assert_eq!(left, [id("b/../\n%"), id("c")]);
-        file.begun(&id("d"));
-        file.over(&id("c"));
-        let left = ["a", "b/../\n%", "c", "d"].map(|name| file.is_left_behind(&id(name)));
-        assert_eq!(left, [false, true, false, false], "until it has its end");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_line_that_a_crash_cut_off_costs_only_itself() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("mcprelay.tasks");
-        fs::write(&path, "+a\n+b%2\n\n*c\n+d").unwrap();
-        assert_eq!(TaskFile::open(path).1, [id("a"), id("d")]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_disk_that_has_room_again_gets_the_tasks_that_are_under_way_then() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("mcprelay.tasks");
-        let (mut file, _) = TaskFile::open(path.clone());
-        file.begun(&id("over"));
-        file.flush();
-        file.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
-        file.begun(&id("unwritten"));
-        file.flush();
-        file.over(&id("over"));
-        file.flush();
-        assert_eq!(read_left(&path), [id("over")], "a full disk is left alone for a while");
-        tokio::time::advance(WRITE_RETRY).await;
-        file.begun(&id("new"));
-        file.flush();
-        assert_eq!(read_left(&path), [id("new"), id("unwritten")]);
-        file.over(&id("new"));
-        file.flush();
-        assert_eq!(read_left(&path), [id("unwritten")]);
-    }
-
-    #[test]
-    fn the_tasks_file_does_not_grow_without_bound() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("mcprelay.tasks");
-        let (mut file, _) = TaskFile::open(path.clone());
-        for n in 0..100_000 {
-            let task = id(&format!("task-{n}"));
-            file.begun(&task);
-            file.over(&task);
-            file.flush();
-        }
-        assert!(fs::metadata(&path).unwrap().len() <= COMPACT_AT + 100);
-    }
-
-    #[test]
-    fn many_tasks_under_way_do_not_have_the_file_written_anew_each_time() {
-        use std::os::unix::fs::MetadataExt as _;
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("mcprelay.tasks");
-        let (mut file, _) = TaskFile::open(path.clone());
-        let task = |n: usize| id(&format!("{n}-{}", "x".repeat(500)));
-        (0..4_000).for_each(|n| file.begun(&task(n)));
-        file.flush();
-        let written = || fs::metadata(&path).unwrap().ino();
-        let before = written();
-        for n in 4_000..4_100 {
-            file.begun(&task(n));
-            file.flush();
-        }
-        assert_eq!(written(), before, "2 MiB are under way");
-        (0..4_100).for_each(|n| file.over(&task(n)));
-        file.flush();
-        file.begun(&task(0));
-        file.flush();
-        assert!(fs::metadata(&path).unwrap().len() <= COMPACT_AT, "what is over goes");
-    }
-
-    #[test]
-    fn a_session_file_is_read_in_both_forms_and_nonsense_is_none() {
-        let with_url = StickySession { provider_session_id: "s1".into(), mcpd_url: Some("http://x".into()) };
-        assert_eq!(
-            StickySession::parse(r#"{"providerSessionId":"s1","mcpdUrl":"http://x"}"#),
-            Some(with_url)
-        );
-        let bare = StickySession { provider_session_id: "s2".into(), mcpd_url: None };
-        assert_eq!(StickySession::parse(" s2\n"), Some(bare));
-        for nonsense in ["", "{", "{}", "a b", "s\u{1b}[31m", r#"{"providerSessionId":""}"#] {
-            assert_eq!(StickySession::parse(nonsense), None, "{nonsense}");
-        }
-    }
-}
+mod tests;

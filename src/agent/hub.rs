@@ -98,7 +98,8 @@ pub(super) struct Hub {
     tasks_file: TaskFile,
     /// Offers that go out once the ids of their tasks are on disk: all of a turn after one write.
     offers: Vec<(SessionKey, Offer)>,
-    left_behind: Vec<TaskId>,
+    /// What a former life left behind and is not being ended yet, each with the mcpd that is to be told.
+    left_behind: Vec<(TaskId, Option<Arc<str>>)>,
     event_limit: usize,
     channel_idle_timeout: Duration,
     max_message_bytes: usize,
@@ -109,7 +110,8 @@ pub(super) struct Hub {
     channel_opening: Option<(u64, ChannelOpening)>,
     channel_trace: ChannelTrace,
     places: Arc<Semaphore>,
-    place: Option<OwnedSemaphorePermit>,
+    /// The place of the task that is being taken, and whose it is.
+    place: Option<(OwnedSemaphorePermit, Mcpd)>,
     serving: watch::Sender<bool>,
     told: Option<LinkStatus>,
     slept: Duration,
@@ -118,6 +120,8 @@ pub(super) struct Hub {
     spawned: TaskTracker,
     rng: fastrand::Rng,
     drained: bool,
+    /// The drain's end, once it has begun.
+    draining_until: Option<Instant>,
     status_due: Option<Instant>,
     fx: Vec<Effect>,
 }
@@ -186,6 +190,7 @@ impl Hub {
             spawned: TaskTracker::new(),
             rng,
             drained: false,
+            draining_until: None,
             status_due: None,
             fx: Vec::new(),
         })
@@ -195,17 +200,13 @@ impl Hub {
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         let mut look_around = self.surroundings.clock.ticks();
-        let mut draining = false;
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
             let status_due = self.status_due;
             tokio::select! {
                 biased;
                 () = stop.abort.cancelled() => return self.stopped(Stopped::Aborted).await,
-                () = stop.drain.cancelled(), if !draining => {
-                    draining = true;
-                    self.drain();
-                }
+                () = stop.drain.cancelled(), if self.draining_until.is_none() => self.drain(),
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
                 Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
                 Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),

@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
-    domain::{SessionKey, Task, TaskId},
+    domain::{EndKind, FailureCode, SessionKey, Task, TaskId},
     openai::RequestFacts,
     telemetry::{TaskLine, log_task_end},
     upstream::outbox::{Outbox, Summary},
@@ -54,7 +54,7 @@ impl Relay {
         log_task_end(&TaskLine {
             task: &self.task.id,
             llm: &self.task.llm,
-            outcome: summary.outcome,
+            outcome: summary.outcome.as_str(),
             took: duration,
             first_chunk: first_token,
             usage: summary.usage,
@@ -96,11 +96,11 @@ impl History {
     pub(super) fn record(&mut self, ended: Ended) {
         let summary = &ended.summary;
         match summary.outcome {
-            "ok" => self.ok += 1,
-            "cancelled" => self.cancelled += 1,
-            outcome => {
+            EndKind::Answered => self.ok += 1,
+            EndKind::Nobody => self.cancelled += 1,
+            EndKind::Failed(code) => {
                 self.failed += 1;
-                self.overloaded += u64::from(outcome == crate::domain::FailureCode::Overloaded.as_str());
+                self.overloaded += u64::from(code == FailureCode::Overloaded);
             }
         }
         self.chunks += u64::from(summary.facts.chunks);

@@ -129,7 +129,7 @@ fn ended_task(ended: &Ended) -> pb::EndedTask {
         task_id: ended.id.as_str().to_owned(),
         llm_name: ended.llm.clone(),
         ended_at: timestamp(ended.at),
-        outcome: ended.summary.outcome.to_owned(),
+        outcome: ended.summary.outcome.as_str().to_owned(),
         duration_ms: convert::millis(ended.duration),
         first_token_ms: ended.first_token.map(convert::millis),
         usage: convert::usage_to_pb(ended.summary.usage),

@@ -73,7 +73,7 @@ fn bad_name(name: &str, why: &BadName) -> Failure {
     Failure::new(FailureCode::InvalidRequest, format!("the provider name '{shown}' {why}"))
 }
 
-/// A provider as it was pushed.
+/// A provider as it is pushed.
 pub fn provider_to_pb(p: &Provider) -> pb::Provider {
     let state = match p.state {
         ProviderState::Ready => pb::ProviderState::Ready,
@@ -226,6 +226,7 @@ fn failure_code(code: pb::ErrorCode) -> FailureCode {
     }
 }
 
+/// The wire has fewer kinds; one that it lacks becomes the one that asks the same of whoever hears it.
 fn error_code(code: FailureCode) -> pb::ErrorCode {
     use FailureCode as F;
     match code {
@@ -250,7 +251,8 @@ fn error_code(code: FailureCode) -> pb::ErrorCode {
     }
 }
 
-fn error(failure: &Failure) -> pb::Error {
+/// A failure, as either side tells it.
+pub fn error(failure: &Failure) -> pb::Error {
     pb::Error {
         code: error_code(failure.code).into(),
         message: failure.message.clone(),

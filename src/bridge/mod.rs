@@ -22,6 +22,9 @@ pub use session::{CloseReason, Offer, SessionHandle};
 /// What a local client id begins with if it is the agent's own provider host, which any other session outranks.
 pub const BUILTIN_CLIENT: &str = "mcprelay/";
 
+/// What everybody on the socket is told when the agent stops.
+pub const STOPPING: &str = "the agent is stopping";
+
 /// Something that a local program did.
 #[derive(Debug)]
 pub enum Event {

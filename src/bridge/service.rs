@@ -14,7 +14,7 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectInfo};
 
-use super::{Event, outbound, session::Reader};
+use super::{Event, STOPPING, outbound, session::Reader};
 use crate::{
     domain::{Printable, ProviderName, SessionKey},
     pb::{self, bridge_service_server::BridgeService},
@@ -44,7 +44,7 @@ impl Service {
     }
 
     async fn emit(&self, event: Event) -> Result<(), Status> {
-        self.events.send(event).await.map_err(|_| Status::unavailable("the agent is stopping"))
+        self.events.send(event).await.map_err(|_| Status::unavailable(STOPPING))
     }
 }
 
@@ -84,7 +84,9 @@ impl BridgeService for Service {
         let stopped = self.shutdown.clone();
         let until_stopped =
             futures_util::StreamExt::take_until(updates, async move { stopped.cancelled().await });
-        Ok(Response::new(Box::pin(until_stopped)))
+        // A watcher that sees only the end would take it for one that it asked for.
+        let goodbye = tokio_stream::once(Err(Status::unavailable(STOPPING)));
+        Ok(Response::new(Box::pin(until_stopped.chain(goodbye))))
     }
 
     async fn set_paused(
@@ -101,7 +103,7 @@ impl BridgeService for Service {
         };
         let (reply, changed) = oneshot::channel();
         self.emit(Event::SetPaused(name, request.paused, reply)).await?;
-        let changed = changed.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        let changed = changed.await.map_err(|_| Status::unavailable(STOPPING))?;
         let changed = changed.ok_or_else(|| {
             let name = Printable(&request.provider_name);
             Status::not_found(format!("no provider named '{name}' was pushed"))

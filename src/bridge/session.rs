@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
-    BUILTIN_CLIENT, Event, convert,
+    BUILTIN_CLIENT, Event, STOPPING, convert,
     outbound::{self, NotReading},
 };
 use crate::{
@@ -78,7 +78,7 @@ impl CloseReason {
             Self::Replaced => Status::aborted(
                 "replaced: another session with this client_id came; wait 60 s before reconnecting",
             ),
-            Self::Stopping => Status::unavailable("the agent is stopping"),
+            Self::Stopping => Status::unavailable(STOPPING),
             Self::NotReading => Status::resource_exhausted("the client does not read what it is sent"),
         }
     }

@@ -18,7 +18,7 @@ use super::{
     http::{CallError, Mcpd},
     report::{Finding, Format, Report},
 };
-use crate::config::{self, HomeArgs, Lookup, McpdArgs};
+use crate::config::{self, FolderArgs, Lookup, McpdArgs};
 
 /// What to do about a clause that is not held.
 const ADVICE: &str = "mend it in mcpd, or change the name in the agent if mcpd means the same by another one";
@@ -44,7 +44,7 @@ pub struct CheckArgs {
     pub mcpd: McpdArgs,
     /// Where the files are.
     #[command(flatten)]
-    pub home: HomeArgs,
+    pub folder: FolderArgs,
 }
 
 /// Why a clause is not held, or not known to be.
@@ -62,7 +62,7 @@ enum Broken {
 
 /// Tries every clause, and takes the throw-away provider away again whatever happens.
 pub async fn run(args: CheckArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    let mcpd = Mcpd::new(&args.mcpd, &args.home, env)?;
+    let mcpd = Mcpd::new(&args.mcpd, &args.folder.path(env)?, env)?;
     // Without an answer or a token there is nothing to try; a list that is missing is a clause like any other.
     if let Err(
         error @ (CallError::NoAnswer { .. } | CallError::Untrusted { .. } | CallError::Refused { .. }),

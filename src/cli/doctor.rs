@@ -46,7 +46,7 @@ pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let (config, findings) = files::config(&places.home.join(CONFIG_FILE));
     report.extend(findings)?;
     report.extend(agent(&places.socket).await)?;
-    match Mcpd::new(&args.mcpd, &args.home, env) {
+    match Mcpd::new(&args.mcpd, &places.home, env) {
         Ok(mcpd) => link::examine(&mcpd, &mut report).await?,
         // A CA file that is none: the rest can be looked at all the same.
         Err(Stop::Usage(message)) => report.add(Finding::failed("mcpd", &message))?,

@@ -11,7 +11,7 @@ use super::{
     output,
 };
 use crate::{
-    config::{HomeArgs, Lookup, McpdArgs},
+    config::{FolderArgs, Lookup, McpdArgs},
     domain::Printable,
     upstream::contract::{LLMS_PATH, LlmRow},
 };
@@ -32,7 +32,7 @@ pub struct GetArgs {
     pub mcpd: McpdArgs,
     /// Where the files are.
     #[command(flatten)]
-    pub home: HomeArgs,
+    pub folder: FolderArgs,
 }
 
 /// What can be listed.
@@ -60,7 +60,7 @@ const WIDE_COLUMNS: [&str; 10] =
 
 /// Lists LLMs, or one.
 pub async fn run(args: GetArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    let mcpd = Mcpd::new(&args.mcpd, &args.home, env)?;
+    let mcpd = Mcpd::new(&args.mcpd, &args.folder.path(env)?, env)?;
     let List { rows, now } = list(&mcpd).await?;
     let Some(name) = &args.name else {
         return print_all(&rows, args.output, now);

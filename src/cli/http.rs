@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Stop;
 use crate::{
-    config::{HomeArgs, Lookup, McpdArgs},
+    config::{Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
     domain::root_cause,
     upstream::contract,
@@ -114,8 +114,8 @@ fn advice(status: u16) -> &'static str {
 
 impl Mcpd {
     /// Finds credentials and makes a client; calls nothing.
-    pub fn new(mcpd: &McpdArgs, home: &HomeArgs, env: Lookup<'_>) -> Result<Self, Stop> {
-        let sources = mcpd.sources(&home.places(env)?.home, env)?;
+    pub fn new(mcpd: &McpdArgs, home: &Path, env: Lookup<'_>) -> Result<Self, Stop> {
+        let sources = mcpd.sources(home, env)?;
         let credentials = credentials::load(&sources).map_err(|problem| Stop::Failed(problem.to_string()))?;
         let client = client(&credentials.url, mcpd.ca_file.as_deref())?;
         Ok(Self { client, credentials })

@@ -13,7 +13,7 @@ use super::{
     http::{self, CallError, Mcpd},
 };
 use crate::{
-    config::{HomeArgs, Lookup, McpdArgs},
+    config::{FolderArgs, Lookup, McpdArgs},
     domain::Printable,
     upstream::contract::{DONE, infer_path},
 };
@@ -39,7 +39,7 @@ pub struct InferArgs {
     pub mcpd: McpdArgs,
     /// Where the files are.
     #[command(flatten)]
-    pub home: HomeArgs,
+    pub folder: FolderArgs,
 }
 
 /// How an answer is printed.
@@ -53,7 +53,7 @@ pub enum Format {
 
 /// Asks, prints, and ends with the answer. Ctrl-C closes the connection, which cancels the inference.
 pub async fn run(args: InferArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    let mcpd = Mcpd::new(&args.mcpd, &args.home, env)?;
+    let mcpd = Mcpd::new(&args.mcpd, &args.folder.path(env)?, env)?;
     let prompt = prompt(args.prompt.as_deref())?;
     let ask = Ask { mcpd: &mcpd, llm: &args.name, prompt: &prompt, stream: !args.no_stream };
     let mut out = io::stdout().lock();

@@ -1,6 +1,9 @@
 //! `mcprelay provide`: the provider host, as a process of its own.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
+};
 
 use clap::Args;
 use tokio_util::sync::CancellationToken;
@@ -8,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Stop, signals::Signals};
 use crate::{
     config::{HomeArgs, Lookup, Places},
+    credentials::CONFIG_FILE,
     provide::{
         detect::{self, Ports},
         host::{Host, HostConfig},
@@ -31,10 +35,10 @@ pub struct ProvideArgs {
 
 /// Serves config.json's providers through the agent's socket until it is told to stop, or only looks for model servers.
 pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    if args.detect {
-        return print_detected().await;
-    }
     let Places { home, socket } = args.home.places(env)?;
+    if args.detect {
+        return print_detected(&home.join(CONFIG_FILE)).await;
+    }
     let log_format =
         if io::stderr().is_terminal() { telemetry::LogFormat::Text } else { telemetry::LogFormat::Json };
     let settings = telemetry::Settings { log_format, metrics_listen: None };
@@ -53,7 +57,7 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
     }
 }
 
-async fn print_detected() -> Result<(), Stop> {
+async fn print_detected(config: &Path) -> Result<(), Stop> {
     let found = detect::detect(Ports::default()).await.map_err(|error| Stop::Failed(error.to_string()))?;
     if found.is_empty() {
         return Err(Stop::Failed(
@@ -64,7 +68,8 @@ async fn print_detected() -> Result<(), Stop> {
     for server in &found {
         eprintln!("found {server}");
     }
-    eprintln!("put the entries you want into ~/.mcpctl/config.json and set \"publish\": true on them:");
+    let config = config.display();
+    eprintln!("put the entries you want into {config} and set \"publish\": true on them:");
     writeln!(io::stdout(), "{}", detect::entries(&found))?;
     Ok(())
 }

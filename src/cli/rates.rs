@@ -33,10 +33,12 @@ impl Rates {
         let running = status.tasks.iter().map(|task| (&task.task_id, &task.llm_name, task.chunks));
         let ended = status.recent.iter().map(|task| (&task.task_id, &task.llm_name, task.chunks));
         for (task, llm, chunks) in running.chain(ended) {
-            let new = chunks.saturating_sub(before.get(task).copied().unwrap_or(0));
+            // A task that is cancelled stands in both lists until its provider has confirmed it.
+            let counted = self.tasks.get(task).or_else(|| before.get(task)).copied().unwrap_or(0);
+            let new = chunks.saturating_sub(counted);
             // What the first status counts was made before anyone looked.
             *self.totals.entry(llm.clone()).or_default() += if first { 0 } else { new.into() };
-            self.tasks.insert(task.clone(), chunks);
+            self.tasks.insert(task.clone(), counted.max(chunks));
         }
         self.totals.retain(|llm, _| {
             status
@@ -91,6 +93,19 @@ mod tests {
         assert_eq!(rates.rate("qwen3", at(1)), Some(20.0));
         assert_eq!(rates.rate("other", at(1)), Some(0.0));
         assert_eq!(rates.rate("qwen3", at(9)), Some(0.0));
+    }
+
+    #[test]
+    fn a_task_that_has_its_end_and_still_holds_its_slot_counts_once() {
+        let (mut rates, start) = (Rates::default(), Instant::now());
+        let twice = |chunks| {
+            let mut status = status(chunks, chunks);
+            status.recent[0].task_id.clone_from(&status.tasks[0].task_id);
+            status
+        };
+        rates.observe(&twice(100), start);
+        rates.observe(&twice(110), start + Duration::from_secs(1));
+        assert_eq!(rates.rate("qwen3", start + Duration::from_secs(1)), Some(10.0));
     }
 
     #[test]

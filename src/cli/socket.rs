@@ -6,7 +6,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Stop;
-use crate::{domain::root_cause, pb::bridge_service_client::BridgeServiceClient};
+use crate::{bridge::STOPPING, domain::root_cause, pb::bridge_service_client::BridgeServiceClient};
 
 /// The most bytes of one status that are taken: thousands of providers, each with all its words.
 const MAX_STATUS_BYTES: usize = 64 * 1024 * 1024;
@@ -74,8 +74,16 @@ fn is_socket(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
+/// The agent has said goodbye.
+pub fn stopped() -> Stop {
+    Stop::Failed("the agent has stopped: start it with `mcprelay run`".into())
+}
+
 /// A failed call as one sentence.
 pub fn call_failed(status: &tonic::Status) -> Stop {
+    if status.code() == tonic::Code::Unavailable && status.message() == STOPPING {
+        return stopped();
+    }
     Stop::Failed(match status.code() {
         tonic::Code::PermissionDenied => {
             format!("the agent does not serve you ({}): start it with --allow-uid", status.message())

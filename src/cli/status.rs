@@ -96,8 +96,7 @@ pub async fn open(socket: &Path) -> Result<Streaming<WatchStatusResponse>, Stop>
 
 /// The next status; the stream's end is a failure.
 pub async fn next(stream: &mut Streaming<WatchStatusResponse>) -> Result<WatchStatusResponse, Stop> {
-    let gone = || Stop::Failed("the agent has stopped: start it with `mcprelay run`".into());
-    stream.message().await.map_err(|status| socket::call_failed(&status))?.ok_or_else(gone)
+    stream.message().await.map_err(|status| socket::call_failed(&status))?.ok_or_else(socket::stopped)
 }
 
 /// Waits for the agent to be there and online. An agent that is just starting has no socket yet, and its mcplocal comes later.

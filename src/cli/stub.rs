@@ -1,6 +1,10 @@
 //! Small stand-ins for mcpd on loopback and for the agent on a socket, for the commands' tests.
 
-use std::{ffi::OsString, path::PathBuf, pin::Pin};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
 
 use axum::Router;
 use clap::Args;
@@ -15,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     cli::http::Mcpd,
-    config::{HomeArgs, McpdArgs, SOCKET_FILE, parse_args},
+    config::{McpdArgs, SOCKET_FILE, parse_args},
     pb::{
         SessionRequest, SessionResponse, SetPausedRequest, SetPausedResponse, WatchStatusRequest,
         WatchStatusResponse,
@@ -53,8 +57,7 @@ impl Stub {
 /// A client of the mcpd at `url` with a token.
 pub(crate) fn mcpd(url: &str) -> Mcpd {
     let flag = format!("--mcpd-url={url}");
-    let home: HomeArgs = parse(&["--home=/nonexistent"]);
-    Mcpd::new(&parse::<McpdArgs>(&[&flag]), &home, &token)
+    Mcpd::new(&parse::<McpdArgs>(&[&flag]), Path::new("/nonexistent"), &token)
         .map_err(|stop| format!("{stop:?}"))
         .expect("a client")
 }

@@ -20,7 +20,7 @@ use secrecy::SecretString;
 
 use crate::credentials::{self, McpdUrl};
 
-pub use flags::{AgentArgs, HomeArgs, LogFormat, McpdArgs};
+pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs};
 pub use values::duration;
 
 /// The socket's name in the home.
@@ -130,10 +130,17 @@ pub struct Places {
     pub socket: PathBuf,
 }
 
+impl FolderArgs {
+    /// Resolves `~`.
+    pub fn path(&self, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
+        absolute(&self.home, "--home (MCPRELAY_HOME)", env)
+    }
+}
+
 impl HomeArgs {
     /// Resolves `~` and the socket's default.
     pub fn places(&self, env: Lookup<'_>) -> Result<Places, ConfigError> {
-        let home = absolute(&self.home, "--home (MCPRELAY_HOME)", env)?;
+        let home = self.folder.path(env)?;
         let socket = match &self.socket {
             Some(path) => absolute(path, "--socket (MCPRELAY_SOCKET)", env)?,
             None => home.join(SOCKET_FILE),
@@ -194,7 +201,7 @@ impl Config {
     pub fn defaults(home: &Path) -> Result<Self, ConfigError> {
         let nothing: Lookup<'_> = &|_| None;
         let mut args: AgentArgs = parse_args(&[], nothing).expect("the defaults parse");
-        args.home.home = home.to_owned();
+        args.home.folder.home = home.to_owned();
         Self::new(args, nothing)
     }
 

@@ -105,6 +105,8 @@ pub enum LinkEffect {
     },
     /// mcpd did not know the session: its task ids mean nothing any more.
     SessionForgotten,
+    /// The session was another mcpd's, and so were its task ids.
+    SessionLeft,
 }
 
 #[derive(Debug, PartialEq, Eq)]

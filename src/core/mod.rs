@@ -154,7 +154,7 @@ impl Core {
         let before = fx.len();
         self.link.handle(input, now, fx);
         for effect in &fx[before..] {
-            if matches!(effect, Effect::Link(LinkEffect::SessionForgotten)) {
+            if matches!(effect, Effect::Link(LinkEffect::SessionForgotten | LinkEffect::SessionLeft)) {
                 self.tasks.forget_remembered();
             }
         }

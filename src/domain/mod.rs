@@ -13,6 +13,6 @@ pub use names::{
 };
 pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
 pub use task::{
-    Activity, CancelReason, CompletionResult, Delta, End, Outcome, Output, Taken, Task, TaskSink,
-    ToolCallDelta, Usage,
+    Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,
+    Taken, Task, TaskSink, ToolCallDelta, Usage,
 };

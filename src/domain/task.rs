@@ -7,7 +7,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Failure, TaskId};
+use super::{Failure, FailureCode, TaskId};
+
+/// Longest `tracestate` that is carried on, in bytes. The standard asks for 512 at least; several vendors together need more, and one
+/// that is longer than this is a peer's mistake that every hop would pay for.
+pub const MAX_TRACESTATE_BYTES: usize = 4096;
 
 /// One task as mcpd handed it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,11 +136,33 @@ pub enum End {
 }
 
 impl End {
-    /// Its word in the status, in logs, traces and metrics: "ok", "cancelled", or the failure's code.
-    pub fn as_str(&self) -> &'static str {
+    /// The same without what it ends with.
+    pub fn kind(&self) -> EndKind {
         match self {
-            Self::Answer(_) => "ok",
-            Self::Failed(failure) => failure.code.as_str(),
+            Self::Answer(_) => EndKind::Answered,
+            Self::Failed(failure) => EndKind::Failed(failure.code),
+            Self::Nobody => EndKind::Nobody,
+        }
+    }
+}
+
+/// How a task ended upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndKind {
+    /// With its answer.
+    Answered,
+    /// With an error of this kind.
+    Failed(FailureCode),
+    /// With nothing: nobody waited.
+    Nobody,
+}
+
+impl EndKind {
+    /// Its word in the status, in logs, traces and metrics: "ok", "cancelled", or the failure's code.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "ok",
+            Self::Failed(code) => code.as_str(),
             Self::Nobody => "cancelled",
         }
     }

@@ -15,23 +15,16 @@ const CHUNK: &[u8] = b"\"chat.completion.chunk\"";
 /// Reads a finished `chat.completion` body before it is sent on unchanged. What is no JSON object is a failure, and so is an
 /// `error` in the place of an answer.
 pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
-    let (mut error, mut choices) = (false, false);
-    scan::object(body, |scan, key| {
-        error |= scan.of(key) == b"error" && scan.peek()? != b'n';
-        choices |= scan.of(key) == b"choices";
-        scan.skip().map(drop)
-    })
-    .map_err(bad_body)?;
-    if error && !choices {
-        return Err(provider_failure(None, body));
+    match Facts::of_completion(body).map_err(bad_body)? {
+        (_, true) => Err(provider_failure(None, body)),
+        (facts, false) => Ok(facts),
     }
-    Facts::of_completion(body).map_err(bad_body)
 }
 
-/// The chunks that say the same as a finished body: one with every choice whole and, if the caller wants to see it, one with
-/// the usage. Members that are not known are kept as they are.
-pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<Vec<Bytes>, Failure> {
-    read_completion(body)?;
+/// What a finished body says of itself, and the chunks that say the same as it: one with every choice whole and, if the caller wants
+/// to see it, one with the usage. Members that are not known are kept as they are.
+pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
+    let facts = read_completion(body)?;
     let mut whole = Vec::with_capacity(body.len() + 64);
     let mut usage_only = vec![b'{'];
     let (mut usage, mut any) = (None, false);
@@ -63,7 +56,7 @@ pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<Vec<B
     put(&mut whole, b"object", CHUNK);
     let Some(usage) = usage.filter(|_| include_usage) else {
         whole.push(b'}');
-        return Ok(vec![whole.into()]);
+        return Ok((facts, vec![whole.into()]));
     };
     put(&mut whole, b"usage", b"null");
     whole.push(b'}');
@@ -71,7 +64,7 @@ pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<Vec<B
     put(&mut usage_only, b"choices", b"[]");
     put(&mut usage_only, b"usage", usage);
     usage_only.push(b'}');
-    Ok(vec![whole.into(), usage_only.into()])
+    Ok((facts, vec![whole.into(), usage_only.into()]))
 }
 
 fn choices(scan: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
@@ -185,7 +178,8 @@ mod tests {
     use super::*;
 
     fn chunks(body: &str, include_usage: bool) -> Vec<String> {
-        let chunks = chunks_from_completion(&body.to_owned().into(), include_usage).expect("it is a body");
+        let (_, chunks) =
+            chunks_from_completion(&body.to_owned().into(), include_usage).expect("it is a body");
         chunks.iter().map(|chunk| String::from_utf8(chunk.to_vec()).expect("UTF-8")).collect()
     }
 

@@ -32,10 +32,14 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise tolerated as it is.
-    pub fn of_completion(body: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise tolerated as it is. Says, too, whether it
+    /// has an `error` in the place of an answer.
+    pub(super) fn of_completion(body: &[u8]) -> Result<(Self, bool), Malformed> {
         let mut facts = Self::default();
+        let (mut error, mut choices) = (false, false);
         scan::object(body, |scan, key| {
+            error |= scan.of(key) == b"error" && scan.peek()? != b'n';
+            choices |= scan.of(key) == b"choices";
             match scan.of(key) {
                 b"id" => facts.response_id = word(scan)?,
                 b"model" => facts.model = word(scan)?,
@@ -56,7 +60,7 @@ impl Facts {
             Ok(())
         })?;
         facts.first_token = true;
-        Ok(facts)
+        Ok((facts, error && !choices))
     }
 
     fn ended(&mut self, scan: &mut scan::Scanner<'_>, place: u32) -> Result<(), Malformed> {
@@ -141,7 +145,7 @@ mod tests {
     fn a_whole_body_tells_its_facts() {
         let body = br#"{"id":"c1","model":"m","choices":[{"finish_reason":"stop"},{"index":4,"finish_reason":"length"},{"finish_reason":null},7],
             "usage":{"prompt_tokens":3,"completion_tokens":4294967296,"total_tokens":9}}"#;
-        let facts = Facts::of_completion(body).expect("an object");
+        let (facts, _) = Facts::of_completion(body).expect("an object");
         assert_eq!(facts.finish_reasons, [(0, "stop".to_owned()), (4, "length".to_owned())]);
         assert_eq!(facts.usage, Some(Usage { input_tokens: Some(3), output_tokens: None }));
         assert_eq!((facts.response_id.as_deref(), facts.model.as_deref()), (Some("c1"), Some("m")));

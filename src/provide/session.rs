@@ -18,6 +18,7 @@ use super::{
     wire,
 };
 use crate::{
+    bridge::convert,
     domain::{Failure, FailureCode, Outcome, Printable},
     pb::{
         self, bridge_service_client::BridgeServiceClient, session_request::Payload as Out,
@@ -275,8 +276,10 @@ impl Session {
 
     fn begin_drain(&mut self, grace: Duration) {
         self.drain_until = Some(Instant::now() + grace);
-        self.goodbye_due =
-            Some(pb::Drain { grace_ms: wire::millis(grace), reason: "the provider host stops".to_owned() });
+        self.goodbye_due = Some(pb::Drain {
+            grace_ms: convert::millis(grace),
+            reason: "the provider host stops".to_owned(),
+        });
     }
 
     /// Ends what still runs and waits for the agent to close the stream.

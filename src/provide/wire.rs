@@ -1,14 +1,11 @@
-//! The client's side of the conversions: from the words everybody shares to the bridge's wire types.
-
-use std::time::Duration;
+//! The client's side of the conversions: from the words everybody shares to the bridge's wire types. What both sides say is in
+//! [`convert`].
 
 use crate::{
-    domain::{
-        CompletionResult, Delta, Failure, FailureCode, Outcome, Provider, ProviderState, ToolCallDelta, Usage,
-    },
+    bridge::convert,
+    domain::{CompletionResult, Delta, Outcome, Provider, ToolCallDelta, Usage},
     pb::{
-        self, ErrorCode, session_request::Payload, task_chunk::Output as PbOutput,
-        task_finished::Outcome as PbOutcome,
+        self, session_request::Payload, task_chunk::Output as PbOutput, task_finished::Outcome as PbOutcome,
     },
 };
 
@@ -31,7 +28,7 @@ pub(super) fn finished(task_id: &str, outcome: Outcome, usage: Option<Usage>) ->
             Outcome::Complete => None,
             Outcome::Body(body) => Some(PbOutcome::BodyJson(body)),
             Outcome::Result(result) => Some(PbOutcome::Result(completion(result))),
-            Outcome::Failed(failure) => Some(PbOutcome::Error(error(failure))),
+            Outcome::Failed(failure) => Some(PbOutcome::Error(convert::error(&failure))),
             Outcome::Cancelled => Some(PbOutcome::Cancelled(pb::Cancelled {})),
         },
     }))
@@ -42,7 +39,7 @@ pub(super) fn snapshot<'a>(
     generation: u32,
     providers: impl Iterator<Item = &'a Provider>,
 ) -> pb::SessionRequest {
-    let providers = providers.map(provider).collect();
+    let providers = providers.map(convert::provider_to_pb).collect();
     request(Payload::ProviderSnapshot(pb::ProviderSnapshot { generation, providers }))
 }
 
@@ -53,33 +50,6 @@ pub(super) fn delta(delta: Delta) -> pb::Delta {
         reasoning: delta.reasoning,
         tool_calls: delta.tool_calls.into_iter().map(tool_call_delta).collect(),
         finish_reason: delta.finish_reason,
-    }
-}
-
-/// Milliseconds as the wire counts them; what does not fit is the most it can say.
-pub(super) fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
-}
-
-fn provider(provider: &Provider) -> pb::Provider {
-    let state = match provider.state {
-        ProviderState::Ready => pb::ProviderState::Ready,
-        ProviderState::Loading => pb::ProviderState::Loading,
-        ProviderState::Unavailable => pb::ProviderState::Unavailable,
-    };
-    pb::Provider {
-        name: provider.name.as_str().to_owned(),
-        r#type: provider.kind.clone(),
-        model: provider.model.clone(),
-        tier: provider.tier.clone(),
-        description: provider.description.clone(),
-        publish: provider.publish,
-        max_in_flight: provider.max_in_flight,
-        state: state.into(),
-        state_detail: provider.state_detail.clone(),
-        features: provider.features.clone(),
-        context_tokens: provider.context_tokens,
-        max_output_tokens: provider.max_output_tokens,
     }
 }
 
@@ -98,43 +68,4 @@ fn completion(result: CompletionResult) -> pb::CompletionResult {
 
 fn tool_call_delta(call: ToolCallDelta) -> pb::ToolCallDelta {
     pb::ToolCallDelta { index: call.index, id: call.id, name: call.name, arguments: call.arguments }
-}
-
-fn error(failure: Failure) -> pb::Error {
-    pb::Error {
-        code: error_code(failure.code).into(),
-        message: failure.message,
-        retryable: failure.retryable,
-        retry_after_ms: failure.retry_after.map(millis),
-        http_status: failure.http_status.map(u32::from),
-        body_json: failure.body,
-    }
-}
-
-/// The wire has fewer kinds: what only the agent itself can find out is `Internal` here.
-fn error_code(code: FailureCode) -> ErrorCode {
-    match code {
-        FailureCode::InvalidRequest | FailureCode::TooLarge | FailureCode::BadTask => {
-            ErrorCode::InvalidRequest
-        }
-        FailureCode::ModelNotFound => ErrorCode::ModelNotFound,
-        FailureCode::ProviderAuth => ErrorCode::ProviderAuth,
-        FailureCode::RateLimited => ErrorCode::RateLimited,
-        FailureCode::Overloaded => ErrorCode::Overloaded,
-        FailureCode::Unavailable | FailureCode::ShuttingDown => ErrorCode::ProviderUnavailable,
-        FailureCode::ProviderTimeout
-        | FailureCode::QueueTimeout
-        | FailureCode::FirstTokenTimeout
-        | FailureCode::IdleTokenTimeout
-        | FailureCode::TaskTimeout => ErrorCode::Timeout,
-        FailureCode::ContextLength => ErrorCode::ContextLength,
-        FailureCode::ContentFiltered => ErrorCode::ContentFiltered,
-        FailureCode::Duplicate => ErrorCode::Duplicate,
-        FailureCode::SlowConsumer => ErrorCode::SlowConsumer,
-        FailureCode::ProviderLost
-        | FailureCode::BadOutput
-        | FailureCode::DeliveryFailed
-        | FailureCode::Restarted
-        | FailureCode::Internal => ErrorCode::Internal,
-    }
 }

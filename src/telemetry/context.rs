@@ -4,13 +4,12 @@ use std::{collections::BTreeMap, str::FromStr as _};
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
+use crate::domain::MAX_TRACESTATE_BYTES;
+
 /// The key of the caller's span.
 const TRACEPARENT: &str = "traceparent";
 /// The key of the vendors' own data.
 const TRACESTATE: &str = "tracestate";
-/// Longest `tracestate` that is carried on, in bytes: the standard asks for 512 at least, and a longer one is a peer's
-/// mistake that every hop would pay for.
-const MAX_TRACESTATE_BYTES: usize = 4096;
 /// The standard's limit of members; a longer list is to be dropped whole.
 const MAX_TRACESTATE_MEMBERS: usize = 32;
 

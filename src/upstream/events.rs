@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Poll, ready},
     time::Duration,
@@ -22,14 +22,15 @@ use super::{
     Event,
     client::Mcpd,
     contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, TASK_EVENT},
-    task_event::{BadTask, read_task},
+    task_event::{BadTask, oversized_task, read_task},
 };
 use crate::domain::{CallFailure, Printable, TaskId, root_cause};
 
 /// How long mcpd may take to answer the request that opens the channel.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// What came, and the place that a task takes among those under way.
-pub type Delivered = (Event, Option<OwnedSemaphorePermit>);
+/// What came; with a task the place that it takes among those under way, and the mcpd whose it is: by now the agent may have gone over
+/// to another one.
+pub type Delivered = (Event, Option<(OwnedSemaphorePermit, Mcpd)>);
 
 /// One control channel.
 #[derive(Debug)]
@@ -65,42 +66,73 @@ struct Source {
 }
 
 impl Channel {
-    /// Runs the channel until it ends or is cancelled; a cancelled one says nothing more.
+    /// Runs the channel until it ends or is cancelled. A cancelled one reads nothing more, and says only what it had read.
     pub async fn run(self, mcpd: Mcpd, cancelled: CancellationToken) {
-        tokio::select! {
-            biased;
-            () = cancelled.cancelled() => debug!(epoch = self.epoch, "control channel closed"),
-            why = self.run_inner(&mcpd) => self.emit(Event::ChannelClosed(self.epoch, why)).await,
+        match self.run_inner(&mcpd, &cancelled).await {
+            Some(why) => self.emit(Event::ChannelClosed(self.epoch, why)).await,
+            None => debug!(epoch = self.epoch, "control channel closed"),
         }
     }
 
-    async fn run_inner(&self, mcpd: &Mcpd) -> CallFailure {
-        let mut source = match self.open(mcpd).await {
+    /// Why the channel ended; `None` if it was cancelled.
+    async fn run_inner(&self, mcpd: &Mcpd, cancelled: &CancellationToken) -> Option<CallFailure> {
+        let mut source = match cancelled.run_until_cancelled(self.open(mcpd)).await? {
             Ok(source) => source,
-            Err(why) => return why,
+            Err(why) => return Some(why),
         };
         self.emit(Event::ChannelOpened(self.epoch)).await;
         let mut proved = false;
         loop {
-            // A channel that never sends anything is left to TCP's keep-alive.
-            let silent_until = source.last_byte + self.idle_timeout;
-            let seen = tokio::select! {
-                biased;
-                seen = source.next() => seen,
-                () = sleep_until(silent_until), if source.kept_alive => {
-                    if source.last_byte + self.idle_timeout <= Instant::now() {
-                        return CallFailure::Passing(format!("the control channel was silent for {} s", self.idle_timeout.as_secs()), None);
-                    }
-                    continue;
-                }
+            let seen = match cancelled.run_until_cancelled(self.next(&mut source)).await? {
+                Ok(seen) => seen,
+                Err(silent) => return Some(silent),
             };
             if !matches!(seen, Seen::Ended(_)) && !std::mem::replace(&mut proved, true) {
                 self.emit(Event::ChannelProved(self.epoch)).await;
             }
             match seen {
                 Seen::Bytes => {}
-                Seen::Event(event) => self.take(event).await,
-                Seen::Ended(error) => return self.ended(mcpd, *error).await,
+                Seen::Event(event) => {
+                    let mut taken = pin!(self.take(event, mcpd));
+                    if cancelled.run_until_cancelled(taken.as_mut()).await.is_none() {
+                        // mcpd will not say it again, so it is not dropped with the connection.
+                        drop(source);
+                        taken.await;
+                        return None;
+                    }
+                }
+                Seen::Ended(error) => {
+                    if let Some(refused) = source.inner.take_refused().filter(|r| r.event == TASK_EVENT) {
+                        self.refuse(&refused.data, mcpd).await;
+                    }
+                    return Some(self.ended(mcpd, *error).await);
+                }
+            }
+        }
+    }
+
+    /// Answers a task that was too large to be read, where its beginning says whose it is.
+    async fn refuse(&self, beginning: &str, mcpd: &Mcpd) {
+        match oversized_task(beginning, self.event_limit) {
+            Some((task, failure)) => self.emit_task(Event::BadTask(task, failure), mcpd).await,
+            None => self.emit(Event::LostTask).await,
+        }
+    }
+
+    /// What comes next, unless the channel is silent for too long.
+    async fn next(&self, source: &mut Source) -> Result<Seen, CallFailure> {
+        loop {
+            // A channel that never sends anything is left to TCP's keep-alive.
+            let silent_until = source.last_byte + self.idle_timeout;
+            tokio::select! {
+                biased;
+                seen = source.next() => return Ok(seen),
+                () = sleep_until(silent_until), if source.kept_alive => {
+                    if source.last_byte + self.idle_timeout <= Instant::now() {
+                        let text = format!("the control channel was silent for {} s", self.idle_timeout.as_secs());
+                        return Err(CallFailure::Passing(text, None));
+                    }
+                }
             }
         }
     }
@@ -144,13 +176,13 @@ impl Channel {
         }
     }
 
-    async fn take(&self, event: SourceEvent) {
+    async fn take(&self, event: SourceEvent, mcpd: &Mcpd) {
         let SourceEvent::Message(message) = event else { return };
         match message.event.as_str() {
             TASK_EVENT => match read_task(&message.data) {
-                Ok(task) => self.emit_task(Event::Task(task)).await,
+                Ok(task) => self.emit_task(Event::Task(task), mcpd).await,
                 Err(BadTask::Answerable(task, failure)) => {
-                    self.emit_task(Event::BadTask(*task, failure)).await
+                    self.emit_task(Event::BadTask(*task, failure), mcpd).await
                 }
                 Err(BadTask::Lost(why)) => {
                     warn!(
@@ -175,10 +207,10 @@ impl Channel {
         }
     }
 
-    async fn emit_task(&self, event: Event) {
+    async fn emit_task(&self, event: Event, mcpd: &Mcpd) {
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
         // A closed agent takes nothing more, and nothing has to be told to it.
-        let _ = self.events.send((event, Some(place))).await;
+        let _ = self.events.send((event, Some((place, mcpd.clone())))).await;
     }
 
     async fn emit(&self, event: Event) {

@@ -354,7 +354,7 @@ impl Outbox {
         let trace = state.trace.take();
         let reported = facts.usage.unwrap_or_default();
         let summary = Summary {
-            outcome: end.as_str(),
+            outcome: end.kind(),
             undelivered,
             usage: Usage {
                 input_tokens: state.usage.input_tokens.or(reported.input_tokens),

@@ -21,7 +21,11 @@ use super::{
 };
 use crate::{
     domain::{End, Failure, FailureCode, Outcome, Task, TaskId, TaskKey},
-    openai::{Stamp, convert, failure::error_object, text::wrap_escaped},
+    openai::{
+        Stamp, convert,
+        failure::{error_object, retry_after_seconds},
+        text::wrap_escaped,
+    },
     telemetry::Posts,
 };
 
@@ -165,8 +169,9 @@ impl Delivery {
         }
         let chunks = match outcome {
             Outcome::Body(body) => {
-                self.outbox.note(convert::read_completion(&body)?);
-                wrap(convert::chunks_from_completion(&body, self.include_usage)?)
+                let (facts, chunks) = convert::chunks_from_completion(&body, self.include_usage)?;
+                self.outbox.note(facts);
+                wrap(chunks)
             }
             Outcome::Result(result) => {
                 wrap(self.stamp.chunks(&result, self.outbox.usage(), self.include_usage))
@@ -187,7 +192,7 @@ impl Delivery {
     async fn finish(self, end: End, told: bool, undelivered: bool) {
         let summary = self.outbox.summary(end, undelivered);
         if undelivered {
-            warn!(task_id = %self.task, outcome = summary.outcome, "mcpd did not take the task's end");
+            warn!(task_id = %self.task, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
         }
         self.tell(if told { Report::NobodyWaits(summary) } else { Report::Settled(summary) }).await;
     }
@@ -285,7 +290,7 @@ impl Delivery {
         if (self.streaming && self.parts > 0) || failure.code == FailureCode::BadTask {
             return json(&ResultPart::Error { error: &failure.message });
         }
-        status_body(failure.status(), &error_object(failure), failure.retry_after)
+        status_body(failure.status(), &error_object(failure), retry_after_seconds(failure))
     }
 }
 
@@ -298,11 +303,10 @@ fn json(part: &ResultPart<'_>) -> Bytes {
 }
 
 /// `{"status","body","headers"?}` around a body that is JSON already.
-fn status_body(status: u16, body: &[u8], retry_after: Option<Duration>) -> Bytes {
+fn status_body(status: u16, body: &[u8], retry_after_seconds: Option<u64>) -> Bytes {
     let mut out = format!(r#"{{"status":{status},"body":"#).into_bytes();
     out.extend_from_slice(body);
-    if let Some(wait) = retry_after {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    if let Some(seconds) = retry_after_seconds {
         out.extend_from_slice(format!(r#","headers":{{"retry-after":"{seconds}"}}"#).as_bytes());
     }
     out.push(b'}');

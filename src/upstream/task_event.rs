@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::contract::{INFER_KIND, TaskEvent, readable_task_id, result_path};
-use crate::domain::{Failure, FailureCode, Printable, Task, TaskId};
+use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, Task, TaskId};
 
 /// Longest display name of a caller that is kept, in characters.
 const MAX_CALLER: usize = 64;
 /// Longest `traceparent` that is kept, in bytes: the first version has 55, and later ones may append to it.
 const MAX_TRACEPARENT: usize = 64;
-/// Longest `tracestate` that is kept, in bytes (the standard's least guaranteed length).
-const MAX_TRACESTATE: usize = 512;
 
 /// Why a task event is no task.
 #[derive(Debug)]
@@ -53,24 +51,42 @@ pub fn read_task(data: &str) -> Result<Task, BadTask> {
     }
 }
 
+/// The task whose event is over the limit, and what its caller is told, if its id stands in the event's `beginning`.
+pub fn oversized_task(beginning: &str, limit: usize) -> Option<(Task, Failure)> {
+    // Cut off in the middle a number would be another id; what stands before a comma is whole.
+    let whole = &beginning[..beginning.rfind(',')?];
+    let why = format!(
+        "the request is larger than {limit} bytes, the most that the agent takes; its --event-limit can raise it"
+    );
+    Some((nameless(readable_id(whole)?), Failure::new(FailureCode::TooLarge, why)))
+}
+
+fn readable_id(data: &str) -> Option<TaskId> {
+    TaskId::new(&readable_task_id(data)?).ok().filter(|id| result_path(id).is_some())
+}
+
+/// A task of which nothing is known but its id.
+fn nameless(id: TaskId) -> Task {
+    Task {
+        id,
+        llm: String::new(),
+        streaming: false,
+        request: Bytes::new(),
+        deadline: None,
+        trace_context: BTreeMap::new(),
+        caller: None,
+    }
+}
+
 /// A task event that does not parse: answered where its id can be read, so that no caller hangs.
 fn unreadable(data: &str, error: &serde_json::Error) -> BadTask {
-    match readable_task_id(data).as_deref().map(TaskId::new) {
-        Some(Ok(id)) if result_path(&id).is_some() => {
-            let task = Task {
-                id,
-                llm: String::new(),
-                streaming: false,
-                request: Bytes::new(),
-                deadline: None,
-                trace_context: BTreeMap::new(),
-                caller: None,
-            };
+    match readable_id(data) {
+        Some(id) => {
             let why =
                 format!("the task event makes no sense at line {}, column {}", error.line(), error.column());
-            BadTask::Answerable(Box::new(task), Failure::new(FailureCode::BadTask, why))
+            BadTask::Answerable(Box::new(nameless(id)), Failure::new(FailureCode::BadTask, why))
         }
-        _ => BadTask::Lost(format!("no task at line {}, column {}", error.line(), error.column())),
+        None => BadTask::Lost(format!("no task at line {}, column {}", error.line(), error.column())),
     }
 }
 
@@ -78,7 +94,7 @@ fn trace_context(event: &TaskEvent<'_>) -> BTreeMap<String, String> {
     let mut context = BTreeMap::new();
     if let Some(parent) = event.traceparent.as_ref().filter(|p| p.len() <= MAX_TRACEPARENT) {
         context.insert("traceparent".to_owned(), parent.clone());
-        if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE) {
+        if let Some(state) = event.tracestate.as_ref().filter(|s| s.len() <= MAX_TRACESTATE_BYTES) {
             context.insert("tracestate".to_owned(), state.clone());
         }
     }
@@ -108,6 +124,16 @@ mod tests {
     }
 
     #[test]
+    fn a_tracestate_is_kept_as_far_as_it_is_carried_on() {
+        for (len, kept) in [(MAX_TRACESTATE_BYTES, true), (MAX_TRACESTATE_BYTES + 1, false)] {
+            let state = format!("a={}", "x".repeat(len - 2));
+            let event = serde_json::json!({"kind": "infer", "taskId": "t", "request": {}, "traceparent": "p", "tracestate": state});
+            let task = read_task(&event.to_string()).unwrap();
+            assert_eq!(task.trace_context.contains_key("tracestate"), kept, "{len} bytes");
+        }
+    }
+
+    #[test]
     fn a_bad_task_event_is_answered_where_its_id_can_be_read() {
         assert_eq!(answer(r#"{"kind":"dance","taskId":"t1"}"#), ("t1".to_owned(), FailureCode::BadTask));
         assert_eq!(answer(r#"{"kind":7,"taskId":"t2"}"#), ("t2".to_owned(), FailureCode::BadTask));
@@ -115,6 +141,21 @@ mod tests {
             answer(r#"{"kind":"infer","taskId":"t3","llmName":"a"}"#),
             ("t3".to_owned(), FailureCode::BadTask)
         );
+    }
+
+    #[test]
+    fn a_task_that_is_too_large_is_answered_where_its_beginning_has_the_whole_id() {
+        let id = |beginning| oversized_task(beginning, 1).map(|(task, _)| task.id.as_str().to_owned());
+        assert_eq!(id(r#"{"kind":"infer","taskId":"t1","request":{"messages":["xx"#).as_deref(), Some("t1"));
+        assert_eq!(id(r#"{"taskId":12,"llmName"#).as_deref(), Some("12"));
+        for beginning in [
+            "",
+            r#"{"kind":"infer","taskId":12"#,
+            r#"{"kind":"infer","taskId":"t,1"#,
+            r#"{"request":{"taskId":"no","x"#,
+        ] {
+            assert_eq!(id(beginning), None, "{beginning}");
+        }
     }
 
     #[test]

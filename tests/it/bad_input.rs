@@ -157,10 +157,12 @@ async fn unknown_events_and_fields_and_a_bad_cancel_are_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_over_the_limit_ends_the_channel_with_a_reason_and_it_is_reopened() {
+async fn an_event_over_the_limit_is_answered_and_ends_the_channel_with_a_reason_and_it_is_reopened() {
     let world = World::with(FakeMcpd::builder(), |config| config.event_limit = 64 << 10).await;
     let mut client = world.serving("llama").await;
-    let _call = world.mcpd.infer_stream("llama", &chat(&"x".repeat(100_000))).expect("accepted");
+    let call = world.mcpd.infer_stream("llama", &chat(&"x".repeat(100_000))).expect("accepted");
+    let reply: InferReply = soon("the end", call.collect()).await.end.into();
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (413, &json!("too_large")));
     let link = world.link(AgentState::Backoff).await;
     assert!(link.detail.contains("--event-limit"), "{}", link.detail);
     world.active("llama").await;

@@ -344,9 +344,14 @@ async fn a_stopping_agent_says_drain_and_ends_streams_unavailable_and_health_not
     assert_eq!(client.wait_for(goodbye).await.grace_ms, 120_000);
     let after = health.check(request()).await.expect("health answers").into_inner();
     assert_eq!(after.status(), ServingStatus::NotServing);
+    let mut late = world.client("late").await;
+    assert!((1..=120_000).contains(&late.wait_for(goodbye).await.grace_ms), "whoever comes now is told, too");
+    let mut watch = Watch::open(&world.config.socket).await;
     client.finish_body(&offer, &completion("hi")).await;
     assert_eq!(reply(call).await.status, 200);
-    assert_eq!(client.ended().await.code(), Code::Unavailable);
+    for ended in [client.ended().await, late.ended().await, watch.ended().await] {
+        assert_eq!(ended.code(), Code::Unavailable);
+    }
     world.stopped().await;
     world.assert_clean();
 }

@@ -364,17 +364,20 @@ async fn an_answer_after_chunks_is_a_protocol_error_on_both_sides() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_before_any_output_is_retryable_for_the_caller() {
     let (world, mut client) = world().await;
-    let call = streaming(&world);
-    let offer = client.offer().await;
-    let error = pb::Error {
-        code: pb::ErrorCode::Overloaded.into(),
-        message: "busy".into(),
-        retryable: true,
-        retry_after_ms: Some(4_000),
-        ..Default::default()
-    };
-    client.finish_error(&offer, error).await;
-    let got = reply(call).await;
-    assert_eq!((got.status, got.retry_after.as_deref()), (429, Some("4")));
+    for (ms, seconds) in [(4_000, 4), (3_001, 4), (0, 1)] {
+        let call = streaming(&world);
+        let offer = client.offer().await;
+        let error = pb::Error {
+            code: pb::ErrorCode::Overloaded.into(),
+            message: "busy".into(),
+            retryable: true,
+            retry_after_ms: Some(ms),
+            ..Default::default()
+        };
+        client.finish_error(&offer, error).await;
+        let got = reply(call).await;
+        assert_eq!((got.status, got.retry_after.clone()), (429, Some(seconds.to_string())), "{ms} ms");
+        assert_eq!(got.json()["error"]["retry_after"], seconds, "the body says the same");
+    }
     world.assert_clean();
 }

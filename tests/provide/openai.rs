@@ -328,7 +328,10 @@ async fn a_model_that_is_loading_is_waited_for() {
         }
     };
     let server = Server::start(loading).await;
-    assert_eq!(Relay::to(&server).await.ask(PLAIN).await.body(), br#"{"choices":[]}"#);
+    let (mut relay, asked) = (Relay::to(&server).await, Instant::now());
+    assert_eq!(relay.ask(PLAIN).await.body(), br#"{"choices":[]}"#);
+    // Its list of models has called it ready all along.
+    assert!(asked.elapsed() >= Duration::from_secs(1), "{:?}", asked.elapsed());
 }
 
 /// Any chunk: a good one with unknown fields around it.

@@ -15,7 +15,8 @@
 //!
 //! `reqwest-eventsource` matches on the three variants of [`EventStreamError`], so there can be no fourth. A
 //! limit's error comes as [`EventStreamError::Parser`], hence as `reqwest_eventsource::Error::Parser`, with
-//! nom's code `TooLarge`; nothing else ever does. [`too_large`] gives its sentence, which names the limit.
+//! nom's code `TooLarge`; nothing else ever does. [`too_large`] gives its sentence, which names the limit. What came first of the
+//! event is in [`LimitEvents::take_refused`].
 //!
 //! # Other differences from the original
 //!
@@ -30,5 +31,5 @@ mod parser;
 mod stream;
 
 pub use limit::{LimitEvents, limit_events};
-pub use parser::{DEFAULT_EVENT_LIMIT, Event, ID_LIMIT, Parser, TooLarge};
+pub use parser::{BEGINNING, DEFAULT_EVENT_LIMIT, Event, ID_LIMIT, Parser, Refused, TooLarge};
 pub use stream::{EventStream, EventStreamError, Eventsource, too_large};

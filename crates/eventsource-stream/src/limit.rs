@@ -4,7 +4,7 @@
 //! way in. So the limit lies in a thread-local for the time of each poll: unlike a process-wide setting, that lets
 //! several agents with different limits live in one process, as tests need it.
 
-use crate::parser::DEFAULT_EVENT_LIMIT;
+use crate::parser::{DEFAULT_EVENT_LIMIT, Refused};
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 use std::cell::Cell;
@@ -15,6 +15,12 @@ thread_local! {
     static LIMIT: Cell<usize> = const { Cell::new(DEFAULT_EVENT_LIMIT) };
     static RECEIVED: Cell<u64> = const { Cell::new(0) };
     static COMMENTS: Cell<u64> = const { Cell::new(0) };
+    static REFUSED: Cell<Option<Refused>> = const { Cell::new(None) };
+}
+
+/// Keeps the beginning of an event over its limit, for the [`LimitEvents`] that polls its source.
+pub(crate) fn keep_refused(refused: Option<Refused>) {
+    REFUSED.set(refused);
 }
 
 /// Counts bytes that came from a source, for the [`LimitEvents`] that polls it.
@@ -41,10 +47,16 @@ pin_project! {
         bytes: usize,
         received: u64,
         comments: u64,
+        refused: Option<Refused>,
     }
 }
 
 impl<S> LimitEvents<S> {
+    /// The beginning of the event that was over its limit, once: the error itself has no room for it.
+    pub fn take_refused(&mut self) -> Option<Refused> {
+        self.refused.take()
+    }
+
     /// Bytes that came so far, those of comments too.
     pub fn received(&self) -> u64 {
         self.received
@@ -69,7 +81,7 @@ impl<S> LimitEvents<S> {
 /// # }
 /// ```
 pub fn limit_events<S: Stream>(inner: S, bytes: usize) -> LimitEvents<S> {
-    LimitEvents { inner, bytes, received: 0, comments: 0 }
+    LimitEvents { inner, bytes, received: 0, comments: 0, refused: None }
 }
 
 /// Puts the limit and the counts of the surroundings back, also when a poll panics.
@@ -92,6 +104,9 @@ impl<S: Stream> Stream for LimitEvents<S> {
         let polled = this.inner.poll_next(cx);
         *this.received += RECEIVED.get();
         *this.comments += COMMENTS.get();
+        if let Some(refused) = REFUSED.take() {
+            *this.refused = Some(refused);
+        }
         polled
     }
 }

@@ -66,6 +66,11 @@ impl Lines {
         }
     }
 
+    /// The line that has not ended yet.
+    pub(crate) fn unfinished_line(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
     /// Bytes of the line that has not ended yet.
     pub(crate) fn unfinished(&self) -> usize {
         self.buffer.len() - self.start

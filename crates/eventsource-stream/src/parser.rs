@@ -13,6 +13,9 @@ pub const DEFAULT_EVENT_LIMIT: usize = 32 * 1024 * 1024;
 /// `Last-Event-ID` header of most servers.
 pub const ID_LIMIT: usize = 4 * 1024;
 
+/// What is kept of the data of an event over its limit, bytes: an envelope's first fields, not its content.
+pub const BEGINNING: usize = 4 * 1024;
+
 /// The type of an event that names none.
 const DEFAULT_TYPE: &str = "message";
 
@@ -44,6 +47,15 @@ pub enum TooLarge {
     Id,
 }
 
+/// What came first of an event that was refused: for whoever has to answer it all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The event's type, as far as it had come.
+    pub event: String,
+    /// The beginning of its data, at most [`BEGINNING`] bytes; cut off anywhere.
+    pub data: String,
+}
+
 impl fmt::Display for TooLarge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -61,6 +73,7 @@ impl std::error::Error for TooLarge {}
 pub struct Parser {
     lines: Lines,
     fields: Fields,
+    refused: Option<Refused>,
 }
 
 impl Parser {
@@ -68,7 +81,7 @@ impl Parser {
     /// its type, and the line being received without its ending, whether a comment or a field, a byte order mark
     /// included: so the pieces make no difference to what is refused.
     pub fn new(event_limit: usize) -> Self {
-        Self { lines: Lines::default(), fields: Fields::new(event_limit) }
+        Self { lines: Lines::default(), fields: Fields::new(event_limit), refused: None }
     }
 
     /// Adds a piece of the stream.
@@ -79,11 +92,19 @@ impl Parser {
     /// The next whole event, or none until more is pushed. After an error the stream must be given up.
     pub fn next_event(&mut self) -> Result<Option<Event>, TooLarge> {
         while let Some(line) = self.lines.next() {
-            if let Some(event) = self.fields.take_line(line)? {
-                return Ok(Some(event));
+            match self.fields.take_line(line) {
+                Ok(None) => {}
+                Ok(event) => return Ok(event),
+                Err(error) => {
+                    self.refused = Some(self.fields.refused(line));
+                    return Err(error);
+                }
             }
         }
-        self.fields.check_room(self.lines.unfinished())?;
+        if let Err(error) = self.fields.check_room(self.lines.unfinished()) {
+            self.refused = Some(self.fields.refused(self.lines.unfinished_line()));
+            return Err(error);
+        }
         self.lines.settle();
         Ok(None)
     }
@@ -96,6 +117,11 @@ impl Parser {
     /// Starts from the id of an earlier connection.
     pub fn set_last_event_id(&mut self, id: String) {
         self.fields.last_event_id = id;
+    }
+
+    /// The beginning of the event that was over its limit, once.
+    pub fn take_refused(&mut self) -> Option<Refused> {
+        self.refused.take()
     }
 
     /// Comments since this was last asked.
@@ -190,6 +216,14 @@ impl Fields {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The beginning of an event for which `line` was too much.
+    fn refused(&self, line: &[u8]) -> Refused {
+        let line = line.strip_prefix(b"data:").map(|value| value.strip_prefix(b" ").unwrap_or(value));
+        let data = self.data.as_deref().map(str::as_bytes).or(line).unwrap_or_default();
+        let data = String::from_utf8_lossy(&data[..data.len().min(BEGINNING)]).into_owned();
+        Refused { event: self.event.clone(), data }
     }
 
     fn add_data(&mut self, value: &[u8]) -> Result<(), TooLarge> {

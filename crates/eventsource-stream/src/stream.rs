@@ -1,6 +1,6 @@
 //! The original's public face: a stream of bytes becomes a stream of events.
 
-use crate::limit::{count_comments, count_received, current_limit};
+use crate::limit::{count_comments, count_received, current_limit, keep_refused};
 use crate::parser::{Event, Parser, TooLarge};
 use futures_core::Stream;
 use nom::error::{Error as NomError, ErrorKind};
@@ -62,7 +62,10 @@ where
             match next {
                 Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
                 Ok(None) => {}
-                Err(error) => break Some(Err(error.into())),
+                Err(error) => {
+                    keep_refused(this.parser.take_refused());
+                    break Some(Err(error.into()));
+                }
             }
             match ready!(this.source.as_mut().poll_next(cx)) {
                 Some(Ok(piece)) => {

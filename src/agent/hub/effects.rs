@@ -79,17 +79,19 @@ impl Hub {
     }
 
     fn begin(&mut self, key: TaskKey, task: Task) {
-        self.tasks_file.begun(&task.id);
+        let (place, mcpd) = self.place.take().unzip();
+        let mcpd = mcpd.unwrap_or_else(|| self.mcpd.clone());
+        self.tasks_file.begun(&task.id, mcpd.url().as_deref());
         let facts = RequestFacts::read(&task.request).unwrap_or_default();
         let stamp = stamp(&task);
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        let outbox = Outbox::new(&task, self.mcpd.room(), stamp.clone(), trace);
+        let outbox = Outbox::new(&task, mcpd.room(), stamp.clone(), trace);
         let delivery = Delivery::new(
             (key, &task),
             facts.include_usage,
             stamp,
             Arc::clone(&outbox),
-            self.mcpd.clone(),
+            mcpd,
             self.rng.u64(..),
             self.channels.reports.0.clone(),
         );
@@ -101,7 +103,7 @@ impl Hub {
             outbox,
             session: None,
             recorded: false,
-            _place: self.place.take(),
+            _place: place,
         };
         self.relays.insert(key, relay);
     }
@@ -164,6 +166,9 @@ impl Hub {
             LinkEffect::CloseChannel => self.close_channel(),
             LinkEffect::Persist(id) => self.keep_session(id),
             LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
+            LinkEffect::SessionLeft => {
+                info!("the credentials lead to another mcpd, where a new session begins")
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 //! What happened: each event's way into the core.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{Connected, Hub, left_behind::end_left_behind};
 use crate::{
-    bridge,
+    bridge::{self, STOPPING, SessionHandle},
     core::{Input, LinkInput},
     domain::{CallFailure, ProviderName, TaskId, TaskKey},
     upstream::{self, events::Delivered, outbox::Summary, results::Report},
@@ -18,7 +18,7 @@ impl Hub {
         self.place = place;
         match event {
             upstream::Event::Task(task) | upstream::Event::BadTask(task, _)
-                if self.tasks_file.is_left_behind(&task.id) =>
+                if self.is_left_behind(&task.id) =>
             {
                 debug!(task_id = %task.id, "mcpd handed over a task that a former life left behind; not run");
             }
@@ -65,11 +65,31 @@ impl Hub {
         let accepted = reply.is_ok();
         self.feed_link(LinkInput::Registered(attempt, reply));
         if accepted && !self.left_behind.is_empty() {
-            let left = std::mem::take(&mut self.left_behind);
-            info!(tasks = left.len(), "ending tasks that a former life of this agent left behind");
-            let (mcpd, over) = (self.mcpd.clone(), self.channels.restarted.0.clone());
-            self.spawn(end_left_behind(mcpd, left, over));
+            self.end_left_behind();
         }
+    }
+
+    /// Ends what a former life left behind of this mcpd; the ids of another one wait for its return, as they may mean something else
+    /// here.
+    fn end_left_behind(&mut self) {
+        let url = self.mcpd.url();
+        let may_be_ours =
+            |(_, of): &(TaskId, Option<Arc<str>>)| of.is_none() || of.as_deref() == url.as_deref();
+        let (ours, others) =
+            std::mem::take(&mut self.left_behind).into_iter().partition::<Vec<_>, _>(may_be_ours);
+        self.left_behind = others;
+        if ours.is_empty() {
+            return;
+        }
+        info!(tasks = ours.len(), "ending tasks that a former life of this agent left behind");
+        let (mcpd, over) = (self.mcpd.clone(), self.channels.restarted.0.clone());
+        self.spawn(end_left_behind(mcpd, ours.into_iter().map(|(id, _)| id).collect(), over));
+    }
+
+    /// Whether the task that has just come is one that a former life left behind.
+    fn is_left_behind(&self, id: &TaskId) -> bool {
+        let url = self.place.as_ref().and_then(|(_, mcpd)| mcpd.url());
+        self.tasks_file.is_left_behind(id, url.as_deref())
     }
 
     /// A task of a former life has its end; from now on its id is like that of any other that ended.
@@ -88,6 +108,7 @@ impl Hub {
                     self.max_message_bytes,
                     &self.core.link_status(Instant::now().into_std()),
                 );
+                self.say_goodbye(&handle);
                 // Whatever a session of the same client still sends must not reach a task that is offered again.
                 self.sessions
                     .values()
@@ -161,13 +182,19 @@ impl Hub {
         }
     }
 
+    /// Tells a session that the agent is stopping, if it is.
+    fn say_goodbye(&self, session: &SessionHandle) {
+        if let Some(until) = self.draining_until {
+            session.drain(until.saturating_duration_since(Instant::now()), STOPPING);
+        }
+    }
+
     pub(super) fn drain(&mut self) {
         self.send_offers();
         info!("stopping: no new tasks are taken; running ones have {} s", self.drain_timeout.as_secs());
         self.serving.send_replace(false);
-        for session in self.sessions.values() {
-            session.handle.drain(self.drain_timeout, "the agent is stopping");
-        }
+        self.draining_until = Some(Instant::now() + self.drain_timeout);
+        self.sessions.values().for_each(|session| self.say_goodbye(&session.handle));
         self.feed(Input::Drain);
         self.link_may_have_changed();
     }

@@ -32,10 +32,11 @@ impl Hub {
     }
 
     pub(super) fn read_credentials(&mut self) {
-        let input = match access(&self.sources) {
+        let read = self.take_credentials();
+        match &read {
             Err(problem) => {
                 // One warning for one problem, however often the file changes.
-                if self.credentials_problem.as_ref() != Some(&problem) {
+                if self.credentials_problem.as_ref() != Some(problem) {
                     let meanwhile = match self.mcpd.url() {
                         Some(_) => "until that is mended, what was read before is used",
                         None => "going online when that is mended",
@@ -44,28 +45,28 @@ impl Hub {
                     self.credentials_problem = Some(problem.clone());
                 }
                 if self.mcpd.url().is_some() {
-                    // Half a file is no reason to let go of the credentials that work.
+                    // What cannot be used is no reason to let go of the credentials that work.
                     return;
                 }
-                Err(problem)
             }
-            Ok((access, wide_mode)) => {
+            Ok(_) => {
                 if self.credentials_problem.take().is_some() {
                     info!("the credentials can be used again");
                 }
-                self.warn_of_a_wide_mode(wide_mode);
-                // Credentials may come long after the start, and then the id on disk can be another mcpd's.
-                let former =
-                    self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
-                let other = former.is_some_and(|url| url != access.url);
-                let set = self.use_access(&access, other);
-                set.map(|()| if other { UrlChange::Other } else { UrlChange::Same }).map_err(|error| {
-                    warn!("{error}");
-                    error.to_string()
-                })
             }
-        };
-        self.feed_link(LinkInput::Credentials(input));
+        }
+        self.feed_link(LinkInput::Credentials(read));
+    }
+
+    /// Goes over to what the files say now.
+    fn take_credentials(&mut self) -> Result<UrlChange, String> {
+        let (access, wide_mode) = access(&self.sources)?;
+        self.warn_of_a_wide_mode(wide_mode);
+        // Credentials may come long after the start, and then the id on disk can be another mcpd's.
+        let former = self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
+        let other = former.is_some_and(|url| url != access.url);
+        self.use_access(&access, other).map_err(|error| error.to_string())?;
+        Ok(if other { UrlChange::Other } else { UrlChange::Same })
     }
 
     /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.

@@ -28,7 +28,7 @@ impl Link {
             self.start_over(fx);
             self.listed = false;
             self.heartbeat_at = None;
-            self.forget_session(fx);
+            self.end_session(LinkEffect::SessionLeft, fx);
         }
         if read.is_ok() && self.wait.as_ref().is_some_and(|w| w.state == LinkState::Refused) {
             self.wait = None;
@@ -154,16 +154,16 @@ impl Link {
         let under_way = self.in_flight.take();
         self.start_over(fx);
         (self.in_flight_outdated, self.in_flight) = (under_way.is_some(), under_way);
-        self.forget_session(fx);
+        self.end_session(LinkEffect::SessionForgotten, fx);
         if std::mem::replace(&mut self.forgiven, true) {
             self.back_off(LinkState::Backoff, format!("mcpd does not know the session: {detail}"), None, now);
         }
     }
 
     /// The answer to a heartbeat that is under way is about the session that is gone.
-    fn forget_session(&mut self, fx: &mut Vec<Effect>) {
+    fn end_session(&mut self, how: LinkEffect, fx: &mut Vec<Effect>) {
         self.heartbeat_in_flight = None;
-        fx.push(Effect::Link(LinkEffect::SessionForgotten));
+        fx.push(Effect::Link(how));
     }
 
     pub(super) fn heartbeat_replied(

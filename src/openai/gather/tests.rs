@@ -132,7 +132,7 @@ fn a_body_that_became_chunks_becomes_the_same_body_again() {
         }],
         "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
     });
-    let chunks = chunks_from_completion(&body.to_string().into(), true).expect("it is a body");
+    let (_, chunks) = chunks_from_completion(&body.to_string().into(), true).expect("it is a body");
     let chunks: Vec<_> = chunks.iter().map(|chunk| String::from_utf8_lossy(chunk).into_owned()).collect();
     assert_eq!(gathered(&chunks), body);
 }

@@ -73,13 +73,19 @@ impl Health {
         self.ask.notify_one();
     }
 
-    /// A request met a model that is loading: waits until it is known to be ready (true) or gone (false).
+    /// A request met a model that is loading: waits until it is known to be ready (true) or gone (false). The page that is asked
+    /// may call ready what the chat calls loading, so the next request waits as long as the next question would.
     pub(in crate::provide) async fn loaded(&self) -> bool {
+        let asked = Instant::now();
         self.set(Readiness::new(ProviderState::Loading, "the model is loading"));
         self.ask.notify_one();
         let mut state = self.state.subscribe();
         let settled = state.wait_for(|readiness| readiness.state != ProviderState::Loading).await;
-        settled.is_ok_and(|readiness| readiness.state == ProviderState::Ready)
+        let ready = settled.is_ok_and(|readiness| readiness.state == ProviderState::Ready);
+        if ready {
+            sleep_until(asked + RETRY_INTERVAL).await;
+        }
+        ready
     }
 
     fn set(&self, readiness: Readiness) -> bool {

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::{
-    domain::{CancelReason, End, Usage},
+    domain::{CancelReason, End, EndKind, Usage},
     openai::Facts,
     telemetry::{Ending, TaskReport, TaskTrace},
 };
@@ -11,8 +11,8 @@ use crate::{
 /// What a task's delivery came to.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// "ok", "cancelled", or the failure's code: what mcpd was told.
-    pub outcome: &'static str,
+    /// What mcpd was told.
+    pub outcome: EndKind,
     /// Whether mcpd never took the end.
     pub undelivered: bool,
     /// What the output showed.

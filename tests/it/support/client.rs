@@ -269,6 +269,20 @@ impl Watch {
         };
         soon("such a status", fulfilled).await
     }
+
+    /// Why there are no more of them.
+    pub async fn ended(&mut self) -> Status {
+        let ended = async {
+            loop {
+                match self.statuses.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Status::ok(""),
+                    Err(status) => return status,
+                }
+            }
+        };
+        soon("the end of the statuses", ended).await
+    }
 }
 
 /// A Hello with a large message limit.
