@@ -33,20 +33,23 @@ const MAX_QUEUED: &str = "64";
 /// The most of anything counted per provider: beyond it is a typing error.
 const MAX_COUNT: i64 = 1_000_000;
 
-/// Where the files are: for every command.
+/// Where the files are: for the commands that do not meet the agent.
 #[derive(Clone, Debug, Args)]
 pub struct FolderArgs {
     /// Folder with config.json, credentials, provider-session and the socket
     #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME)]
     pub home: PathBuf,
+    /// Not used; taken so that one set of flags fits every command.
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub socket: Option<PathBuf>,
 }
 
 /// Where the agent's files and its socket are: for every command that meets it.
 #[derive(Clone, Debug, Args)]
 pub struct HomeArgs {
-    /// Where the files are.
-    #[command(flatten)]
-    pub folder: FolderArgs,
+    /// Folder with config.json, credentials, provider-session and the socket
+    #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME)]
+    pub home: PathBuf,
     /// The agent's unix socket [default: mcprelay.sock in the home]
     #[arg(long, env = "MCPRELAY_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,

@@ -130,17 +130,21 @@ pub struct Places {
     pub socket: PathBuf,
 }
 
+fn home(path: &Path, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
+    absolute(path, "--home (MCPRELAY_HOME)", env)
+}
+
 impl FolderArgs {
     /// Resolves `~`.
     pub fn path(&self, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
-        absolute(&self.home, "--home (MCPRELAY_HOME)", env)
+        home(&self.home, env)
     }
 }
 
 impl HomeArgs {
     /// Resolves `~` and the socket's default.
     pub fn places(&self, env: Lookup<'_>) -> Result<Places, ConfigError> {
-        let home = self.folder.path(env)?;
+        let home = home(&self.home, env)?;
         let socket = match &self.socket {
             Some(path) => absolute(path, "--socket (MCPRELAY_SOCKET)", env)?,
             None => home.join(SOCKET_FILE),
@@ -201,7 +205,7 @@ impl Config {
     pub fn defaults(home: &Path) -> Result<Self, ConfigError> {
         let nothing: Lookup<'_> = &|_| None;
         let mut args: AgentArgs = parse_args(&[], nothing).expect("the defaults parse");
-        args.home.folder.home = home.to_owned();
+        args.home.home = home.to_owned();
         Self::new(args, nothing)
     }
 
