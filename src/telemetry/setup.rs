@@ -150,7 +150,8 @@ impl Setup {
         }
         let mut builder = SdkMeterProvider::builder().with_resource(self.resource.clone());
         if let Some(exporter) = exporter {
-            builder = builder.with_reader(PeriodicReader::builder(exporter).build());
+            let reader = PeriodicReader::builder(exporter).with_interval(self.otel.metric_interval);
+            builder = builder.with_reader(reader.build());
         }
         let address = page.as_ref().map(|(address, _)| *address);
         if let Some((_, reader)) = page {

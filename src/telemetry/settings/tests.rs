@@ -115,7 +115,7 @@ fn a_signals_own_headers_replace_the_general_ones_and_a_bad_one_is_said() {
     let otel = read(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-one=1"),
-        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "not a header=s3cret,x-two=2,=,x=%0a"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "not a header=s3cret,x-two=2,=,x=%0a,Content-Length=3"),
     ]);
     let names =
         |export: Option<Export>| export.unwrap().headers.keys().map(ToString::to_string).collect::<Vec<_>>();
@@ -154,6 +154,27 @@ fn the_batches_follow_the_environment() {
     assert_eq!(otel.batching, Batching { queue: 100, batch: 10, delay: Duration::from_millis(250) });
     let otel = read(&[("OTEL_BSP_MAX_QUEUE_SIZE", "0"), ("OTEL_BSP_SCHEDULE_DELAY", "soon")]);
     assert_eq!((otel.batching, otel.problems.len()), (BATCHING, 2));
+}
+
+#[test]
+fn the_interval_of_metrics_follows_the_environment_and_is_never_none() {
+    let interval = |value| {
+        let otel = read(&[("OTEL_METRIC_EXPORT_INTERVAL", value)]);
+        (otel.metric_interval, otel.problems.len())
+    };
+    assert_eq!(interval(""), (METRIC_INTERVAL, 0));
+    assert_eq!(interval(" 250 "), (Duration::from_millis(250), 0));
+    for not_one in ["0", "-1", "1.5", "soon"] {
+        assert_eq!(interval(not_one), (METRIC_INTERVAL, 1), "{not_one}");
+    }
+}
+
+#[test]
+fn what_both_signals_share_is_said_once() {
+    let otel =
+        read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")]);
+    assert!(otel.traces.is_some() && otel.metrics.is_some());
+    assert_eq!(otel.problems.len(), 1, "{:?}", otel.problems);
 }
 
 #[test]
