@@ -1,13 +1,18 @@
-//! The standard `OTEL_*` variables, but for those of the resource and of the metrics' exporter, which the SDK reads. What is not
-//! understood becomes a sentence: the log does not exist yet.
+//! The standard `OTEL_*` variables, but for the headers of metrics, which the SDK reads. What is not understood becomes a sentence: the
+//! log does not exist yet.
 
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
 use opentelemetry_sdk::trace::Sampler;
 use percent_encoding::percent_decode_str;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 
-use super::otlp::Batching;
+use super::{names, otlp::Batching};
+
+/// Who exports, in the conventions' words.
+const SERVICE_NAME: &str = "service.name";
+const SERVICE_VERSION: &str = "service.version";
 
 /// Longest wait for a collector's reply unless the environment says otherwise; the standard's default.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,6 +74,8 @@ pub(super) struct Otel {
     pub(super) metric_interval: Duration,
     pub(super) batching: Batching,
     pub(super) sampling: Sampling,
+    /// Of the process: its name, and what the environment adds.
+    pub(super) resource: Vec<KeyValue>,
     pub(super) propagate: bool,
     pub(super) capture_content: bool,
     /// A sentence for each value that is not understood, to be logged once logging works.
@@ -94,10 +101,21 @@ impl Otel {
         let metric_interval = reader.millis("OTEL_METRIC_EXPORT_INTERVAL", METRIC_INTERVAL);
         let batching = reader.batching();
         let sampling = reader.sampling();
+        let resource = reader.resource();
         let propagate = reader.propagate();
         let capture_content = reader.capture_content();
         let problems = reader.problems;
-        Self { traces, metrics, metric_interval, batching, sampling, propagate, capture_content, problems }
+        Self {
+            traces,
+            metrics,
+            metric_interval,
+            batching,
+            sampling,
+            resource,
+            propagate,
+            capture_content,
+            problems,
+        }
     }
 }
 
@@ -252,6 +270,29 @@ impl Reader<'_> {
         })
     }
 
+    /// The SDK, which reads the same variables, takes the attributes as they stand; the standard has them percent-encoded, and none
+    /// taken where one is wrong.
+    fn resource(&mut self) -> Vec<KeyValue> {
+        let list = self.value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let attributes: Option<Vec<_>> = parts.map(attribute).collect();
+        let mut attributes = attributes.unwrap_or_else(|| {
+            let what = "has a part that is not key=value, percent-encoded";
+            self.problem("OTEL_RESOURCE_ATTRIBUTES", what, "all of it is left out");
+            Vec::new()
+        });
+        if let Some(name) = self.value("OTEL_SERVICE_NAME") {
+            attributes.retain(|each| each.key.as_str() != SERVICE_NAME);
+            attributes.push(KeyValue::new(SERVICE_NAME, name));
+        }
+        for (key, ours) in [(SERVICE_NAME, names::SCOPE), (SERVICE_VERSION, env!("CARGO_PKG_VERSION"))] {
+            if attributes.iter().all(|each| each.key.as_str() != key) {
+                attributes.push(KeyValue::new(key, ours));
+            }
+        }
+        attributes
+    }
+
     /// Of the standard's propagators only the trace context has a place in a task.
     fn propagate(&mut self) -> bool {
         let Some(list) = self.value("OTEL_PROPAGATORS") else { return true };
@@ -282,6 +323,12 @@ impl Reader<'_> {
             self.problems.push(problem);
         }
     }
+}
+
+fn attribute(pair: &str) -> Option<KeyValue> {
+    let (key, value) = pair.split_once('=').filter(|(key, _)| !key.trim().is_empty())?;
+    let decoded = |text: &str| Some(percent_decode_str(text.trim()).decode_utf8().ok()?.into_owned());
+    Some(KeyValue::new(decoded(key)?, decoded(value)?))
 }
 
 fn header(pair: &str) -> Option<(HeaderName, HeaderValue)> {

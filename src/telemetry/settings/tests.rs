@@ -144,6 +144,28 @@ fn a_grpc_endpoint_without_a_scheme_has_tls_unless_somebody_declines() {
 }
 
 #[test]
+fn the_resource_is_decoded_and_names_the_agent_unless_somebody_else_does() {
+    let resource = |name: &str, list: &str| {
+        let otel = read(&[("OTEL_SERVICE_NAME", name), ("OTEL_RESOURCE_ATTRIBUTES", list)]);
+        let mut pairs: Vec<_> =
+            otel.resource.iter().map(|each| format!("{}={}", each.key, each.value)).collect();
+        pairs.sort();
+        (pairs.join(" "), otel.problems.len())
+    };
+    let version = concat!("service.version=", env!("CARGO_PKG_VERSION"));
+    let ours = (format!("service.name=mcprelay {version}"), 0);
+    assert_eq!(resource("", ""), ours);
+    assert_eq!(resource(" ", " , "), ours);
+    let decoded = resource("", "k=%C3%A4%2C, service.name = theirs");
+    assert_eq!(decoded, (format!("k=ä, service.name=theirs {version}"), 0));
+    assert_eq!(resource("mine", "service.name=theirs").0, format!("service.name=mine {version}"));
+    assert_eq!(resource("", "service.version=2").0, "service.name=mcprelay service.version=2");
+    for not_one in ["k=1,l", "k=1,=2", "k=%ff"] {
+        assert_eq!(resource("", not_one), (ours.0.clone(), 1), "{not_one}");
+    }
+}
+
+#[test]
 fn the_batches_follow_the_environment() {
     assert_eq!(read(&[]).batching, BATCHING);
     let otel = read(&[
