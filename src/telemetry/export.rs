@@ -34,6 +34,10 @@ const USER_AGENT: &str = concat!("mcprelay-OTLP-Exporter-Rust/", env!("CARGO_PKG
 /// The standard's port on this machine.
 const DEFAULT_GRPC: &str = "http://localhost:4317";
 
+/// Which part of an export's time a silent HTTP/2 connection is believed. One whose peer vanished looks alive for a quarter of an hour, and
+/// every export would go into it; a third, twice, leaves a third for another connection.
+const PATIENCE_PART: u32 = 3;
+
 /// The thread that does a collector's I/O and serves the metrics page. Ends when dropped.
 pub(super) struct Worker {
     handle: runtime::Handle,
@@ -111,10 +115,8 @@ impl Worker {
 }
 
 /// How long an HTTP/2 connection may say nothing while it owes a reply before it is asked for a sign of life, and how long it then has.
-/// A connection whose peer vanished looks alive for a quarter of an hour, and every export goes into it; a third of the
-/// export's own bound leaves a third for another connection.
 fn patience(export: &Export) -> Duration {
-    export.timeout / 3
+    export.timeout / PATIENCE_PART
 }
 
 fn configured<B: WithExportConfig>(builder: B, export: &Export) -> B {
