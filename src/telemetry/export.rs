@@ -20,13 +20,23 @@ use opentelemetry_sdk::{
     metrics::{Temporality, data::ResourceMetrics, exporter::PushMetricExporter},
 };
 use tokio::{runtime, sync::oneshot};
-use tonic::transport::ClientTlsConfig;
+use tonic::transport::{self, Channel, ClientTlsConfig, Endpoint};
 
 use super::settings::{Export, Protocol};
 use crate::domain::Printable;
 
 /// Most that is read of a collector's reply, in bytes: a reply is empty or says in a few words what was refused.
 pub(super) const MAX_REPLY_BYTES: usize = 64 * 1024;
+
+/// What the standard wants exporters to say of themselves: who, in which language, which version.
+const USER_AGENT: &str = concat!("mcprelay-OTLP-Exporter-Rust/", env!("CARGO_PKG_VERSION"));
+
+/// The standard's port on this machine.
+const DEFAULT_GRPC: &str = "http://localhost:4317";
+
+/// Which part of an export's time a silent HTTP/2 connection is believed. One whose peer vanished looks alive for a quarter of an hour, and
+/// every export would go into it; a third, twice, leaves a third for another connection.
+const PATIENCE_PART: u32 = 3;
 
 /// The thread that does a collector's I/O and serves the metrics page. Ends when dropped.
 pub(super) struct Worker {
@@ -54,9 +64,9 @@ impl Worker {
     pub(super) fn metric_exporter(&self, export: &Export) -> Result<MetricExporter, ExporterBuildError> {
         match export.protocol {
             Protocol::Grpc => {
-                let _on_the_worker = self.handle.enter();
-                configured(MetricExporter::builder().with_tonic().with_tls_config(system_roots()), export)
-                    .build()
+                let channel =
+                    self.channel(export).map_err(|e| ExporterBuildError::InternalFailure(chain(&e)))?;
+                configured(MetricExporter::builder().with_tonic().with_channel(channel), export).build()
             }
             Protocol::HttpProtobuf => {
                 let builder = MetricExporter::builder().with_http().with_http_client(self.client(export)?);
@@ -76,16 +86,37 @@ impl Worker {
         let tls = export.endpoint.as_deref().is_some_and(|url| !url.trim_start().starts_with("http://"));
         reqwest::Client::builder()
             .timeout(export.timeout)
+            .user_agent(USER_AGENT)
             .tls_built_in_root_certs(tls)
             // The headers hold the collector's credentials, which are for it alone.
             .redirect(reqwest::redirect::Policy::none())
+            .http2_keep_alive_interval(patience(export))
+            .http2_keep_alive_timeout(patience(export))
             .build()
+    }
+
+    /// A gRPC channel to `export`'s collector, which connects when it is first used.
+    pub(super) fn channel(&self, export: &Export) -> Result<Channel, transport::Error> {
+        let endpoint = Endpoint::from_shared(export.endpoint.clone().unwrap_or_else(|| DEFAULT_GRPC.into()))?
+            .user_agent(USER_AGENT)?
+            .connect_timeout(export.timeout)
+            .timeout(export.timeout)
+            .http2_keep_alive_interval(patience(export))
+            .keep_alive_timeout(patience(export));
+        let endpoint = if endpoint.uri().scheme_str() == Some("https") {
+            // tonic's own default trusts nobody.
+            endpoint.tls_config(ClientTlsConfig::new().with_enabled_roots())?
+        } else {
+            endpoint
+        };
+        let _on_the_worker = self.handle.enter();
+        Ok(endpoint.connect_lazy())
     }
 }
 
-/// The exporter's own default trusts nobody.
-fn system_roots() -> ClientTlsConfig {
-    ClientTlsConfig::new().with_enabled_roots()
+/// How long an HTTP/2 connection may say nothing while it owes a reply before it is asked for a sign of life, and how long it then has.
+fn patience(export: &Export) -> Duration {
+    export.timeout / PATIENCE_PART
 }
 
 fn configured<B: WithExportConfig>(builder: B, export: &Export) -> B {

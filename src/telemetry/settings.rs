@@ -1,16 +1,24 @@
-//! The standard `OTEL_*` variables, but for those of the resource and of the metrics' exporter, which the SDK reads. What is not
-//! understood becomes a sentence: the log does not exist yet.
+//! The standard `OTEL_*` variables, but for the headers of metrics, which the SDK reads. What is not understood becomes a sentence: the
+//! log does not exist yet.
 
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
 use opentelemetry_sdk::trace::Sampler;
 use percent_encoding::percent_decode_str;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 
-use super::otlp::Batching;
+use super::{names, otlp::Batching};
+
+/// Who exports, in the conventions' words.
+const SERVICE_NAME: &str = "service.name";
+const SERVICE_VERSION: &str = "service.version";
 
 /// Longest wait for a collector's reply unless the environment says otherwise; the standard's default.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From one export of the metrics to the next unless the environment says otherwise; the standard's default.
+const METRIC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How spans and metrics reach a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +70,12 @@ impl Sampling {
 pub(super) struct Otel {
     pub(super) traces: Option<Export>,
     pub(super) metrics: Option<Export>,
+    /// From one export of the metrics to the next.
+    pub(super) metric_interval: Duration,
     pub(super) batching: Batching,
     pub(super) sampling: Sampling,
+    /// Of the process: its name, and what the environment adds.
+    pub(super) resource: Vec<KeyValue>,
     pub(super) propagate: bool,
     pub(super) capture_content: bool,
     /// A sentence for each value that is not understood, to be logged once logging works.
@@ -86,11 +98,24 @@ impl Otel {
         if traces.is_some() {
             reader.no_compression("TRACES");
         }
+        let metric_interval = reader.millis("OTEL_METRIC_EXPORT_INTERVAL", METRIC_INTERVAL);
         let batching = reader.batching();
         let sampling = reader.sampling();
+        let resource = reader.resource();
         let propagate = reader.propagate();
         let capture_content = reader.capture_content();
-        Self { traces, metrics, batching, sampling, propagate, capture_content, problems: reader.problems }
+        let problems = reader.problems;
+        Self {
+            traces,
+            metrics,
+            metric_interval,
+            batching,
+            sampling,
+            resource,
+            propagate,
+            capture_content,
+            problems,
+        }
     }
 }
 
@@ -174,22 +199,26 @@ impl Reader<'_> {
     }
 
     fn batching(&mut self) -> Batching {
-        let mut number = |name: &str, default: u64| {
-            let Some(text) = self.value(name) else { return default };
-            text.parse().ok().filter(|n| *n > 0).unwrap_or_else(|| {
-                self.problem(name, "is not a number above 0", &format!("{default} is used"));
-                default
-            })
+        let mut spans = |name: &str, default: usize| {
+            usize::try_from(self.number(name, default as u64)).unwrap_or(usize::MAX)
         };
-        let spans = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Batching {
-            queue: spans(number("OTEL_BSP_MAX_QUEUE_SIZE", BATCHING.queue as u64)),
-            batch: spans(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCHING.batch as u64)),
-            delay: Duration::from_millis(number(
-                "OTEL_BSP_SCHEDULE_DELAY",
-                BATCHING.delay.as_millis() as u64,
-            )),
+            queue: spans("OTEL_BSP_MAX_QUEUE_SIZE", BATCHING.queue),
+            batch: spans("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCHING.batch),
+            delay: self.millis("OTEL_BSP_SCHEDULE_DELAY", BATCHING.delay),
         }
+    }
+
+    fn millis(&mut self, name: &str, default: Duration) -> Duration {
+        Duration::from_millis(self.number(name, default.as_millis() as u64))
+    }
+
+    fn number(&mut self, name: &str, default: u64) -> u64 {
+        let Some(text) = self.value(name) else { return default };
+        text.parse().ok().filter(|n| *n > 0).unwrap_or_else(|| {
+            self.problem(name, "is not a number above 0", &format!("{default} is used"));
+            default
+        })
     }
 
     fn protocol(&mut self, signal: &str) -> Protocol {
@@ -241,6 +270,29 @@ impl Reader<'_> {
         })
     }
 
+    /// The SDK, which reads the same variables, takes the attributes as they stand; the standard has them percent-encoded, and none
+    /// taken where one is wrong.
+    fn resource(&mut self) -> Vec<KeyValue> {
+        let list = self.value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let attributes: Option<Vec<_>> = parts.map(attribute).collect();
+        let mut attributes = attributes.unwrap_or_else(|| {
+            let what = "has a part that is not key=value, percent-encoded";
+            self.problem("OTEL_RESOURCE_ATTRIBUTES", what, "all of it is left out");
+            Vec::new()
+        });
+        if let Some(name) = self.value("OTEL_SERVICE_NAME") {
+            attributes.retain(|each| each.key.as_str() != SERVICE_NAME);
+            attributes.push(KeyValue::new(SERVICE_NAME, name));
+        }
+        for (key, ours) in [(SERVICE_NAME, names::SCOPE), (SERVICE_VERSION, env!("CARGO_PKG_VERSION"))] {
+            if attributes.iter().all(|each| each.key.as_str() != key) {
+                attributes.push(KeyValue::new(key, ours));
+            }
+        }
+        attributes
+    }
+
     /// Of the standard's propagators only the trace context has a place in a task.
     fn propagate(&mut self) -> bool {
         let Some(list) = self.value("OTEL_PROPAGATORS") else { return true };
@@ -265,8 +317,18 @@ impl Reader<'_> {
 
     /// The value itself stays out of the log: it may hold a secret.
     fn problem(&mut self, name: &str, what: &str, instead: &str) {
-        self.problems.push(format!("{name} {what}; {instead}."));
+        let problem = format!("{name} {what}; {instead}.");
+        // Both signals read what they share.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
+}
+
+fn attribute(pair: &str) -> Option<KeyValue> {
+    let (key, value) = pair.split_once('=').filter(|(key, _)| !key.trim().is_empty())?;
+    let decoded = |text: &str| Some(percent_decode_str(text.trim()).decode_utf8().ok()?.into_owned());
+    Some(KeyValue::new(decoded(key)?, decoded(value)?))
 }
 
 fn header(pair: &str) -> Option<(HeaderName, HeaderValue)> {
@@ -274,7 +336,9 @@ fn header(pair: &str) -> Option<(HeaderName, HeaderValue)> {
     let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
     let mut value = HeaderValue::from_str(&value).ok()?;
     value.set_sensitive(true);
-    Some((name.trim().parse().ok()?, value))
+    let name: HeaderName = name.trim().parse().ok()?;
+    // With another length than its own a request is garbage.
+    (![CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name)).then_some((name, value))
 }
 
 #[cfg(test)]

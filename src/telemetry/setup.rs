@@ -2,11 +2,14 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use opentelemetry::{InstrumentationScope, metrics::MeterProvider as _, trace::TracerProvider as _};
+use opentelemetry::{
+    InstrumentationScope, KeyValue, metrics::MeterProvider as _, trace::TracerProvider as _,
+};
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::{
     Resource,
     metrics::{PeriodicReader, SdkMeterProvider},
+    resource::{ResourceDetector, TelemetryResourceDetector},
     trace::{SdkTracer, SdkTracerProvider},
 };
 use tokio::sync::oneshot;
@@ -128,7 +131,8 @@ impl Setup {
     fn new(otel: Otel, settings: &Settings) -> Result<Self, SetupError> {
         let needed = otel.traces.is_some() || otel.metrics.is_some() || settings.metrics_listen.is_some();
         let worker = if needed { Some(Worker::start().map_err(SetupError::Thread)?) } else { None };
-        Ok(Self { otel, resource: resource(), losses: Arc::default(), worker })
+        let resource = resource(otel.resource.clone());
+        Ok(Self { otel, resource, losses: Arc::default(), worker })
     }
 
     fn traces(&mut self) -> Option<SdkTracerProvider> {
@@ -155,7 +159,8 @@ impl Setup {
         }
         let mut builder = SdkMeterProvider::builder().with_resource(self.resource.clone());
         if let Some(exporter) = exporter {
-            builder = builder.with_reader(PeriodicReader::builder(exporter).build());
+            let reader = PeriodicReader::builder(exporter).with_interval(self.otel.metric_interval);
+            builder = builder.with_reader(reader.build());
         }
         let address = page.as_ref().map(|(address, _)| *address);
         if let Some((_, reader)) = page {
@@ -236,7 +241,7 @@ impl Telemetry {
 /// A telemetry without log, environment and globals, whose spans and metrics stay in memory: for tests and for the demo.
 /// It has no thread and no timer, so it fits tokio's paused clock, and one process may have many.
 pub fn in_memory(content: Content) -> (Handle, Collected) {
-    let (collected, traces, meters) = Collected::new(resource());
+    let (collected, traces, meters) = Collected::new(resource(Otel::read(&|_| None).resource));
     let tracer = tracer(&traces);
     let dispatch = tracing_subscriber::registry().with(otel_layer(tracer.clone())).into();
     let capture_content = content == Content::Recorded;
@@ -265,14 +270,9 @@ fn detached(work: impl FnOnce() + Send + 'static) -> oneshot::Receiver<()> {
     ended
 }
 
-/// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win over our own name.
-fn resource() -> Resource {
-    let key = opentelemetry::Key::from_static_str("service.name");
-    let builder = Resource::builder();
-    let named = Resource::builder().build().get(&key);
-    let unnamed = named.is_none_or(|n| n.as_str().starts_with("unknown_service"));
-    let builder = if unnamed { builder.with_service_name(names::SCOPE) } else { builder };
-    builder.with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build()
+fn resource(attributes: Vec<KeyValue>) -> Resource {
+    let sdk: [Box<dyn ResourceDetector>; 1] = [Box::new(TelemetryResourceDetector)];
+    Resource::builder_empty().with_detectors(&sdk).with_attributes(attributes).build()
 }
 
 fn scope() -> InstrumentationScope {

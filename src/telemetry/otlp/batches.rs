@@ -12,7 +12,7 @@ use opentelemetry_sdk::{
     trace::{Span, SpanData, SpanProcessor},
 };
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
 
@@ -105,7 +105,8 @@ impl Batches {
         worker: &tokio::runtime::Handle,
     ) -> Self {
         let most = batching.batch.clamp(1, batching.queue.max(1));
-        let (orders, to_do) = mpsc::channel((batching.queue / most).max(1));
+        // The environment may ask for more than a channel can count.
+        let (orders, to_do) = mpsc::channel((batching.queue / most).clamp(1, Semaphore::MAX_PERMITS));
         let room = sender.room();
         let first = Batch { spans: vec![0; room], count: 0 };
         let open = Arc::new(Open { batch: Mutex::new(first), begun: Notify::new(), room });

@@ -1,6 +1,6 @@
 //! Batches on their way to the collector, by HTTP or by gRPC.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -9,12 +9,7 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::{
-    Code, Extensions,
-    codegen::http::uri::PathAndQuery,
-    metadata::MetadataMap,
-    transport::{Channel, ClientTlsConfig, Endpoint},
-};
+use tonic::{Code, Extensions, codegen::http::uri::PathAndQuery, metadata::MetadataMap, transport::Channel};
 
 use super::{
     batches::Batch,
@@ -25,9 +20,8 @@ use crate::telemetry::{
     settings::{Export, Protocol},
 };
 
-/// The standard's ports on this machine.
+/// The standard's port on this machine.
 const DEFAULT_HTTP: &str = "http://localhost:4318/v1/traces";
-const DEFAULT_GRPC: &str = "http://localhost:4317";
 /// The rpc that takes spans.
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 /// Pause after a first failure that may pass; it doubles.
@@ -85,6 +79,20 @@ struct PartialSuccess {
     error_message: String,
 }
 
+/// `google.rpc.Status`, of which only this much is wanted.
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// `google.rpc.RetryInfo`.
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
 impl Sender {
     pub(in crate::telemetry) fn new(
         worker: &Worker,
@@ -138,10 +146,10 @@ impl Sender {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(refusal)) => refusal,
             };
-            let next = Instant::now() + jittered(pause).max(refusal.pause.unwrap_or_default());
-            if !refusal.passing || next >= end {
-                return Err(refusal.reason);
-            }
+            // A collector may ask for any pause; one that the clock cannot hold is too long as well.
+            let wait = jittered(pause).max(refusal.pause.unwrap_or_default());
+            let next = Instant::now().checked_add(wait).filter(|next| refusal.passing && *next < end);
+            let Some(next) = next else { return Err(refusal.reason) };
             why = refusal.reason;
             pause *= 2;
             sleep_until(next).await;
@@ -162,16 +170,7 @@ impl Collector {
     }
 
     fn grpc(worker: &Worker, export: &Export) -> Result<Self, BadTarget> {
-        let endpoint = export.endpoint.clone().unwrap_or_else(|| DEFAULT_GRPC.into());
-        let endpoint = Endpoint::from_shared(endpoint).map_err(|_| BadTarget)?;
-        let endpoint = if endpoint.uri().scheme_str() == Some("https") {
-            // tonic's own default trusts nobody.
-            endpoint.tls_config(ClientTlsConfig::new().with_enabled_roots()).map_err(|_| BadTarget)?
-        } else {
-            endpoint
-        };
-        let _on_the_worker = worker.handle().enter();
-        let channel = endpoint.connect_timeout(export.timeout).connect_lazy();
+        let channel = worker.channel(export).map_err(|_| BadTarget)?;
         Ok(Self::Grpc { channel, metadata: MetadataMap::from_headers(export.headers.clone()) })
     }
 
@@ -192,14 +191,19 @@ impl Collector {
 async fn by_http(request: reqwest::RequestBuilder) -> Result<Reply, Refusal> {
     let mut response = request.send().await.map_err(|e| Refusal::unreached(&e.without_url()))?;
     let status = response.status();
-    let pause = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
-    let body = read_reply(&mut response).await.map_err(|e| Refusal::unreached(&*e))?;
-    if status.is_success() {
-        // Some collectors answer with nothing, or with JSON: the status is what counts.
-        return Ok(Reply::decode(&*body).unwrap_or_default());
+    if !status.is_success() {
+        // What stands in the body changes nothing, and it may never end.
+        let pause = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
+        let passing = matches!(status.as_u16(), 429 | 502 | 503 | 504);
+        return Err(Refusal { reason: status.to_string(), passing, pause: pause.map(Duration::from_secs) });
     }
-    let passing = matches!(status.as_u16(), 429 | 502 | 503 | 504);
-    Err(Refusal { reason: status.to_string(), passing, pause: pause.map(Duration::from_secs) })
+    if response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html")) {
+        let reason = "the reply is a web page, as no collector sends it".to_owned();
+        return Err(Refusal { reason, passing: false, pause: None });
+    }
+    // Some collectors answer with nothing, or with JSON: the status is what counts, and spans that were taken must not be sent again.
+    let body = read_reply(&mut response).await.unwrap_or_default();
+    Ok(Reply::decode(&*body).unwrap_or_default())
 }
 
 async fn by_grpc(channel: Channel, request: tonic::Request<Bytes>) -> Result<Reply, Refusal> {
@@ -207,20 +211,38 @@ async fn by_grpc(channel: Channel, request: tonic::Request<Bytes>) -> Result<Rep
     client.ready().await.map_err(|e| Refusal::unreached(&e))?;
     let codec = tonic_prost::ProstCodec::default();
     let reply = client.unary(request, PathAndQuery::from_static(METHOD), codec).await;
-    reply.map(tonic::Response::into_inner).map_err(|status| Refusal {
-        reason: format!("{}: {}", status.code(), status.message()),
-        // The standard's list. ResourceExhausted may pass only where the collector says when.
-        passing: matches!(
-            status.code(),
-            Code::Unavailable
-                | Code::Cancelled
-                | Code::DeadlineExceeded
-                | Code::Aborted
-                | Code::OutOfRange
-                | Code::DataLoss
-        ),
-        pause: None,
-    })
+    reply.map(tonic::Response::into_inner).map_err(|status| refused(&status))
+}
+
+fn refused(status: &tonic::Status) -> Refusal {
+    let pause = asked_pause(status);
+    // The standard's list.
+    let listed = match status.code() {
+        Code::Unavailable
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::DataLoss => true,
+        Code::ResourceExhausted => pause.is_some(),
+        _ => false,
+    };
+    // With a source it is not the collector's word: the connection broke, as it does when a collector restarts.
+    let broken = status.source();
+    let reason = match broken {
+        Some(source) => chain(source),
+        None => format!("{}: {}", status.code(), status.message()),
+    };
+    Refusal { reason, passing: listed || broken.is_some(), pause }
+}
+
+/// The pause that the `google.rpc.RetryInfo` in the status' details asks for.
+fn asked_pause(status: &tonic::Status) -> Option<Duration> {
+    let details = RpcStatus::decode(status.details()).ok()?.details;
+    let info = details.iter().find(|detail| detail.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = RetryInfo::decode(&*info.value).ok()?.retry_delay?;
+    // One in the past is none.
+    Some(Duration::try_from(delay).unwrap_or_default())
 }
 
 /// Between half of `pause` and all of it, so that many agents do not come back together.

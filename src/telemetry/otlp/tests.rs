@@ -1,5 +1,7 @@
 //! The encoding against the library's own, and the sender against collectors that refuse.
 
+mod grpc;
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
@@ -204,6 +206,13 @@ fn collector(answers: &[&str]) -> (String, mpsc::Receiver<Received>) {
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const BAD: &str = "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// A pause that no clock can hold.
+const NEVER_AGAIN: &str = "HTTP/1.1 503 Busy\r\nRetry-After: 18446744073709551615\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// The rest of either body never comes.
+const BAD_CUT: &str = "HTTP/1.1 400 Bad\r\nContent-Length: 9\r\n\r\n";
+const OK_CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n";
+const PAGE: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 3\r\nConnection: close\r\n\r\n<p>";
 /// Two spans rejected, because "no".
 const PARTIAL: &str =
     "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\n\x0a\x06\x08\x02\x12\x02no";
@@ -219,14 +228,22 @@ fn some_span() -> SpanData {
 
 /// Batches for the collector at `url`; the worker ends when it is dropped.
 fn batches(url: &str, batch: usize, delay: Duration) -> (Batches, Arc<Losses>, Worker) {
+    batching(url, Batching { queue: 100, batch, delay })
+}
+
+fn batching(url: &str, batching: Batching) -> (Batches, Arc<Losses>, Worker) {
     let worker = Worker::start().unwrap();
     let headers = [("x-team".parse().unwrap(), "a team".parse().unwrap())].into_iter().collect();
     let export =
         Export { protocol: Protocol::HttpProtobuf, endpoint: Some(url.into()), timeout: PATIENCE, headers };
-    let losses = Arc::new(Losses::default());
-    let sender = Sender::new(&worker, &export, Frame::new(&resource(), &scope()), losses.clone()).unwrap();
-    let batches = Batches::start(Batching { queue: 100, batch, delay }, sender, worker.handle());
+    let (batches, losses) = start(&worker, &export, batching);
     (batches, losses, worker)
+}
+
+fn start(worker: &Worker, export: &Export, batching: Batching) -> (Batches, Arc<Losses>) {
+    let losses = Arc::new(Losses::default());
+    let sender = Sender::new(worker, export, Frame::new(&resource(), &scope()), losses.clone()).unwrap();
+    (Batches::start(batching, sender, worker.handle()), losses)
 }
 
 /// Exports `spans` spans, at most `batch` in a request, and tells how many were lost.
@@ -247,6 +264,11 @@ fn a_collector_gets_whole_batches_with_its_headers_and_the_rest_at_a_flush() {
         .iter()
         .map(|request| {
             assert!(request.head.contains("\r\nx-team: a team\r\n"), "{}", request.head);
+            assert!(
+                request.head.contains("\r\nuser-agent: mcprelay-otlp-exporter-rust/"),
+                "{}",
+                request.head
+            );
             assert!(
                 request.head.contains("\r\ncontent-type: application/x-protobuf\r\n"),
                 "{}",
@@ -273,6 +295,40 @@ fn a_refusal_for_good_loses_the_batch_and_not_the_next_one() {
     let (url, told) = collector(&[BAD, OK]);
     assert_eq!(export(&url, 3, 2), 2);
     assert_eq!(told.iter().take(2).count(), 2);
+}
+
+/// How many spans are lost of two batches, the first of which is answered with this and the second taken.
+fn lost_of_3(first: &str) -> u64 {
+    let (url, told) = collector(&[first, OK]);
+    let lost = export(&url, 3, 2);
+    let requests: Vec<_> = told.iter().map(|request| request.body).take(2).collect();
+    assert_ne!(requests[0], requests[1], "the first batch was sent again after {first}");
+    lost
+}
+
+#[test]
+fn a_pause_that_no_clock_can_hold_loses_the_batch_and_not_the_exporter() {
+    assert_eq!(lost_of_3(NEVER_AGAIN), 2);
+}
+
+#[test]
+fn a_status_counts_without_the_body_that_belongs_to_it() {
+    assert_eq!(lost_of_3(BAD_CUT), 2);
+    assert_eq!(lost_of_3(OK_CUT), 0);
+}
+
+#[test]
+fn spans_that_a_web_page_answers_count_as_lost() {
+    assert_eq!(lost_of_3(PAGE), 2);
+}
+
+#[test]
+fn a_queue_of_any_size_can_be_asked_for() {
+    let (url, _told) = collector(&[OK]);
+    let (batches, losses, _worker) = batching(&url, Batching { queue: usize::MAX, batch: 1, delay: NEVER });
+    batches.on_end(some_span());
+    batches.force_flush().unwrap();
+    assert_eq!(losses.lost(), 0);
 }
 
 #[test]

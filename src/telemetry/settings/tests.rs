@@ -115,7 +115,7 @@ fn a_signals_own_headers_replace_the_general_ones_and_a_bad_one_is_said() {
     let otel = read(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-one=1"),
-        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "not a header=s3cret,x-two=2,=,x=%0a"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "not a header=s3cret,x-two=2,=,x=%0a,Content-Length=3"),
     ]);
     let names =
         |export: Option<Export>| export.unwrap().headers.keys().map(ToString::to_string).collect::<Vec<_>>();
@@ -144,6 +144,28 @@ fn a_grpc_endpoint_without_a_scheme_has_tls_unless_somebody_declines() {
 }
 
 #[test]
+fn the_resource_is_decoded_and_names_the_agent_unless_somebody_else_does() {
+    let resource = |name: &str, list: &str| {
+        let otel = read(&[("OTEL_SERVICE_NAME", name), ("OTEL_RESOURCE_ATTRIBUTES", list)]);
+        let mut pairs: Vec<_> =
+            otel.resource.iter().map(|each| format!("{}={}", each.key, each.value)).collect();
+        pairs.sort();
+        (pairs.join(" "), otel.problems.len())
+    };
+    let version = concat!("service.version=", env!("CARGO_PKG_VERSION"));
+    let ours = (format!("service.name=mcprelay {version}"), 0);
+    assert_eq!(resource("", ""), ours);
+    assert_eq!(resource(" ", " , "), ours);
+    let decoded = resource("", "k=%C3%A4%2C, service.name = theirs");
+    assert_eq!(decoded, (format!("k=ä, service.name=theirs {version}"), 0));
+    assert_eq!(resource("mine", "service.name=theirs").0, format!("service.name=mine {version}"));
+    assert_eq!(resource("", "service.version=2").0, "service.name=mcprelay service.version=2");
+    for not_one in ["k=1,l", "k=1,=2", "k=%ff"] {
+        assert_eq!(resource("", not_one), (ours.0.clone(), 1), "{not_one}");
+    }
+}
+
+#[test]
 fn the_batches_follow_the_environment() {
     assert_eq!(read(&[]).batching, BATCHING);
     let otel = read(&[
@@ -154,6 +176,27 @@ fn the_batches_follow_the_environment() {
     assert_eq!(otel.batching, Batching { queue: 100, batch: 10, delay: Duration::from_millis(250) });
     let otel = read(&[("OTEL_BSP_MAX_QUEUE_SIZE", "0"), ("OTEL_BSP_SCHEDULE_DELAY", "soon")]);
     assert_eq!((otel.batching, otel.problems.len()), (BATCHING, 2));
+}
+
+#[test]
+fn the_interval_of_metrics_follows_the_environment_and_is_never_none() {
+    let interval = |value| {
+        let otel = read(&[("OTEL_METRIC_EXPORT_INTERVAL", value)]);
+        (otel.metric_interval, otel.problems.len())
+    };
+    assert_eq!(interval(""), (METRIC_INTERVAL, 0));
+    assert_eq!(interval(" 250 "), (Duration::from_millis(250), 0));
+    for not_one in ["0", "-1", "1.5", "soon"] {
+        assert_eq!(interval(not_one), (METRIC_INTERVAL, 1), "{not_one}");
+    }
+}
+
+#[test]
+fn what_both_signals_share_is_said_once() {
+    let otel =
+        read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")]);
+    assert!(otel.traces.is_some() && otel.metrics.is_some());
+    assert_eq!(otel.problems.len(), 1, "{:?}", otel.problems);
 }
 
 #[test]
