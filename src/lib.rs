@@ -25,6 +25,7 @@
 //! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures |
 //! | [`provide`] | the provider host: a client of the bridge like any other |
 //! | [`telemetry`] | traces, metrics, the log |
+//! | `plain_http` | the shorter way to servers without TLS and proxy in between, for upstream and provide |
 //! | [`cli`] | the commands, one file each |
 //!
 //! `upstream` and `bridge` never see each other, and `core` knows no runtime: `tests/it/house.rs` holds these walls.
