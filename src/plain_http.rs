@@ -23,8 +23,7 @@ use crate::credentials::is_loopback;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) connect: Duration,
-    /// `None` keeps them until the server closes them.
-    pub(crate) idle: Option<Duration>,
+    pub(crate) idle: Duration,
 }
 
 /// Sends requests, on connections that all clones share.

@@ -61,7 +61,7 @@ impl HttpSettings {
 
     /// The client for result POSTs, where it takes no more than that to reach mcpd.
     pub(super) fn plain(url: &str, idle: Duration) -> Option<PlainClient> {
-        plain_http::client(&url.parse().ok()?, Times { connect: CONNECT_TIMEOUT, idle: Some(idle) })
+        plain_http::client(&url.parse().ok()?, Times { connect: CONNECT_TIMEOUT, idle })
     }
 
     /// The client for the control channel.

@@ -62,7 +62,7 @@ impl Clients {
 
 /// The client for requests to `url` that need neither TLS nor a proxy nor what is in front of its host.
 pub(in crate::provide) fn plain_client(url: &Url) -> Option<PlainClient> {
-    plain_http::client(url, Times { connect: CONNECT_TIMEOUT, idle: Some(IDLE_CONNECTION) })
+    plain_http::client(url, Times { connect: CONNECT_TIMEOUT, idle: IDLE_CONNECTION })
 }
 
 /// The base of a server's OpenAI paths, "http://127.0.0.1:11434/v1": never with a slash at its end.
