@@ -17,6 +17,9 @@ const TASKS_PER_SECOND: u32 = 1000;
 const TOKENS: u32 = 4;
 /// Tasks of one point at least; under 2 s of load the clock's ticks would show.
 const LEAST_TASKS: u32 = 2500;
+/// Tasks of each caller at least. While callers begin and stop, fewer events come at a time and each costs more of a wake-up: with one
+/// task each that is all there is, and the point shows the rate and not the number.
+const LEAST_EACH: u32 = 10;
 
 /// Arguments of `plot`.
 #[derive(Clone, Debug, Args)]
@@ -69,7 +72,7 @@ async fn measure(system: &System, under_way: u32) -> Result<Point, String> {
     let delay_us = u64::try_from(lasts.as_micros()).unwrap_or(u64::MAX) / u64::from(TOKENS);
     rig.load_slowly(&Cell::streams(under_way, 1, TOKENS, delay_us), lasts).await?;
     let before = [rig.usage()?, rig.host_usage()?];
-    let each = (LEAST_TASKS / under_way).max(1);
+    let each = (LEAST_TASKS / under_way).max(LEAST_EACH);
     let load = rig.load_slowly(&Cell::streams(under_way, each, TOKENS, delay_us), lasts).await?;
     let after = [rig.usage()?, rig.host_usage()?];
     let [agent, host] = [0, 1].map(|process| Cost {
