@@ -17,17 +17,12 @@ mod posts;
 mod request;
 mod settings;
 mod setup;
+mod spans;
 mod task;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, sync::Arc};
-
-use opentelemetry::{
-    Context, KeyValue,
-    trace::{Link, SpanKind, Tracer as _},
-};
-use opentelemetry_sdk::trace::SdkTracer;
+use std::sync::Arc;
 
 pub use answer::AnswerText;
 pub use collect::Collected;
@@ -38,6 +33,8 @@ pub use posts::{PostTrace, Posts, Server};
 pub use setup::{Content, Settings, SetupError, Telemetry, in_memory, init};
 pub use task::{Ending, TaskReport, TaskTrace};
 
+use spans::Spans;
+
 /// Where an agent's spans and measurements go. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
@@ -45,48 +42,6 @@ pub struct Handle {
     propagate: bool,
     spans: Option<Arc<Spans>>,
     metrics: Metrics,
-}
-
-/// How spans are made.
-struct Spans {
-    /// Has the layer of tracing-opentelemetry; `None` is the process's own.
-    dispatch: Option<tracing::Dispatch>,
-    tracer: SdkTracer,
-    /// Whether prompts, answers and error texts are recorded.
-    capture_content: bool,
-}
-
-impl Spans {
-    /// A `tracing` span, made where our layer sees it.
-    fn root(&self, make: impl FnOnce() -> tracing::Span) -> tracing::Span {
-        match &self.dispatch {
-            None => make(),
-            Some(dispatch) => tracing::dispatcher::with_default(dispatch, make),
-        }
-    }
-
-    fn child(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-        kind: SpanKind,
-        attributes: Vec<KeyValue>,
-        parent: &Context,
-    ) -> opentelemetry_sdk::trace::Span {
-        self.linked(name, kind, attributes, parent, None)
-    }
-
-    fn linked(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-        kind: SpanKind,
-        attributes: Vec<KeyValue>,
-        parent: &Context,
-        link: Option<Link>,
-    ) -> opentelemetry_sdk::trace::Span {
-        let mut builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
-        builder.links = link.map(|link| vec![link]);
-        self.tracer.build_with_context(builder, parent)
-    }
 }
 
 impl Handle {

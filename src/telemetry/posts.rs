@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use opentelemetry::{
-    Context, KeyValue,
-    trace::{Span as _, SpanKind, Status},
-};
+use opentelemetry::{KeyValue, trace::SpanKind};
 use tokio::time::Instant;
 
 use super::{
-    Handle,
+    Handle, Metrics,
     names::{key, span, value},
+    spans::{Ended, Field, Open, Trace},
 };
 
 /// mcpd as the target of POSTs; made once, since reading a URL costs more than a span.
@@ -18,7 +16,8 @@ use super::{
 pub struct Server {
     /// Scheme, host and port, without credentials and without a slash at the end.
     origin: Arc<str>,
-    labels: [KeyValue; 3],
+    host: Arc<str>,
+    port: i64,
 }
 
 /// Whose POSTs they are and where they go. Cheap to clone and free of the task's own handle, so that the delivery may run
@@ -27,20 +26,20 @@ pub struct Server {
 pub struct Posts(Option<Arc<Target>>);
 
 struct Target {
-    handle: Handle,
-    parent: Option<Context>,
+    metrics: Metrics,
+    trace: Option<Arc<Trace>>,
     /// On the span only: it has the task's id in it.
-    url: Arc<str>,
+    url: String,
     server: Server,
 }
 
 /// One POST under way.
-pub struct PostTrace(Option<Open>);
+pub struct PostTrace(Option<UnderWay>);
 
-struct Open {
+struct UnderWay {
     target: Arc<Target>,
-    span: Option<opentelemetry_sdk::trace::Span>,
     began: Instant,
+    resend_count: u32,
 }
 
 impl Server {
@@ -50,79 +49,86 @@ impl Server {
         let origin = url.as_ref().map(|u| u.origin().ascii_serialization()).unwrap_or_default();
         let host = url.as_ref().and_then(|u| u.host_str()).unwrap_or_default();
         let port = url.as_ref().and_then(reqwest::Url::port_or_known_default).unwrap_or_default();
-        let labels = [
-            KeyValue::new(key::HTTP_REQUEST_METHOD, value::POST),
-            KeyValue::new(key::SERVER_ADDRESS, Arc::<str>::from(host)),
-            KeyValue::new(key::SERVER_PORT, i64::from(port)),
-        ];
-        Self { origin: origin.into(), labels }
+        Self { origin: origin.into(), host: host.into(), port: port.into() }
     }
 
     /// Of the measurement of a POST that got this status, or no reply.
     pub(super) fn labels(&self, status: Option<u16>) -> Vec<KeyValue> {
-        self.labels.iter().cloned().chain(outcome(status)).collect()
+        let mut labels = vec![
+            KeyValue::new(key::HTTP_REQUEST_METHOD, value::POST),
+            KeyValue::new(key::SERVER_ADDRESS, self.host.clone()),
+            KeyValue::new(key::SERVER_PORT, self.port),
+        ];
+        labels.extend(status.map(|s| KeyValue::new(key::HTTP_RESPONSE_STATUS_CODE, i64::from(s))));
+        labels.extend(error_type(status).map(|error| KeyValue::new(key::ERROR_TYPE, error)));
+        labels
     }
 }
 
-/// What a reply's status says, and whether it is an error.
-fn outcome(status: Option<u16>) -> impl Iterator<Item = KeyValue> {
-    let code = status.map(|s| KeyValue::new(key::HTTP_RESPONSE_STATUS_CODE, i64::from(s)));
-    let error = match status {
-        Some(s) if s < 400 => None,
-        Some(s) => Some(KeyValue::new(key::ERROR_TYPE, s.to_string())),
-        None => Some(KeyValue::new(key::ERROR_TYPE, value::NO_REPLY)),
-    };
-    code.into_iter().chain(error)
+/// What is wrong with a reply that had this status, or with none.
+fn error_type(status: Option<u16>) -> Option<String> {
+    match status {
+        Some(status) if status < 400 => None,
+        Some(status) => Some(status.to_string()),
+        None => Some(value::NO_REPLY.to_owned()),
+    }
 }
 
 impl Posts {
-    pub(super) fn new(handle: &Handle, parent: Option<Context>, server: &Server, path: &str) -> Self {
-        if parent.is_none() && !handle.metrics.enabled() {
+    pub(super) fn new(handle: &Handle, trace: Option<Arc<Trace>>, server: &Server, path: &str) -> Self {
+        let trace = trace.filter(|trace| trace.sampled);
+        if trace.is_none() && !handle.metrics.enabled() {
             return Self(None);
         }
-        let url = if parent.is_some() { format!("{}{path}", server.origin) } else { String::new() };
-        Self(Some(Arc::new(Target {
-            handle: handle.clone(),
-            parent,
-            url: url.into(),
-            server: server.clone(),
-        })))
+        let url = if trace.is_some() { [&*server.origin, path].concat() } else { String::new() };
+        Self(Some(Arc::new(Target { metrics: handle.metrics.clone(), trace, url, server: server.clone() })))
     }
 
     /// A POST begins; `resend_count` is 0 for the first try of a part and counts its repetitions.
     pub fn post(&self, resend_count: u32) -> PostTrace {
-        PostTrace(self.0.as_ref().map(|target| Open {
-            span: target.span(resend_count),
-            target: target.clone(),
-            began: Instant::now(),
-        }))
+        let target = self.0.clone();
+        PostTrace(target.map(|target| UnderWay { target, began: Instant::now(), resend_count }))
     }
 }
 
-impl Target {
-    fn span(&self, resend_count: u32) -> Option<opentelemetry_sdk::trace::Span> {
-        let (parent, spans) = (self.parent.as_ref()?, self.handle.spans.as_ref()?);
-        // Room for the reply's too.
-        let mut attributes = Vec::with_capacity(7);
-        attributes.extend(self.server.labels.iter().cloned());
-        attributes.push(KeyValue::new(key::URL_FULL, self.url.clone()));
-        if resend_count > 0 {
-            attributes.push(KeyValue::new(key::HTTP_RESEND_COUNT, i64::from(resend_count)));
-        }
-        Some(spans.child(span::POST, SpanKind::Client, attributes, parent))
+impl UnderWay {
+    /// `reply` is its status, if there was one; `None` where the POST was given up.
+    fn ended(&self, at: Instant, reply: Option<Option<u16>>) {
+        let Some(trace) = &self.target.trace else { return };
+        let error = reply.and_then(error_type);
+        let resent = (self.resend_count > 0).then_some(i64::from(self.resend_count));
+        let attributes = [
+            Some((key::HTTP_REQUEST_METHOD, Field::Text(value::POST))),
+            Some((key::SERVER_ADDRESS, Field::Text(&self.target.server.host))),
+            Some((key::SERVER_PORT, Field::Whole(self.target.server.port))),
+            Some((key::URL_FULL, Field::Text(&self.target.url))),
+            resent.map(|count| (key::HTTP_RESEND_COUNT, Field::Whole(count))),
+            reply.flatten().map(|status| (key::HTTP_RESPONSE_STATUS_CODE, Field::Whole(status.into()))),
+            error.as_deref().map(|error| (key::ERROR_TYPE, Field::Text(error))),
+        ];
+        let open = Open::new(self.began);
+        trace.ended(&Ended {
+            error: error.as_ref().map(|_| ""),
+            ..Ended::new((open, at), (span::POST, SpanKind::Client), trace.root, &attributes)
+        });
     }
 }
 
 impl PostTrace {
     /// The reply's status, or `None` where there was no reply. An error stays on this span: a later try may heal it.
-    pub fn end(self, status: Option<u16>) {
-        let Some(open) = self.0 else { return };
-        if let Some(mut span) = open.span {
-            span.set_attributes(outcome(status));
-            if status.is_none_or(|s| s >= 400) {
-                span.set_status(Status::error(""));
-            }
+    pub fn end(mut self, status: Option<u16>) {
+        let Some(open) = self.0.take() else { return };
+        let now = Instant::now();
+        open.ended(now, Some(status));
+        open.target.metrics.post_sent(now - open.began, &open.target.server, status);
+    }
+}
+
+impl Drop for PostTrace {
+    /// The POST was given up: nobody knows its reply.
+    fn drop(&mut self) {
+        if let Some(open) = self.0.take() {
+            open.ended(Instant::now(), None);
         }
-        open.target.handle.metrics.post_sent(open.began.elapsed(), &open.target.server, status);
     }
 }

@@ -1,33 +1,32 @@
 //! What a trace tells of an OpenAI chat body: its settings always, its messages only on demand.
 
-use opentelemetry::KeyValue;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::names::key;
+use super::{
+    names::key,
+    spans::{Attribute, Field},
+};
 use crate::openai::RequestFacts;
 
 /// Most content that one attribute takes, in bytes. A span waits in the export's queue, so its size bounds that memory.
 pub(super) const MAX_CONTENT_BYTES: usize = 16 * 1024;
 
 /// The `gen_ai.request.*` attributes of what was asked for.
-pub(super) fn settings(facts: &RequestFacts) -> Vec<KeyValue> {
-    let whole = [
-        (key::REQUEST_MAX_TOKENS, facts.max_tokens.map(i64::from)),
-        (key::REQUEST_SEED, facts.seed),
-        (key::REQUEST_CHOICE_COUNT, facts.n.filter(|n| *n != 1).map(i64::from)),
-    ];
-    let real = [
-        (key::REQUEST_TEMPERATURE, facts.temperature),
-        (key::REQUEST_TOP_P, facts.top_p),
-        (key::REQUEST_TOP_K, facts.top_k),
-        (key::REQUEST_FREQUENCY_PENALTY, facts.frequency_penalty),
-        (key::REQUEST_PRESENCE_PENALTY, facts.presence_penalty),
-    ];
-    let whole = whole.into_iter().filter_map(|(k, v)| Some(KeyValue::new(k, v?)));
-    let real = real.into_iter().filter_map(|(k, v)| Some(KeyValue::new(k, v?)));
-    let stream = facts.stream.map(|v| KeyValue::new(key::REQUEST_STREAM, v));
-    whole.chain(real).chain(stream).collect()
+pub(super) fn settings(facts: &RequestFacts) -> [Option<Attribute<'static>>; 9] {
+    let whole = |key, value: Option<i64>| value.map(|v| (key, Field::Whole(v)));
+    let real = |key, value: Option<f64>| value.map(|v| (key, Field::Real(v)));
+    [
+        whole(key::REQUEST_MAX_TOKENS, facts.max_tokens.map(i64::from)),
+        whole(key::REQUEST_SEED, facts.seed),
+        whole(key::REQUEST_CHOICE_COUNT, facts.n.filter(|n| *n != 1).map(i64::from)),
+        real(key::REQUEST_TEMPERATURE, facts.temperature),
+        real(key::REQUEST_TOP_P, facts.top_p),
+        real(key::REQUEST_TOP_K, facts.top_k),
+        real(key::REQUEST_FREQUENCY_PENALTY, facts.frequency_penalty),
+        real(key::REQUEST_PRESENCE_PENALTY, facts.presence_penalty),
+        facts.stream.map(|v| (key::REQUEST_STREAM, Field::Flag(v))),
+    ]
 }
 
 #[derive(Deserialize)]
@@ -44,21 +43,21 @@ struct Message<'a> {
 }
 
 /// The messages of `body` in the conventions' JSON form. Content: only for who asked for it.
-pub(super) fn input_messages(body: &[u8]) -> Option<KeyValue> {
+pub(super) fn input_messages(body: &[u8]) -> Option<String> {
     let conversation: Conversation<'_> = serde_json::from_slice(body).ok()?;
     let messages: Vec<_> = conversation
         .messages
         .iter()
         .map(|m| serde_json::json!({"role": m.role, "parts": [{"type": "text", "content": text_of(m)}]}))
         .collect();
-    bounded(key::INPUT_MESSAGES, serde_json::Value::from(messages).to_string())
+    bounded(serde_json::Value::from(messages).to_string())
 }
 
 /// The answer in the conventions' JSON form. Content: only for who asked for it.
-pub(super) fn output_messages(answer: &str, finish_reason: &str) -> Option<KeyValue> {
+pub(super) fn output_messages(answer: &str, finish_reason: &str) -> Option<String> {
     let parts = serde_json::json!([{"type": "text", "content": answer}]);
     let message = serde_json::json!([{"role": "assistant", "parts": parts, "finish_reason": finish_reason}]);
-    bounded(key::OUTPUT_MESSAGES, message.to_string())
+    bounded(message.to_string())
 }
 
 /// A message's text; content that is not a text (images, parts) as the JSON that it is.
@@ -68,33 +67,33 @@ fn text_of(message: &Message<'_>) -> String {
 }
 
 /// Half a JSON text is of no use to anybody, so too long a one is left out.
-fn bounded(key: &'static str, json: String) -> Option<KeyValue> {
-    (json.len() <= MAX_CONTENT_BYTES).then(|| KeyValue::new(key, json))
+fn bounded(json: String) -> Option<String> {
+    (json.len() <= MAX_CONTENT_BYTES).then_some(json)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shown(attributes: &[KeyValue]) -> Vec<String> {
-        attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect()
+    fn shown(facts: &RequestFacts) -> Vec<String> {
+        settings(facts).iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect()
     }
 
     #[test]
     fn what_was_asked_for_becomes_attributes_and_what_was_not_does_not() {
         let facts = RequestFacts { n: Some(2), temperature: Some(0.5), ..RequestFacts::default() };
         assert_eq!(
-            shown(&settings(&facts)),
-            ["gen_ai.request.choice.count=2", "gen_ai.request.temperature=0.5"]
+            shown(&facts),
+            ["gen_ai.request.choice.count=Whole(2)", "gen_ai.request.temperature=Real(0.5)"]
         );
-        assert!(settings(&RequestFacts { n: Some(1), ..RequestFacts::default() }).is_empty());
+        assert!(shown(&RequestFacts { n: Some(1), ..RequestFacts::default() }).is_empty());
     }
 
     #[test]
     fn messages_are_given_in_the_conventions_form_or_not_at_all() {
         let body = br#"{"messages":[{"role":"user","content":"hi"}]}"#;
-        let want = r#"gen_ai.input.messages=[{"parts":[{"content":"hi","type":"text"}],"role":"user"}]"#;
-        assert_eq!(shown(&[input_messages(body).unwrap()]), [want]);
+        let want = r#"[{"parts":[{"content":"hi","type":"text"}],"role":"user"}]"#;
+        assert_eq!(input_messages(body).unwrap(), want);
         let long = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(20_000));
         assert!(input_messages(long.as_bytes()).is_none());
     }

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
-use opentelemetry_sdk::trace::Sampler;
+use opentelemetry::{
+    KeyValue,
+    trace::{SpanContext, SpanKind, TraceId},
+};
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample as _};
 use percent_encoding::percent_decode_str;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 
@@ -62,6 +65,16 @@ impl Sampling {
     pub(super) fn sampler(self) -> Sampler {
         let share = Sampler::TraceIdRatioBased(self.share);
         if self.parent_based { Sampler::ParentBased(Box::new(share)) } else { share }
+    }
+
+    /// What that sampler says of a trace, and so of each of its spans.
+    pub(super) fn takes(self, caller: Option<&SpanContext>, trace: TraceId) -> bool {
+        if let Some(caller) = caller.filter(|_| self.parent_based) {
+            return caller.is_sampled();
+        }
+        let share = Sampler::TraceIdRatioBased(self.share);
+        let result = share.should_sample(None, trace, "", &SpanKind::Internal, &[], &[]);
+        result.decision == SamplingDecision::RecordAndSample
     }
 }
 

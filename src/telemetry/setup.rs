@@ -22,14 +22,15 @@ use tracing_subscriber::{
 };
 
 use super::{
-    Handle, Metrics, Spans,
+    Handle, Metrics,
     collect::Collected,
     export::{Losses, Watched, Worker},
     log::{self, LogFormat},
     names::{self, target},
     otlp::{Batches, Frame, Sender},
     page::{self, Page},
-    settings::Otel,
+    settings::{Otel, Sampling},
+    spans::{Sink, Spans},
 };
 
 /// What the command line says about telemetry; the rest is in the environment.
@@ -117,10 +118,15 @@ pub(super) fn start(
 ) -> Result<(Telemetry, Vec<String>), SetupError> {
     let mut setup = Setup::new(Otel::read(get), settings)?;
     let traces = setup.traces();
+    let sampling = setup.otel.sampling;
     let (meters, page) = setup.meters(settings.metrics_listen)?;
     let capture_content = setup.otel.capture_content;
-    let spans =
-        traces.as_ref().map(|t| Arc::new(Spans { dispatch: None, tracer: tracer(t), capture_content }));
+    let (traces, spans) = traces
+        .map(|(provider, batches)| {
+            let (dispatch, tracer, sink) = (None, tracer(&provider), Sink::Export(batches));
+            (provider, Arc::new(Spans { dispatch, tracer, sampling, sink, capture_content }))
+        })
+        .unzip();
     let metrics = meters.as_ref().map(metrics).unwrap_or_default();
     let handle = Handle { propagate: setup.otel.propagate, spans, metrics };
     let (losses, _worker) = (setup.losses, setup.worker);
@@ -135,7 +141,8 @@ impl Setup {
         Ok(Self { otel, resource, losses: Arc::default(), worker })
     }
 
-    fn traces(&mut self) -> Option<SdkTracerProvider> {
+    /// Where spans go, and the provider of those that the SDK makes.
+    fn traces(&mut self) -> Option<(SdkTracerProvider, Batches)> {
         let (worker, export) = (self.worker.as_ref()?, self.otel.traces.as_ref()?);
         let frame = Frame::new(&self.resource, &scope());
         let Ok(sender) = Sender::new(worker, export, frame, self.losses.clone()) else {
@@ -144,8 +151,8 @@ impl Setup {
         };
         let batches = Batches::start(self.otel.batching, sender, worker.handle());
         let sampler = self.otel.sampling.sampler();
-        let builder = SdkTracerProvider::builder().with_span_processor(batches).with_sampler(sampler);
-        Some(builder.with_resource(self.resource.clone()).build())
+        let builder = SdkTracerProvider::builder().with_span_processor(batches.clone()).with_sampler(sampler);
+        Some((builder.with_resource(self.resource.clone()).build(), batches))
     }
 
     fn meters(
@@ -245,7 +252,8 @@ pub fn in_memory(content: Content) -> (Handle, Collected) {
     let tracer = tracer(&traces);
     let dispatch = tracing_subscriber::registry().with(otel_layer(tracer.clone())).into();
     let capture_content = content == Content::Recorded;
-    let spans = Spans { dispatch: Some(dispatch), tracer, capture_content };
+    let (sampling, sink) = (Sampling::default(), collected.sink());
+    let spans = Spans { dispatch: Some(dispatch), tracer, sampling, sink, capture_content };
     (Handle { propagate: true, spans: Some(Arc::new(spans)), metrics: metrics(&meters) }, collected)
 }
 
@@ -275,7 +283,7 @@ fn resource(attributes: Vec<KeyValue>) -> Resource {
     Resource::builder_empty().with_detectors(&sdk).with_attributes(attributes).build()
 }
 
-fn scope() -> InstrumentationScope {
+pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope::builder(names::SCOPE)
         .with_version(env!("CARGO_PKG_VERSION"))
         .with_schema_url(names::SCHEMA_URL)

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::{encode, send::Sender};
-use crate::telemetry::export::Losses;
+use crate::telemetry::{
+    export::Losses,
+    spans::{Ended, Trace},
+};
 
 /// Spans of one request at most, in bytes: collectors take 4 MiB by gRPC unless told otherwise, and a span with a conversation on it is
 /// long. The last span may go beyond.
@@ -35,8 +38,8 @@ pub(in crate::telemetry) struct Batching {
 }
 
 /// Takes the spans as they end, and hands them to the telemetry thread in batches. It never waits: a span that finds the queue full is
-/// lost, and counted.
-#[derive(Debug)]
+/// lost, and counted. Cheap to clone.
+#[derive(Clone, Debug)]
 pub(in crate::telemetry) struct Batches {
     most: u64,
     open: Arc<Open>,
@@ -84,10 +87,10 @@ impl Open {
         mem::replace(batch, Batch { spans, count: 0 })
     }
 
-    /// Adds a span; the batch if that made it full.
-    fn add(&self, span: &SpanData, most: u64) -> Option<Batch> {
+    /// Adds the span that `encode` writes; the batch if that made it full.
+    fn add(&self, encode: impl FnOnce(&mut Vec<u8>), most: u64) -> Option<Batch> {
         let mut batch = self.lock();
-        encode::span(&mut batch.spans, span);
+        encode(&mut batch.spans);
         batch.count += 1;
         if batch.count == 1 {
             self.begun.notify_one();
@@ -115,6 +118,19 @@ impl Batches {
         Self { most: most as u64, open, orders, losses }
     }
 
+    /// Takes a span of a task.
+    pub(in crate::telemetry) fn add(&self, trace: &Trace, span: &Ended<'_>) {
+        self.take(|out| encode::ended(out, trace, span));
+    }
+
+    fn take(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.losses.ended();
+        if let Some(batch) = self.open.add(encode, self.most) {
+            // A full queue loses the batch, which nobody will count as delivered.
+            let _ = self.orders.try_send(Order::Send(batch));
+        }
+    }
+
     fn flush(&self, bound: Option<Duration>) -> OTelSdkResult {
         let (sent, all_sent) = blocking::sync_channel(0);
         if self.orders.blocking_send(Order::Flush(sent)).is_err() {
@@ -129,15 +145,12 @@ impl Batches {
     }
 }
 
+/// For the spans that the SDK makes.
 impl SpanProcessor for Batches {
     fn on_start(&self, _span: &mut Span, _cx: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        self.losses.ended();
-        if let Some(batch) = self.open.add(&span, self.most) {
-            // A full queue loses the batch, which nobody will count as delivered.
-            let _ = self.orders.try_send(Order::Send(batch));
-        }
+        self.take(|out| encode::span(out, &span));
     }
 
     /// Waits without a bound.

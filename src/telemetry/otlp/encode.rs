@@ -1,4 +1,4 @@
-//! The SDK's spans as the bytes of an OTLP `ExportTraceServiceRequest` (opentelemetry-proto 1.x), without a message tree in between.
+//! Spans as the bytes of an OTLP `ExportTraceServiceRequest` (opentelemetry-proto 1.x), without a message tree in between.
 //!
 //! Every span of the agent has the same resource and the same scope, so their bytes are made once, and a span's bytes do not depend on
 //! the spans around it.
@@ -7,10 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use opentelemetry::{
-    Array, InstrumentationScope, KeyValue, Value,
-    trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceState},
+    Array, InstrumentationScope, KeyValue,
+    trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_sdk::{Resource, trace::SpanData};
+
+use crate::telemetry::spans::{Ended, Field, Trace};
 
 /// Protobuf's wire types.
 const VARINT: u64 = 0;
@@ -61,7 +63,7 @@ impl Frame {
         let (mut fields, mut schema) = (Vec::new(), Vec::new());
         nested(&mut fields, 1, |out| {
             for (key, value) in resource.iter() {
-                attribute(out, 1, key.as_str(), value);
+                attribute(out, 1, key.as_str(), Field::of(value));
             }
         });
         text(&mut schema, 3, resource.schema_url().unwrap_or_default());
@@ -104,17 +106,15 @@ impl Frame {
     }
 }
 
-/// Appends `span` as one of `ScopeSpans`' spans.
+/// Appends a span of the SDK as one of `ScopeSpans`' spans.
 pub(super) fn span(out: &mut Vec<u8>, span: &SpanData) {
     nested(out, 2, |out| {
-        ids(out, &span.span_context);
-        if span.parent_span_id != SpanId::INVALID {
-            bytes(out, 4, &span.parent_span_id.to_bytes());
-        }
-        text(out, 5, &span.name);
-        number(out, 6, kind(&span.span_kind));
-        time(out, 7, span.start_time);
-        time(out, 8, span.end_time);
+        let context = &span.span_context;
+        ids(out, context.trace_id(), context.span_id(), context.trace_state());
+        parent(out, span.parent_span_id);
+        what(out, &span.name, &span.span_kind);
+        fixed(out, 7, nanos(span.start_time));
+        fixed(out, 8, nanos(span.end_time));
         attributes(out, 9, &span.attributes);
         number(out, 10, span.dropped_attributes_count.into());
         for event in &span.events.events {
@@ -126,37 +126,77 @@ pub(super) fn span(out: &mut Vec<u8>, span: &SpanData) {
         }
         number(out, 14, span.links.dropped_count.into());
         nested(out, 15, |out| status(out, &span.status));
-        flags(out, 16, &span.span_context, span.parent_span_is_remote);
+        flags(out, 16, context.trace_flags(), span.parent_span_is_remote);
+    });
+}
+
+/// Appends a span of a task likewise.
+pub(super) fn ended(out: &mut Vec<u8>, trace: &Trace, span: &Ended<'_>) {
+    nested(out, 2, |out| {
+        ids(out, trace.id, span.open.id, &trace.state);
+        parent(out, span.parent.unwrap_or(SpanId::INVALID));
+        what(out, span.name, &span.kind);
+        fixed(out, 7, trace.nanos(span.open.began));
+        fixed(out, 8, trace.nanos(span.at));
+        for (key, value) in span.attributes.iter().flatten() {
+            attribute(out, 9, key, Some(*value));
+        }
+        if let Some((name, at)) = span.event {
+            nested(out, 11, |out| {
+                fixed(out, 1, trace.nanos(at));
+                text(out, 2, name);
+            });
+        }
+        if let Some(context) = span.link {
+            nested(out, 13, |out| linked(out, context));
+        }
+        nested(out, 15, |out| span.error.map_or((), |error| failed(out, error)));
+        flags(out, 16, trace.flags(), span.parent_is_remote);
     });
 }
 
 fn event(out: &mut Vec<u8>, event: &Event) {
-    time(out, 1, event.timestamp);
+    fixed(out, 1, nanos(event.timestamp));
     text(out, 2, &event.name);
     attributes(out, 3, &event.attributes);
     number(out, 4, event.dropped_attributes_count.into());
 }
 
 fn link(out: &mut Vec<u8>, link: &Link) {
-    ids(out, &link.span_context);
+    linked(out, &link.span_context);
     attributes(out, 4, &link.attributes);
     number(out, 5, link.dropped_attributes_count.into());
-    flags(out, 6, &link.span_context, link.span_context.is_remote());
+}
+
+fn linked(out: &mut Vec<u8>, context: &SpanContext) {
+    ids(out, context.trace_id(), context.span_id(), context.trace_state());
+    flags(out, 6, context.trace_flags(), context.is_remote());
 }
 
 /// A span and a link have these three fields alike.
-fn ids(out: &mut Vec<u8>, context: &SpanContext) {
-    bytes(out, 1, &context.trace_id().to_bytes());
-    bytes(out, 2, &context.span_id().to_bytes());
-    if *context.trace_state() != TraceState::NONE {
-        text(out, 3, &context.trace_state().header());
+fn ids(out: &mut Vec<u8>, trace: TraceId, span: SpanId, state: &TraceState) {
+    bytes(out, 1, &trace.to_bytes());
+    bytes(out, 2, &span.to_bytes());
+    if *state != TraceState::NONE {
+        text(out, 3, &state.header());
     }
 }
 
-fn flags(out: &mut Vec<u8>, field: u64, context: &SpanContext, remote: bool) {
+fn parent(out: &mut Vec<u8>, parent: SpanId) {
+    if parent != SpanId::INVALID {
+        bytes(out, 4, &parent.to_bytes());
+    }
+}
+
+fn what(out: &mut Vec<u8>, name: &str, kind: &SpanKind) {
+    text(out, 5, name);
+    number(out, 6, self::kind(kind));
+}
+
+fn flags(out: &mut Vec<u8>, field: u64, flags: TraceFlags, remote: bool) {
     let remote = if remote { IS_REMOTE } else { 0 };
     key(out, field, FIXED32);
-    out.extend_from_slice(&(u32::from(context.trace_flags().to_u8()) | HAS_IS_REMOTE | remote).to_le_bytes());
+    out.extend_from_slice(&(u32::from(flags.to_u8()) | HAS_IS_REMOTE | remote).to_le_bytes());
 }
 
 fn kind(kind: &SpanKind) -> u64 {
@@ -173,93 +213,96 @@ fn status(out: &mut Vec<u8>, status: &Status) {
     match status {
         Status::Unset => {}
         Status::Ok => number(out, 3, 1),
-        Status::Error { description } => {
-            text(out, 2, description);
-            number(out, 3, 2);
-        }
+        Status::Error { description } => failed(out, description),
     }
+}
+
+fn failed(out: &mut Vec<u8>, description: &str) {
+    text(out, 2, description);
+    number(out, 3, 2);
 }
 
 fn attributes<'a>(out: &mut Vec<u8>, field: u64, all: impl IntoIterator<Item = &'a KeyValue>) {
     for each in all {
-        attribute(out, field, each.key.as_str(), &each.value);
+        attribute(out, field, each.key.as_str(), Field::of(&each.value));
     }
 }
 
-/// Attributes are most of a span, so their lengths are computed instead of made room for.
-fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: &Value) {
-    let value_length = any_value_length(value);
-    key(out, field, LENGTH);
-    varint(out, (prefixed(name.len()) + prefixed(value_length)) as u64);
+/// Attributes are most of a span, so their lengths are computed instead of made room for. A collector sees a value of a type that is
+/// not known here as one without a type.
+fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: Option<Field<'_>>) {
+    let value_length = value.map_or(0, any_value_length);
+    header(out, field, prefixed(name.len()) + prefixed(value_length));
     bytes(out, 1, name.as_bytes());
-    key(out, 2, LENGTH);
-    varint(out, value_length as u64);
-    any_value(out, value);
+    header(out, 2, value_length);
+    if let Some(value) = value {
+        any_value(out, value);
+    }
 }
 
 /// The one field of an `AnyValue`. A value says its type even where it is empty or zero.
-fn any_value(out: &mut Vec<u8>, value: &Value) {
+fn any_value(out: &mut Vec<u8>, value: Field<'_>) {
     match value {
-        Value::String(value) => bytes(out, 1, value.as_str().as_bytes()),
-        Value::Bool(value) => {
+        Field::Text(value) => bytes(out, 1, value.as_bytes()),
+        Field::Flag(value) => {
             key(out, 2, VARINT);
-            varint(out, (*value).into());
+            varint(out, value.into());
         }
-        Value::I64(value) => {
+        Field::Whole(value) => {
             key(out, 3, VARINT);
             varint(out, value.cast_unsigned());
         }
-        Value::F64(value) => {
+        Field::Real(value) => {
             key(out, 4, FIXED64);
             out.extend_from_slice(&value.to_le_bytes());
         }
-        Value::Array(array) => {
-            key(out, 5, LENGTH);
-            varint(out, array_length(array) as u64);
-            for_each(array, |element| {
-                key(out, 1, LENGTH);
-                varint(out, any_value_length(element) as u64);
+        Field::Texts(_) | Field::Array(_) => {
+            header(out, 5, elements_length(value));
+            for_each(value, |element| {
+                header(out, 1, any_value_length(element));
                 any_value(out, element);
             });
         }
-        // The API may get more types; a collector sees a value without one until they are written here.
-        _ => {}
     }
 }
 
 /// What [`any_value`] writes, in bytes.
-fn any_value_length(value: &Value) -> usize {
+fn any_value_length(value: Field<'_>) -> usize {
     match value {
-        Value::String(value) => prefixed(value.as_str().len()),
-        Value::Bool(_) => 2,
-        Value::I64(value) => 1 + varint_length(value.cast_unsigned()),
-        Value::F64(_) => 9,
-        Value::Array(array) => prefixed(array_length(array)),
-        _ => 0,
+        Field::Text(value) => prefixed(value.len()),
+        Field::Flag(_) => 2,
+        Field::Whole(value) => 1 + varint_length(value.cast_unsigned()),
+        Field::Real(_) => 9,
+        Field::Texts(_) | Field::Array(_) => prefixed(elements_length(value)),
     }
 }
 
-fn array_length(array: &Array) -> usize {
+fn elements_length(array: Field<'_>) -> usize {
     let mut length = 0;
     for_each(array, |element| length += prefixed(any_value_length(element)));
     length
 }
 
-fn for_each(array: &Array, mut each: impl FnMut(&Value)) {
+fn for_each(array: Field<'_>, mut each: impl FnMut(Field<'_>)) {
     match array {
-        Array::Bool(values) => values.iter().for_each(|v| each(&Value::Bool(*v))),
-        Array::I64(values) => values.iter().for_each(|v| each(&Value::I64(*v))),
-        Array::F64(values) => values.iter().for_each(|v| each(&Value::F64(*v))),
-        Array::String(values) => values.iter().for_each(|v| each(&Value::String(v.clone()))),
+        Field::Texts(values) => Field::texts(values).for_each(|v| each(Field::Text(v))),
+        Field::Array(Array::Bool(values)) => values.iter().for_each(|v| each(Field::Flag(*v))),
+        Field::Array(Array::I64(values)) => values.iter().for_each(|v| each(Field::Whole(*v))),
+        Field::Array(Array::F64(values)) => values.iter().for_each(|v| each(Field::Real(*v))),
+        Field::Array(Array::String(values)) => values.iter().for_each(|v| each(Field::Text(v.as_str()))),
         _ => {}
     }
 }
 
-/// A time before 1970 is 1970.
-fn time(out: &mut Vec<u8>, field: u64, time: SystemTime) {
+/// Nanoseconds since 1970; what is before is 1970.
+fn nanos(time: SystemTime) -> u64 {
     let nanos = time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos());
+    u64::try_from(nanos).unwrap_or(u64::MAX)
+}
+
+fn fixed(out: &mut Vec<u8>, field: u64, value: u64) {
     key(out, field, FIXED64);
-    out.extend_from_slice(&u64::try_from(nanos).unwrap_or(u64::MAX).to_le_bytes());
+    out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// An unsigned number; 0 is the default and not written.
@@ -278,9 +321,18 @@ fn text(out: &mut Vec<u8>, field: u64, text: &str) {
 }
 
 fn bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-    key(out, field, LENGTH);
-    varint(out, bytes.len() as u64);
+    header(out, field, bytes.len());
     out.extend_from_slice(bytes);
+}
+
+/// What is in front of `length` bytes of a field whose number is below 16. Nearly every length fits into one byte, and both go in at once.
+fn header(out: &mut Vec<u8>, field: u64, length: usize) {
+    if length < 0x80 {
+        out.extend_from_slice(&[(field << 3 | LENGTH) as u8, length as u8]);
+    } else {
+        key(out, field, LENGTH);
+        varint(out, length as u64);
+    }
 }
 
 /// A message: one byte is kept for its length, which most need, and a longer one moves up.

@@ -232,6 +232,23 @@ async fn measurements_follow_the_agents_clock_and_carry_no_id() {
     assert_eq!(level("mcprelay_chunks_received"), "3");
     assert_eq!(level("mcprelay_tasks_running"), "0");
     assert!(!collected.metrics().contains("t-1"));
+    // A wall clock that is set while the task runs does not make its spans longer or shorter.
+    let spans = collected.take();
+    let lasted = |span: &SpanData| span.end_time.duration_since(span.start_time).unwrap().as_millis();
+    assert_eq!([named(&spans, "process task"), named(&spans, CHAT)].map(lasted), [540, 540]);
+    let first = &named(&spans, CHAT).events.events[0];
+    assert_eq!(first.timestamp.duration_since(spans[0].start_time).unwrap().as_millis(), 500);
+}
+
+#[test]
+fn a_post_that_was_given_up_is_a_span_without_a_reply_and_without_an_error() {
+    let (handle, collected) = in_memory(Content::LeftOut);
+    let trace = TaskTrace::start(&handle, &task(None), &ChannelTrace::default());
+    drop(trace.posts(&Server::of(MCPD), PATH).post(0));
+    let spans = collected.take();
+    assert_eq!((&spans[0].name[..], &spans[0].status), ("POST", &Status::Unset));
+    let said = attributes(&spans[0]);
+    assert!(!said.iter().any(|a| a.starts_with("error") || a.starts_with("http.response")), "{said:?}");
 }
 
 #[test]
