@@ -26,10 +26,13 @@ pub struct Cell {
     delay_us: u64,
     stream: bool,
     amount: Amount,
+    /// How long it takes until the last caller has begun. Without it all callers of a paced load stay in step: each burst of first
+    /// tokens is all of them in one millisecond.
+    ramp_ms: u64,
 }
 
 /// The loads of the table.
-pub const CELLS: [Cell; 5] = [
+pub const CELLS: [Cell; 6] = [
     Cell {
         id: "plain",
         title: "plain, 16 tokens, 32 callers",
@@ -38,6 +41,7 @@ pub const CELLS: [Cell; 5] = [
         delay_us: 0,
         stream: false,
         amount: Amount::Seconds(2.0),
+        ramp_ms: 0,
     },
     Cell {
         id: "burst",
@@ -47,21 +51,36 @@ pub const CELLS: [Cell; 5] = [
         delay_us: 0,
         stream: true,
         amount: Amount::Seconds(2.0),
+        ramp_ms: 0,
     },
     paced("paced8", "streaming, 128 tokens 10 ms apart, 8 callers", 8, 2),
     paced("paced64", "streaming, 128 tokens 10 ms apart, 64 callers", 64, 2),
+    Cell {
+        // As long as a stream lasts.
+        ramp_ms: 1400,
+        ..paced("spread64", "the same, but the callers begin one after the other", 64, 3)
+    },
     paced("paced256", "streaming, 128 tokens 10 ms apart, 256 callers", 256, 3),
 ];
 
 const fn paced(id: &'static str, title: &'static str, callers: u32, each: u32) -> Cell {
-    Cell { id, title, callers, tokens: 128, delay_us: 10_000, stream: true, amount: Amount::Each(each) }
+    Cell {
+        id,
+        title,
+        callers,
+        tokens: 128,
+        delay_us: 10_000,
+        stream: true,
+        amount: Amount::Each(each),
+        ramp_ms: 0,
+    }
 }
 
 impl Cell {
     /// A load of its own: `callers` streams at once with `tokens` tokens each, every one `each` times.
     pub fn streams(callers: u32, each: u32, tokens: u32, delay_us: u64) -> Self {
         let amount = Amount::Each(each);
-        Self { id: "streams", title: "", callers, tokens, delay_us, stream: true, amount }
+        Self { id: "streams", title: "", callers, tokens, delay_us, stream: true, amount, ramp_ms: 0 }
     }
 
     /// The load as arguments for the callers' process.
@@ -79,7 +98,7 @@ impl Cell {
             tokens: self.tokens,
             delay_us: self.delay_us,
             stream: self.stream,
-            ramp_ms: 0,
+            ramp_ms: self.ramp_ms,
         }
     }
 
@@ -170,7 +189,7 @@ pub mod metric {
 }
 
 /// The goals for the agent.
-pub const GOALS: [Goal; 22] = [
+pub const GOALS: [Goal; 25] = [
     goal("plain", metric::CPU_REQUESTS, true, Bound::Times(0.25, "node")),
     goal("plain", metric::REQUESTS, false, Bound::Times(3.0, "node")),
     goal("burst", metric::TOKENS, false, Bound::Times(1.0, "tunnel")),
@@ -179,6 +198,9 @@ pub const GOALS: [Goal; 22] = [
     goal("paced64", metric::FIRST_OVER_P50, true, Bound::Times(1.3, "floor")),
     goal("paced64", metric::FIRST_OVER_P50, true, Bound::Fixed(2.0)),
     goal("paced64", metric::GAP_P99, true, Bound::Times(1.25, "direct")),
+    goal("spread64", metric::FIRST_OVER_P50, true, Bound::Times(1.3, "floor")),
+    goal("spread64", metric::FIRST_OVER_P50, true, Bound::Fixed(2.0)),
+    goal("spread64", metric::GAP_P99, true, Bound::Times(1.25, "direct")),
     goal("paced8", metric::CHUNKS, false, Bound::Fixed(120.0)),
     // 4 s for 768 streams.
     goal("paced256", metric::CPU_REQUESTS, true, Bound::Fixed(4.0 / 0.768)),
