@@ -2,7 +2,7 @@
 
 use crate::{
     load::LoadArgs,
-    rig::{TRACED_GRPC, TRACED_HTTP},
+    rig::{RATHOLE, TRACED_GRPC, TRACED_HTTP},
 };
 
 /// How much of a load there is.
@@ -192,7 +192,7 @@ pub mod metric {
 pub const GOALS: [Goal; 25] = [
     goal("plain", metric::CPU_REQUESTS, true, Bound::Times(0.25, "node")),
     goal("plain", metric::REQUESTS, false, Bound::Times(3.0, "node")),
-    goal("burst", metric::TOKENS, false, Bound::Times(1.0, "tunnel")),
+    goal("burst", metric::TOKENS, false, Bound::Times(1.0, RATHOLE)),
     goal("burst", metric::TOKENS, false, Bound::Times(17.0, "node-per-token")),
     goal("burst", metric::CPU_REQUESTS, true, Bound::Fixed(1.0)),
     goal("paced64", metric::FIRST_OVER_P50, true, Bound::Times(1.3, "floor")),

@@ -18,6 +18,7 @@ mod mcpd;
 mod mock;
 mod plot;
 mod process;
+mod rathole;
 mod report;
 mod rig;
 mod run;

@@ -21,6 +21,7 @@ use crate::{
     load::{LoadArgs, LoadReport},
     mcpd::{STATS_PATH, Stats},
     process::{Running, Usage, myself},
+    rathole,
     sink::SPANS_PATH,
 };
 
@@ -44,6 +45,8 @@ pub enum System {
     Direct,
     /// The data path of a reverse tunnel.
     Tunnel,
+    /// A real reverse tunnel; the relay is the end beside the provider.
+    Rathole(PathBuf),
     /// The agent's I/O without its logic.
     Floor,
     /// `mcprelay run --provide`, under the name that the table gives it.
@@ -73,6 +76,7 @@ impl System {
         match self {
             Self::Direct => "direct",
             Self::Tunnel => "tunnel",
+            Self::Rathole(_) => RATHOLE,
             Self::Floor => "floor",
             Self::Agent(name, _) => name,
             Self::Traced(Otlp::Http, _) => TRACED_HTTP,
@@ -83,8 +87,15 @@ impl System {
             Self::Node(Registrar::Fetch) => "node-fetch",
         }
     }
+
+    /// Whether it speaks with mcpd, and does not only carry bytes.
+    pub fn is_relay(&self) -> bool {
+        !matches!(self, Self::Direct | Self::Tunnel | Self::Rathole(_))
+    }
 }
 
+/// The real tunnel, in the table.
+pub const RATHOLE: &str = "rathole";
 /// The agent that exports over HTTP, in the table.
 pub const TRACED_HTTP: &str = "agent-otlp-http";
 /// The agent that exports over gRPC, in the table.
@@ -131,7 +142,7 @@ pub enum McpdKind {
 pub struct Rig {
     /// The relay itself; `None` without one.
     relay: Option<Running>,
-    /// The provider host, where it is a process of its own.
+    /// The relay's other half, where that is a process of its own.
     host: Option<Running>,
     mcpd: Option<(Running, String)>,
     /// The collector, where there is one.
@@ -174,6 +185,10 @@ impl Rig {
                 let mut tunnel = myself(["tunnel", "--provider", &provider])?;
                 let (relay, address) = Running::listening(&mut tunnel).await?;
                 (rig.relay, rig.address) = (Some(relay), address);
+            }
+            System::Rathole(program) => {
+                let (near, far, address) = rathole::start(program, rig.home.path(), &provider).await?;
+                (rig.relay, rig.host, rig.address) = (Some(near), Some(far), address);
             }
             _ => rig.start_relay(system, mcpd, &provider).await?,
         }

@@ -10,6 +10,7 @@ use crate::{
     load::LoadReport,
     mcpd::Stats,
     process::Usage,
+    rathole,
     report::Report,
     rig::{McpdKind, Otlp, Registrar, Rig, System, beside, build},
 };
@@ -67,9 +68,8 @@ pub async fn run(args: RunArgs) -> Result<ExitCode, String> {
             }
         }
         if wanted(&args.cells, "idle") {
-            for system in systems
-                .iter()
-                .filter(|system| !matches!(system, System::Direct | System::Tunnel | System::Traced(..)))
+            for system in
+                systems.iter().filter(|system| system.is_relay() && !matches!(system, System::Traced(..)))
             {
                 report.add("idle", system.name(), idle(system, args.mcpd).await?);
             }
@@ -90,8 +90,9 @@ fn wanted(names: &[String], name: &str) -> bool {
 fn systems(args: &RunArgs) -> Result<Vec<System>, String> {
     let agent = beside("mcprelay")?;
     let also = args.also.iter().map(|(name, path)| System::Agent(name.clone(), path.clone()));
-    let mut systems =
-        vec![System::Direct, System::Tunnel, System::Floor, System::Agent("agent".to_owned(), agent.clone())];
+    let mut systems = vec![System::Direct, System::Tunnel];
+    systems.extend(rathole::installed().map(System::Rathole));
+    systems.extend([System::Floor, System::Agent("agent".to_owned(), agent.clone())]);
     systems.extend(also);
     systems.extend([Otlp::Http, Otlp::Grpc].map(|otlp| System::Traced(otlp, agent.clone())));
     systems.extend([Registrar::Whole, Registrar::PerToken, Registrar::Fetch].map(System::Node));
