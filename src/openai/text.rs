@@ -36,7 +36,7 @@ fn append_run(out: &mut Vec<u8>, text: &[u8]) -> usize {
         out.extend_from_slice(&text[BLOCK..BLOCK + more]);
         return BLOCK + more;
     }
-    let run = plain_run(text);
+    let run = short_run(text);
     out.extend_from_slice(&text[..run]);
     run
 }
