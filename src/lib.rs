@@ -11,7 +11,7 @@
 //!                           ├──► bridge     │
 //!                           ├──► core       └──► telemetry
 //!                           └──────────┬───► domain ◄── everybody
-//!           cli ──► provide ──(the socket)──► bridge
+//!           cli ──► provide ──(the socket)──► bridge; provide ──► openai
 //! ```
 //!
 //! | module | what it is |
@@ -22,7 +22,7 @@
 //! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown |
 //! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results |
 //! | [`bridge`] | the unix socket: one actor per session, proto to domain and back |
-//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures |
+//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide read with |
 //! | [`provide`] | the provider host: a client of the bridge like any other |
 //! | [`telemetry`] | traces, metrics, the log |
 //! | `plain_http` | the shorter way to servers without TLS and proxy in between, for upstream and provide |

@@ -117,7 +117,7 @@ impl Agent {
         Ok(TaskOffer {
             task_id: task.task_id.into_owned(),
             provider_name: task.llm_name.into_owned(),
-            request_json: event.slice_ref(request.get().as_bytes()),
+            request_json: event.slice_ref(request.as_bytes()),
             streaming: task.streaming,
             timeout_ms: 600_000,
             w3c_trace_context: HashMap::new(),

@@ -43,10 +43,7 @@ impl Facts {
             match scan.of(key) {
                 b"id" => facts.response_id = word(scan)?,
                 b"model" => facts.model = word(scan)?,
-                b"usage" => {
-                    let value = scan.skip()?;
-                    facts.usage = usage(scan.of(value));
-                }
+                b"usage" => facts.usage = read_usage(scan)?,
                 b"choices" if scan.peek()? == b'[' => {
                     let mut next = 0;
                     scan.array(|scan| {
@@ -115,8 +112,15 @@ impl Facts {
 
 /// Reads OpenAI's `usage`; counts that are missing or no 32-bit numbers are unknown.
 fn usage(value: &[u8]) -> Option<Usage> {
+    read_usage(&mut scan::Scanner::new(value).ok()?).ok()?
+}
+
+fn read_usage(scan: &mut scan::Scanner<'_>) -> Result<Option<Usage>, Malformed> {
+    if scan.peek()? != b'{' {
+        return scan.skip().map(|_| None);
+    }
     let mut found = Usage::default();
-    scan::object(value, |scan, key| {
+    scan.object(|scan, key| {
         let value = scan.skip()?;
         match scan.of(key) {
             b"prompt_tokens" => found.input_tokens = number(scan.of(value)),
@@ -124,9 +128,8 @@ fn usage(value: &[u8]) -> Option<Usage> {
             _ => {}
         }
         Ok(())
-    })
-    .ok()?;
-    (found != Usage::default()).then_some(found)
+    })?;
+    Ok((found != Usage::default()).then_some(found))
 }
 
 fn word(scan: &mut scan::Scanner<'_>) -> Result<Option<String>, Malformed> {
@@ -134,7 +137,7 @@ fn word(scan: &mut scan::Scanner<'_>) -> Result<Option<String>, Malformed> {
         return scan.skip().map(|_| None);
     }
     let body = scan.string()?;
-    Ok(text::unescape(scan.of(body), MAX_WORD))
+    Ok(text::unescape_text(scan.text_of(body), MAX_WORD))
 }
 
 #[cfg(test)]

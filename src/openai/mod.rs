@@ -12,6 +12,8 @@
 //! room      the room that all tasks' output together may take
 //! failure   errors in OpenAI's shape, both ways
 //! text      JSON strings, escaped and plain
+//! scan      where things are in a JSON text
+//! usual     objects that are read as serde reads them, in less time
 //! ```
 
 pub mod convert;
@@ -24,10 +26,13 @@ pub mod room;
 pub mod stream;
 pub mod text;
 
+pub(crate) mod scan;
+pub(crate) mod usual;
+
 mod part;
 mod read;
-mod scan;
 mod shape;
+mod skip;
 mod value;
 
 pub use facts::Facts;

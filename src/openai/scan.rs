@@ -1,77 +1,95 @@
 //! A JSON reader that only says where things are. It checks the whole text, copies nothing and allocates nothing.
 
-use super::{Malformed, text};
-
-/// Deepest nesting that is read; serde_json's own limit, so that what passes here can be parsed behind us too.
-const MAX_DEPTH: u32 = 128;
+use super::{
+    Malformed,
+    skip::{self, MAX_DEPTH},
+};
 
 type Scan<T> = Result<T, Malformed>;
 
 /// A stretch of a text. 32 bits, because each pending chunk keeps a dozen of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) start: u32,
-    pub(super) end: u32,
+pub(crate) struct Span {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
 }
 
 impl Span {
-    pub(super) fn of(self, text: &[u8]) -> &[u8] {
+    pub(crate) fn of(self, text: &[u8]) -> &[u8] {
         &text[self.start as usize..self.end as usize]
     }
 
-    pub(super) fn is_empty(self) -> bool {
+    pub(crate) fn is_empty(self) -> bool {
         self.start == self.end
     }
 }
 
-pub(super) struct Scanner<'a> {
+pub(crate) struct Scanner<'a> {
+    whole: &'a str,
     text: &'a [u8],
     at: usize,
     depth: u32,
 }
 
 /// Reads the one object that `text` is. `member` gets each key as it is written, and must read exactly the value.
-pub(super) fn object<'a>(text: &'a [u8], member: impl FnMut(&mut Scanner<'a>, Span) -> Scan<()>) -> Scan<()> {
-    let mut scan = Scanner::new(text)?;
-    if scan.peek()? != b'{' {
-        scan.skip()?;
-        scan.end()?;
-        return Err(Malformed::NotObject);
-    }
-    scan.object(member)?;
-    scan.end()
+pub(crate) fn object<'a>(text: &'a [u8], member: impl FnMut(&mut Scanner<'a>, Span) -> Scan<()>) -> Scan<()> {
+    Scanner::new(text)?.whole_object(member)
 }
 
 /// Whether `text` is one JSON object.
-pub(super) fn check_object(text: &[u8]) -> Scan<()> {
+pub(crate) fn check_object(text: &[u8]) -> Scan<()> {
     object(text, |scan, _| scan.skip().map(drop))
 }
 
 impl<'a> Scanner<'a> {
-    pub(super) fn new(text: &'a [u8]) -> Scan<Self> {
-        u32::try_from(text.len()).map_err(|_| Malformed::TooLong)?;
-        std::str::from_utf8(text).map_err(|_| Malformed::NotUtf8)?;
-        Ok(Self { text, at: 0, depth: 0 })
+    pub(crate) fn new(text: &'a [u8]) -> Scan<Self> {
+        check_length(text)?;
+        let text = std::str::from_utf8(text).map_err(|_| Malformed::NotUtf8)?;
+        Ok(Self::at_start(text))
+    }
+
+    /// Reads a text, which needs no look for bytes that are no UTF-8.
+    pub(crate) fn of_text(text: &'a str) -> Scan<Self> {
+        check_length(text.as_bytes())?;
+        Ok(Self::at_start(text))
+    }
+
+    fn at_start(text: &'a str) -> Self {
+        Self { whole: text, text: text.as_bytes(), at: 0, depth: 0 }
+    }
+
+    /// Reads the one object that the text is, as [`object`] does.
+    pub(crate) fn whole_object(mut self, member: impl FnMut(&mut Self, Span) -> Scan<()>) -> Scan<()> {
+        if self.peek()? != b'{' {
+            self.skip()?;
+            self.end()?;
+            return Err(Malformed::NotObject);
+        }
+        self.object(member)?;
+        self.end()
     }
 
     /// The bytes of a stretch.
-    pub(super) fn of(&self, span: Span) -> &'a [u8] {
-        &self.text[span.start as usize..span.end as usize]
+    pub(crate) fn of(&self, span: Span) -> &'a [u8] {
+        span.of(self.text)
+    }
+
+    /// The same as text, which it is known to be.
+    pub(crate) fn text_of(&self, span: Span) -> &'a str {
+        &self.whole[span.start as usize..span.end as usize]
     }
 
     /// The first byte of what comes next; white space before it is passed.
-    pub(super) fn peek(&mut self) -> Scan<u8> {
-        while let Some(&byte) = self.text.get(self.at) {
-            if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
-                return Ok(byte);
-            }
-            self.at += 1;
-        }
-        Err(Malformed::NotJson)
+    #[inline]
+    pub(crate) fn peek(&mut self) -> Scan<u8> {
+        let (byte, at) = skip::next(self.text, self.at)?;
+        self.at = at;
+        Ok(byte)
     }
 
     /// Reads an object.
-    pub(super) fn object(&mut self, mut member: impl FnMut(&mut Self, Span) -> Scan<()>) -> Scan<Span> {
+    #[inline]
+    pub(crate) fn object(&mut self, mut member: impl FnMut(&mut Self, Span) -> Scan<()>) -> Scan<Span> {
         self.sequence(b'{', b'}', |scan| {
             let key = scan.string()?;
             scan.expect(b':')?;
@@ -81,7 +99,8 @@ impl<'a> Scanner<'a> {
     }
 
     /// Reads an array. The stretch is that of its elements, from the first to the end of the last.
-    pub(super) fn array(&mut self, mut element: impl FnMut(&mut Self) -> Scan<()>) -> Scan<Span> {
+    #[inline]
+    pub(crate) fn array(&mut self, mut element: impl FnMut(&mut Self) -> Scan<()>) -> Scan<Span> {
         let (mut first, mut last) = (None, self.at);
         self.sequence(b'[', b']', |scan| {
             scan.peek()?;
@@ -94,31 +113,26 @@ impl<'a> Scanner<'a> {
     }
 
     /// Reads a string. The stretch is that between its quotes.
-    pub(super) fn string(&mut self) -> Scan<Span> {
+    #[inline(always)]
+    pub(crate) fn string(&mut self) -> Scan<Span> {
         self.expect(b'"')?;
         let start = self.at;
-        self.at += text::body_len(&self.text[start..]).ok_or(Malformed::NotJson)?;
-        let body = span(start, self.at);
-        self.literal(b"\"")?;
-        Ok(body)
+        let end = skip::closing_quote(self.text, start)?;
+        self.at = end + 1;
+        Ok(span(start, end))
     }
 
     /// Reads whatever value comes next.
-    pub(super) fn skip(&mut self) -> Scan<Span> {
-        let first = self.peek()?;
-        let start = self.at;
-        match first {
-            b'"' => self.string().map(drop)?,
-            b'{' => self.object(|scan, _| scan.skip().map(drop)).map(drop)?,
-            b'[' => self.array(|scan| scan.skip().map(drop)).map(drop)?,
-            b'n' => self.literal(b"null")?,
-            b't' => self.literal(b"true")?,
-            b'f' => self.literal(b"false")?,
-            _ => self.number()?,
-        }
+    pub(crate) fn skip(&mut self) -> Scan<Span> {
+        let (first, start) = skip::next(self.text, self.at)?;
+        self.at = match first {
+            b'{' | b'[' => skip::nested(self.text, start, self.depth)?,
+            _ => skip::scalar(self.text, first, start)?,
+        };
         Ok(span(start, self.at))
     }
 
+    #[inline]
     fn sequence(&mut self, open: u8, close: u8, mut item: impl FnMut(&mut Self) -> Scan<()>) -> Scan<Span> {
         self.expect(open)?;
         let start = self.at - 1;
@@ -138,47 +152,13 @@ impl<'a> Scanner<'a> {
         Ok(span(start, self.at))
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8) -> Scan<()> {
         if self.peek()? != byte {
             return Err(Malformed::NotJson);
         }
         self.at += 1;
         Ok(())
-    }
-
-    fn literal(&mut self, word: &[u8]) -> Scan<()> {
-        if !self.text[self.at..].starts_with(word) {
-            return Err(Malformed::NotJson);
-        }
-        self.at += word.len();
-        Ok(())
-    }
-
-    fn number(&mut self) -> Scan<()> {
-        self.one_of(b"-");
-        if !self.one_of(b"0") {
-            self.digits()?;
-        }
-        if self.one_of(b".") {
-            self.digits()?;
-        }
-        if self.one_of(b"eE") {
-            self.one_of(b"+-");
-            self.digits()?;
-        }
-        Ok(())
-    }
-
-    fn digits(&mut self) -> Scan<()> {
-        let count = self.text[self.at..].iter().take_while(|b| b.is_ascii_digit()).count();
-        self.at += count;
-        if count == 0 { Err(Malformed::NotJson) } else { Ok(()) }
-    }
-
-    fn one_of(&mut self, bytes: &[u8]) -> bool {
-        let found = self.text.get(self.at).is_some_and(|b| bytes.contains(b));
-        self.at += usize::from(found);
-        found
     }
 
     fn end(&mut self) -> Scan<()> {
@@ -189,9 +169,23 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// A whole number as JSON writes it.
-pub(super) fn number(digits: &[u8]) -> Option<u32> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
+/// A [`Span`] has to hold every place of the text.
+fn check_length(text: &[u8]) -> Scan<()> {
+    u32::try_from(text.len()).map(drop).map_err(|_| Malformed::TooLong)
+}
+
+/// A whole number as JSON writes it, or with the plus that some put before one in a string.
+pub(crate) fn number(digits: &[u8]) -> Option<u32> {
+    let digits = digits.strip_prefix(b"+").unwrap_or(digits);
+    let mut number = 0_u32;
+    for digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number.checked_mul(10)?.checked_add(digit.into())?;
+    }
+    (!digits.is_empty()).then_some(number)
 }
 
 /// The text is known to be shorter than 4 GiB.
@@ -243,6 +237,24 @@ mod tests {
         }
 
         #[test]
+        fn a_number_is_what_the_standard_library_reads(text in "[+-]?[0-9]{0,11}[ .eé]?") {
+            prop_assert_eq!(number(text.as_bytes()), text.parse().ok());
+        }
+
+        #[test]
+        fn what_is_skipped_is_one_value_from_its_first_byte_to_its_last(text in nearly_json(), space in "[ \t\r\n]{0,2}") {
+            let text = format!("{space}{text}, 1");
+            let mut values = serde_json::Deserializer::from_str(&text).into_iter::<Box<serde_json::value::RawValue>>();
+            let expected = values.next().expect("there is something").ok();
+            let mut scan = Scanner::of_text(&text).expect("it is short");
+            let found = scan.skip().ok().map(|span| scan.text_of(span));
+            // Serde looks behind a value too, which here is for the caller.
+            if let Some(expected) = expected {
+                prop_assert_eq!(found, Some(expected.get()));
+            }
+        }
+
+        #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
             let text = [b"{\"a\":".as_slice(), &bytes].concat();
             let valid = std::str::from_utf8(&text).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
@@ -268,6 +280,21 @@ mod tests {
         let expected: [(&[u8], &[u8]); 4] =
             [(b"a", br#"x\"y"#), (b"b", br#"1 , {"c":[]}"#), (b"d", b"{ }"), (b"e", b"-1.5e3")];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn every_level_ends_as_it_began() {
+        let levels = 128;
+        let kinds: Vec<bool> = (0..levels).map(|level| level % 3 != 1).collect();
+        let begin: String = kinds.iter().map(|object| if *object { "{\"a\":" } else { "[1, " }).collect();
+        let end: String = kinds.iter().rev().map(|object| if *object { "}" } else { "]" }).collect();
+        assert_eq!(check_object(format!("{begin}null{end}").as_bytes()), Ok(()));
+        for level in 0..levels {
+            let mut end = end.clone();
+            let other = if &end[level..=level] == "}" { "]" } else { "}" };
+            end.replace_range(level..=level, other);
+            assert_eq!(check_object(format!("{begin}null{end}").as_bytes()), Err(Malformed::NotJson));
+        }
     }
 
     #[test]

@@ -4,27 +4,51 @@ use bytes::Bytes;
 
 const ONES: u64 = u64::MAX / 0xff;
 const HIGHS: u64 = ONES << 7;
+/// How much is looked at without a call, in bytes: more than most names have, and than there is from quote to quote in a chunk.
+const BLOCK: usize = 16;
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Appends `text` as it stands between the quotes of a JSON string.
 pub fn escape_into(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     loop {
-        let run = plain_run(rest);
-        out.extend_from_slice(&rest[..run]);
+        let run = append_run(out, rest);
         let Some(&byte) = rest.get(run) else { return };
-        match short_escape(byte) {
-            Some(letter) => out.extend_from_slice(&[b'\\', letter]),
-            None => out.extend_from_slice(&[
-                b'\\',
-                b'u',
-                b'0',
-                b'0',
-                HEX[usize::from(byte >> 4)],
-                HEX[usize::from(byte & 15)],
-            ]),
-        }
+        append_escape(out, byte);
         rest = &rest[run + 1..];
+    }
+}
+
+/// Appends what comes before the first byte that must be escaped, and says how long it is.
+#[inline]
+fn append_run(out: &mut Vec<u8>, text: &[u8]) -> usize {
+    if let Some(block) = text.first_chunk() {
+        let run = plain_run_in(block);
+        // JSON in JSON has a quote every few bytes. The whole block is copied, which takes one instruction, and then cut; there is
+        // room, because what `text` becomes is no shorter.
+        let len = out.len() + run;
+        out.extend_from_slice(block);
+        out.truncate(len);
+        if run < BLOCK {
+            return run;
+        }
+        let more = plain_run(&text[BLOCK..]);
+        out.extend_from_slice(&text[BLOCK..BLOCK + more]);
+        return BLOCK + more;
+    }
+    let run = short_run(text);
+    out.extend_from_slice(&text[..run]);
+    run
+}
+
+#[inline]
+fn append_escape(out: &mut Vec<u8>, byte: u8) {
+    match short_escape(byte) {
+        Some(letter) => out.extend_from_slice(&[b'\\', letter]),
+        None => {
+            let digits = [byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit)]);
+            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digits[0], digits[1]]);
+        }
     }
 }
 
@@ -75,11 +99,15 @@ pub(super) fn around(out: &mut Vec<u8>, open: u8, inner: &[u8], close: u8) {
 
 /// What the escaped form between two quotes says, cut to `limit` bytes at most; `None` where it has half a surrogate pair.
 pub(super) fn unescape(body: &[u8], limit: usize) -> Option<String> {
-    let mut text = if body.contains(&b'\\') {
-        serde_json::from_slice::<String>(&[b"\"", body, b"\""].concat()).ok()?
-    } else {
-        std::str::from_utf8(body).ok()?.to_owned()
-    };
+    unescape_text(std::str::from_utf8(body).ok()?, limit)
+}
+
+/// The same of what is known to be UTF-8.
+pub(super) fn unescape_text(body: &str, limit: usize) -> Option<String> {
+    if !body.as_bytes().contains(&b'\\') {
+        return Some(body[..body.floor_char_boundary(limit)].to_owned());
+    }
+    let mut text = serde_json::from_str::<String>(&["\"", body, "\""].concat()).ok()?;
     text.truncate(text.floor_char_boundary(limit));
     Some(text)
 }
@@ -87,7 +115,11 @@ pub(super) fn unescape(body: &[u8], limit: usize) -> Option<String> {
 /// How far a string's escaped form goes from the start of `bytes`: to the quote that ends it, or to the end. `None` where
 /// it has a control character or an escape that JSON does not know. UTF-8 is for the caller to check.
 pub(super) fn body_len(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0;
+    body_len_from(bytes, 0)
+}
+
+/// The same, where nothing of interest comes before `at`.
+fn body_len_from(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         at += plain_run(&bytes[at..]);
         match bytes.get(at) {
@@ -96,6 +128,21 @@ pub(super) fn body_len(bytes: &[u8]) -> Option<usize> {
             Some(_) => return None,
         }
     }
+}
+
+/// Where the quote is that ends the string whose escaped form begins at `at`. `None` as of [`body_len`], and where there is no quote.
+#[inline]
+pub(super) fn closing_quote(bytes: &[u8], at: usize) -> Option<usize> {
+    // Most strings are short names. Those are done with here, without a call and without registers to save.
+    let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) else { return far_quote(bytes, at, 0) };
+    let run = plain_run_in(block);
+    if run < BLOCK && block[run] == b'"' { Some(at + run) } else { far_quote(bytes, at, run) }
+}
+
+#[inline(never)]
+fn far_quote(bytes: &[u8], at: usize, seen: usize) -> Option<usize> {
+    let place = at + body_len_from(&bytes[at..], seen)?;
+    (place < bytes.len()).then_some(place)
 }
 
 /// Whether `bytes` may stand between the quotes of a JSON string.
@@ -123,21 +170,43 @@ fn short_escape(byte: u8) -> Option<u8> {
     }
 }
 
-/// How many bytes come before the first that a JSON string must escape: eight at a time, because this is what every
+/// How many bytes come before the first that a JSON string must escape: a block at a time, because this is what every
 /// relayed byte goes through.
 fn plain_run(bytes: &[u8]) -> usize {
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (i, word) in words.iter().enumerate() {
-        let found = specials(u64::from_le_bytes(*word));
-        if found != 0 {
-            return i * 8 + (found.trailing_zeros() / 8) as usize;
+    let (blocks, rest) = bytes.as_chunks();
+    for (i, block) in blocks.iter().enumerate() {
+        let run = plain_run_in(block);
+        if run < BLOCK {
+            return i * BLOCK + run;
         }
     }
-    words.len() * 8 + rest.iter().take_while(|&&b| b >= 0x20 && b != b'"' && b != b'\\').count()
+    blocks.len() * BLOCK + short_run(rest)
+}
+
+/// The same of less than a block.
+#[inline]
+fn short_run(bytes: &[u8]) -> usize {
+    let bytewise = |bytes: &[u8]| bytes.iter().take_while(|&&b| b >= 0x20 && b != b'"' && b != b'\\').count();
+    let Some((word, rest)) = bytes.split_first_chunk() else { return bytewise(bytes) };
+    let found = specials(u64::from_le_bytes(*word));
+    if found == 0 { 8 + bytewise(rest) } else { (found.trailing_zeros() / 8) as usize }
+}
+
+/// The same of one block.
+#[inline]
+fn plain_run_in(block: &[u8; BLOCK]) -> usize {
+    let block = u128::from_le_bytes(*block);
+    let low = specials(block as u64);
+    if low != 0 {
+        return (low.trailing_zeros() / 8) as usize;
+    }
+    let high = specials((block >> 64) as u64);
+    if high == 0 { BLOCK } else { 8 + (high.trailing_zeros() / 8) as usize }
 }
 
 /// The high bit of each byte that is a control, a quote or a backslash. Only the lowest one is exact: a borrow may mark
 /// bytes above it.
+#[inline]
 fn specials(word: u64) -> u64 {
     let zero = |w: u64| w.wrapping_sub(ONES) & !w;
     let control = word.wrapping_sub(ONES * 0x20) & !word;
@@ -152,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn escaping_is_what_json_parsers_read_back(text: String) {
+        fn escaping_is_what_json_parsers_read_back(text in r#"\PC*|([a-zé]{0,40}["\\\n\x01]){0,6}[a-z]{0,20}|.*"#) {
             let wrapped = wrap_escaped(b"\"", text.as_bytes(), b"\"");
             prop_assert_eq!(wrapped.len(), escaped_len(text.as_bytes()) + 2);
             prop_assert_eq!(serde_json::from_slice::<String>(&wrapped).ok(), Some(text));
@@ -167,7 +236,16 @@ mod tests {
         }
 
         #[test]
-        fn a_run_ends_before_the_first_byte_that_must_be_escaped(text: Vec<u8>) {
+        fn a_string_ends_at_the_quote_that_json_parsers_take_for_its_end(text in r#"([a-z\\u0-9\n\x01é/]|\\\\[u"n\\]){0,30}(".{0,20})?"#) {
+            let quoted = format!("\"{text}");
+            let mut values = serde_json::Deserializer::from_str(&quoted).into_iter::<serde::de::IgnoredAny>();
+            let end = values.next().is_some_and(|value| value.is_ok()).then(|| values.byte_offset() - 1);
+            prop_assert_eq!(closing_quote(quoted.as_bytes(), 1), end);
+        }
+
+        #[test]
+        fn a_run_ends_before_the_first_byte_that_must_be_escaped(plain in "[a-z é]{0,70}", tail: Vec<u8>) {
+            let text = [plain.as_bytes(), &tail].concat();
             let first = text.iter().position(|b| *b < 0x20 || *b == b'"' || *b == b'\\').unwrap_or(text.len());
             prop_assert_eq!(plain_run(&text), first);
         }

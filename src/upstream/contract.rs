@@ -3,14 +3,12 @@
 //! Nothing else in the agent spells one of these names, so a name that turns out different is a change of one line.
 //! Fields that mcpd adds are ignored, and what it leaves out is absent, never an error, unless the type says otherwise.
 
-use std::{borrow::Cow, cell::Cell, collections::BTreeMap, fmt, time::Duration};
+use std::collections::BTreeMap;
 
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, value::RawValue};
 
+pub use self::task::{TaskEvent, readable_task_id};
 use crate::domain::{Provider, TaskId};
 
 /// `POST`: registers the whole set of this session's providers.
@@ -51,17 +49,34 @@ pub const DONE: &str = "[DONE]";
 
 /// Where one task's result parts go; `None` for an id that no URL can carry.
 pub fn result_path(task: &TaskId) -> Option<String> {
-    Some(format!("/api/v1/llms/_provider-task/{}/result", segment(task.as_str())?))
+    const AROUND: [&str; 2] = ["/api/v1/llms/_provider-task/", "/result"];
+    is_answerable(task).then(|| {
+        let mut path =
+            String::with_capacity(AROUND.map(str::len).iter().sum::<usize>() + task.as_str().len());
+        path.push_str(AROUND[0]);
+        push_encoded(&mut path, task.as_str());
+        path.push_str(AROUND[1]);
+        path
+    })
+}
+
+/// Whether a URL can carry the id, and so an answer can go to its caller.
+pub fn is_answerable(task: &TaskId) -> bool {
+    is_segment(task.as_str())
 }
 
 /// Where callers infer on one LLM; `None` for a name that no URL can carry.
 pub fn infer_path(llm: &str) -> Option<String> {
-    Some(format!("{LLMS_PATH}/{}/infer", segment(llm)?))
+    is_segment(llm).then(|| format!("{LLMS_PATH}/{}/infer", percent_encoded(llm)))
 }
 
 /// The key of a task's `part`, counted from 0: a part that is sent again has the same one.
 pub fn idempotency_key(task: &TaskId, part: u32) -> String {
-    format!("{}/{part}", percent_encoded(task.as_str()))
+    use std::fmt::Write as _;
+    let mut key = String::with_capacity(task.as_str().len() + 4);
+    push_encoded(&mut key, task.as_str());
+    write!(key, "/{part}").expect("a String takes everything");
+    key
 }
 
 /// The key under which a restarted agent ends a task that its predecessor left behind.
@@ -74,21 +89,34 @@ pub fn endpoint(mcpd_url: &str, path: &str) -> String {
     format!("{}{path}", mcpd_url.trim_end_matches('/'))
 }
 
-/// One path segment. "." and ".." have none: every URL parser resolves them away, even percent-encoded.
-fn segment(text: &str) -> Option<String> {
-    (!matches!(text, "" | "." | "..")).then(|| percent_encoded(text))
+/// Whether `text` can be one path segment. "." and ".." cannot: every URL parser resolves them away, even percent-encoded.
+fn is_segment(text: &str) -> bool {
+    !matches!(text, "" | "." | "..")
 }
 
 /// `text` with everything but RFC 3986's unreserved characters percent-encoded, so fit for a path segment and a header.
 pub fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    push_encoded(&mut out, text);
+    out
+}
+
+fn push_encoded(out: &mut String, text: &str) {
     use std::fmt::Write as _;
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => write!(out, "%{byte:02X}").expect("a String takes everything"),
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(|byte| !is_unreserved(byte)) {
+        let end = rest.ceil_char_boundary(at + 1);
+        out.push_str(&rest[..at]);
+        for byte in rest[at..end].bytes() {
+            write!(out, "%{byte:02X}").expect("a String takes everything");
         }
-        out
-    })
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 /// The body of a register call: the whole set of the session.
@@ -199,88 +227,6 @@ pub struct LlmRow {
     pub last_heartbeat_at: Option<String>,
 }
 
-/// The data of a [`TASK_EVENT`]. It borrows from the event, so that the request goes on byte for byte and uncopied.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TaskEvent<'a> {
-    /// [`INFER_KIND`], or something this agent cannot do.
-    #[serde(borrow)]
-    pub kind: Cow<'a, str>,
-    /// mcpd's id of the task.
-    #[serde(borrow)]
-    pub task_id: Cow<'a, str>,
-    /// The virtual LLM that is asked for.
-    #[serde(borrow, default)]
-    pub llm_name: Cow<'a, str>,
-    /// Whether the caller wants a stream.
-    #[serde(default)]
-    pub streaming: bool,
-    /// The OpenAI chat body, byte for byte; absent for other kinds.
-    #[serde(borrow, default)]
-    pub request: Option<&'a RawValue>,
-    /// W3C trace context of the caller.
-    #[serde(default, deserialize_with = "text_or_none")]
-    pub traceparent: Option<String>,
-    /// Goes with `traceparent`.
-    #[serde(default, deserialize_with = "text_or_none")]
-    pub tracestate: Option<String>,
-    /// Milliseconds from now until nobody waits any more; see [`TaskEvent::deadline`].
-    #[serde(default, deserialize_with = "number_or_none")]
-    pub deadline_ms: Option<f64>,
-    /// A display name of who called.
-    #[serde(default, deserialize_with = "text_or_none")]
-    pub caller: Option<String>,
-}
-
-impl TaskEvent<'_> {
-    /// Time left for the whole task, counted from the event's arrival; zero when it has passed.
-    pub fn deadline(&self) -> Option<Duration> {
-        Some(Duration::try_from_secs_f64(self.deadline_ms?.max(0.0) / 1000.0).unwrap_or(Duration::MAX))
-    }
-}
-
-/// The id in the data of a task event that is no [`TaskEvent`], so that its caller gets an error and does not hang: whatever else is
-/// wrong, before it or behind, and be it a number. Of several the last one counts.
-pub fn readable_task_id(data: &str) -> Option<String> {
-    let found = Cell::new(None);
-    // An error says that the reading ended early; what was found until then has been found.
-    let _ = TaskIdReader(&found).deserialize(&mut serde_json::Deserializer::from_str(data));
-    found.into_inner()
-}
-
-struct TaskIdReader<'a>(&'a Cell<Option<String>>);
-
-impl<'de> DeserializeSeed<'de> for TaskIdReader<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TaskIdReader<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a task event")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if key != "taskId" {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            match map.next_value::<Value>()? {
-                Value::String(id) => self.0.set(Some(id)),
-                Value::Number(id) => self.0.set(Some(id.to_string())),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The data of a [`CANCEL_EVENT`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -368,6 +314,8 @@ where
         _ => Vec::new(),
     })
 }
+
+mod task;
 
 #[cfg(test)]
 mod tests;

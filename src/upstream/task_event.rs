@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::contract::{INFER_KIND, TaskEvent, readable_task_id, result_path};
+use super::contract::{INFER_KIND, TaskEvent, is_answerable, readable_task_id};
 use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, Task, TaskId};
 
 /// Longest display name of a caller that is kept, in characters.
@@ -23,16 +23,16 @@ pub enum BadTask {
 
 /// Reads the data of one `task` event.
 pub fn read_task(data: &str) -> Result<Task, BadTask> {
-    let event: TaskEvent<'_> = serde_json::from_str(data).map_err(|error| unreadable(data, &error))?;
+    let event = TaskEvent::read(data).map_err(|error| unreadable(data, &error))?;
     let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;
-    if result_path(&id).is_none() {
+    if !is_answerable(&id) {
         return Err(BadTask::Lost("its taskId cannot be put into a URL".to_owned()));
     }
     let task = Task {
         id,
-        llm: event.llm_name.clone().into_owned(),
+        llm: event.llm_name.as_ref().to_owned(),
         streaming: event.streaming,
-        request: event.request.map_or_else(Bytes::new, |raw| Bytes::copy_from_slice(raw.get().as_bytes())),
+        request: Bytes::copy_from_slice(event.request.unwrap_or_default().as_bytes()),
         deadline: event.deadline(),
         trace_context: trace_context(&event),
         caller: event.caller.map(|c| c.chars().take(MAX_CALLER).collect()),
@@ -62,7 +62,7 @@ pub fn oversized_task(beginning: &str, limit: usize) -> Option<(Task, Failure)> 
 }
 
 fn readable_id(data: &str) -> Option<TaskId> {
-    TaskId::new(&readable_task_id(data)?).ok().filter(|id| result_path(id).is_some())
+    TaskId::new(&readable_task_id(data)?).ok().filter(is_answerable)
 }
 
 /// A task of which nothing is known but its id.

@@ -263,8 +263,7 @@ impl Channel {
                 return Err(Broken::Not(format!("a task's llmName is \"{}\"", event.llm_name)));
             }
             let id = TaskId::new(&event.task_id).map_err(|why| Broken::Not(format!("a task's id {why}")))?;
-            let request =
-                event.request.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+            let request = event.request.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
             return Ok(Task { id, streaming: event.streaming, request });
         }
     }

@@ -5,7 +5,14 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::domain::Usage;
+use crate::{
+    domain::Usage,
+    openai::{
+        Malformed,
+        scan::{self, Scanner},
+        usual::{self, Names},
+    },
+};
 
 /// What one chunk of a stream says beside its text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,18 +68,9 @@ fn has_value(key: &Finder<'_>, text: &[u8], first: &[u8]) -> bool {
 
 fn parse(chunk: &[u8]) -> Peeked {
     // What does not parse is forwarded as it is: the agent checks every chunk and names the fault.
-    let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(chunk) else { return Peeked::default() };
-    let choices: Option<Vec<Choice<'_>>> =
-        chunk.choices.map(|raw| serde_json::from_str(raw.get()).unwrap_or_default());
-    Peeked {
-        finish: choices
-            .iter()
-            .flatten()
-            .any(|c| c.finish_reason.is_some_and(|raw| raw.get().starts_with('"'))),
-        usage: chunk.usage.and_then(numbers),
-        error: choices.is_none() && chunk.error.is_some(),
-        no_choices: choices.is_none_or(|choices| choices.is_empty()),
-    }
+    let Some(seen) = Seen::of(chunk, choices) else { return Peeked::default() };
+    let choices = seen.choices.unwrap_or_default();
+    Peeked { finish: choices.finish, usage: seen.usage, error: seen.is_error(), no_choices: !choices.any }
 }
 
 /// What a whole answer says beside its text.
@@ -86,11 +84,133 @@ pub(in crate::provide) struct Answer {
 
 /// Looks at a whole answer; `None` if it is not a JSON object.
 pub(in crate::provide) fn answer(body: &Bytes) -> Option<Answer> {
-    let body: Chunk<'_> = serde_json::from_slice(body).ok()?;
-    Some(Answer {
-        usage: body.usage.and_then(numbers),
-        error: body.choices.is_none() && body.error.is_some(),
-    })
+    let seen = Seen::of(body, unread)?;
+    Some(Answer { usage: seen.usage, error: seen.is_error() })
+}
+
+/// What is looked for in a chunk and in a whole answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// What the choices say, where there are any.
+    choices: Option<Choices>,
+    usage: Option<Usage>,
+    error: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Choices {
+    /// There is one at least.
+    any: bool,
+    /// One ends here.
+    finish: bool,
+}
+
+impl Seen {
+    /// `None` if `text` is not JSON that serde takes for an answer.
+    fn of(text: &[u8], choices: ReadChoices) -> Option<Self> {
+        Self::of_usual(text, choices).or_else(|| Self::by_serde(text))
+    }
+
+    /// Reads what is written in the usual way, with the same result as serde.
+    fn of_usual(text: &[u8], choices: ReadChoices) -> Option<Self> {
+        let (mut seen, mut names) = (Self::default(), Names::default());
+        scan::object(text, |scan, key| match scan.of(key) {
+            b"choices" => {
+                names.first(1)?;
+                seen.choices = choices(scan)?;
+                Ok(())
+            }
+            b"usage" => {
+                names.first(2)?;
+                seen.usage = usage(scan)?;
+                Ok(())
+            }
+            b"error" => {
+                names.first(4)?;
+                seen.error = !usual::null(scan)?;
+                if seen.error { scan.skip().map(drop) } else { Ok(()) }
+            }
+            _ => usual::other(scan, key),
+        })
+        .ok()?;
+        Some(seen)
+    }
+
+    fn by_serde(text: &[u8]) -> Option<Self> {
+        let chunk: Chunk<'_> = serde_json::from_slice(text).ok()?;
+        let choices: Option<Vec<Choice<'_>>> =
+            chunk.choices.map(|raw| serde_json::from_str(raw.get()).unwrap_or_default());
+        Some(Self {
+            choices: choices.map(|choices| Choices {
+                any: !choices.is_empty(),
+                finish: choices.iter().any(|c| c.finish_reason.is_some_and(|raw| raw.get().starts_with('"'))),
+            }),
+            usage: chunk.usage.and_then(numbers),
+            error: chunk.error.is_some(),
+        })
+    }
+
+    /// An error where an answer should be.
+    fn is_error(&self) -> bool {
+        self.error && self.choices.is_none()
+    }
+}
+
+type ReadChoices = fn(&mut Scanner<'_>) -> Result<Option<Choices>, Malformed>;
+
+/// Only whether there are any.
+fn unread(scan: &mut Scanner<'_>) -> Result<Option<Choices>, Malformed> {
+    if usual::null(scan)? { Ok(None) } else { scan.skip().map(|_| Some(Choices::default())) }
+}
+
+fn choices(scan: &mut Scanner<'_>) -> Result<Option<Choices>, Malformed> {
+    if usual::null(scan)? {
+        return Ok(None);
+    }
+    let mut choices = Choices::default();
+    scan.array(|scan| {
+        let mut names = Names::default();
+        choices.any = true;
+        scan.object(|scan, key| {
+            if scan.of(key) != b"finish_reason" {
+                return usual::other(scan, key);
+            }
+            names.first(1)?;
+            choices.finish |= scan.peek()? == b'"';
+            scan.skip().map(drop)
+        })
+        .map(drop)
+    })?;
+    Ok(Some(choices))
+}
+
+fn usage(scan: &mut Scanner<'_>) -> Result<Option<Usage>, Malformed> {
+    if usual::null(scan)? {
+        return Ok(None);
+    }
+    let (mut usage, mut names) = (Usage::default(), Names::default());
+    scan.object(|scan, key| match scan.of(key) {
+        b"prompt_tokens" => {
+            names.first(1)?;
+            usage.input_tokens = count(scan)?;
+            Ok(())
+        }
+        b"completion_tokens" => {
+            names.first(2)?;
+            usage.output_tokens = count(scan)?;
+            Ok(())
+        }
+        _ => usual::other(scan, key),
+    })?;
+    Ok((usage != Usage::default()).then_some(usage))
+}
+
+fn count(scan: &mut Scanner<'_>) -> Result<Option<u32>, Malformed> {
+    if usual::null(scan)? {
+        return Ok(None);
+    }
+    let digits = scan.skip()?;
+    scan::number(scan.of(digits)).map(Some).ok_or(usual::UNUSUAL)
 }
 
 fn numbers(raw: &RawValue) -> Option<Usage> {
@@ -123,59 +243,5 @@ struct UsageNumbers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peek(chunk: &str) -> Peeked {
-        Peeker::default().peek(chunk.as_bytes())
-    }
-
-    #[test]
-    fn an_ordinary_chunk_says_nothing() {
-        let chunk = r#"{"choices":[{"index":0,"delta":{"content":"a \"finish_reason\":\"stop\""},"finish_reason":null}],"usage":null}"#;
-        assert_eq!(peek(chunk), Peeked::default());
-    }
-
-    #[test]
-    fn a_finish_reason_is_found_with_and_without_spaces() {
-        for chunk in [
-            r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
-            r#"{"choices": [{"delta": {}, "finish_reason" : "length"}]}"#,
-            r#"{"choices":[{"finish_reason":null},{"finish_reason":"stop"}]}"#,
-        ] {
-            assert!(peek(chunk).finish, "{chunk}");
-        }
-    }
-
-    #[test]
-    fn a_finish_reason_elsewhere_is_not_the_answers() {
-        assert!(!peek(r#"{"choices":[{"delta":{"x":{"finish_reason":"stop"}}}]}"#).finish);
-        assert!(!peek(r#"{"choices":[{"delta":{"content":"finish_reason"},"x":"stop"}]}"#).finish);
-    }
-
-    #[test]
-    fn usage_is_read_with_and_without_choices() {
-        let usage = Some(Usage { input_tokens: Some(3), output_tokens: Some(5) });
-        let alone =
-            peek(r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#);
-        assert_eq!((alone.usage, alone.no_choices), (usage, true));
-        let beside = peek(
-            r#"{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5}}"#,
-        );
-        assert_eq!((beside.usage, beside.no_choices, beside.finish), (usage, false, true));
-    }
-
-    #[test]
-    fn an_error_is_told_from_a_chunk() {
-        assert!(peek(r#"{"error":{"message":"out of memory"}}"#).error);
-        assert!(peek(r#"{"error":"out of memory"}"#).error);
-        assert!(!peek(r#"{"choices":[{"delta":{"content":"x"}}],"error":{"message":"odd"}}"#).error);
-        assert!(!peek(r#"{"choices":[],"error":null}"#).error);
-    }
-
-    #[test]
-    fn an_answer_that_is_no_object_is_none() {
-        assert_eq!(answer(&Bytes::from_static(b"<html>")), None);
-        assert!(answer(&Bytes::from_static(br#"{"error":{"message":"x"}}"#)).unwrap().error);
-    }
-}
+#[path = "peek_tests.rs"]
+mod tests;

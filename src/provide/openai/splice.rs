@@ -1,16 +1,23 @@
 //! The request's way through: two values are put in by their place in the text, every other byte stays as it came.
 
-use std::{fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
+use crate::openai::{
+    Malformed,
+    scan::{self, Scanner},
+    text::quote_into,
+    usual,
+};
+
 /// What asks a server for the numbers at the end of a stream.
-const INCLUDE_USAGE: &str = r#"{"include_usage":true}"#;
+const INCLUDE_USAGE: &[u8] = br#"{"include_usage":true}"#;
 
 /// A request as it goes to the provider.
 #[derive(Debug)]
@@ -30,10 +37,11 @@ pub(in crate::provide) struct Spliced {
 /// # Errors
 /// If `body` is not a JSON object.
 pub(in crate::provide) fn splice(body: &Bytes, model: &str) -> Result<Spliced, serde_json::Error> {
-    let request: Request<'_> = serde_json::from_slice(body)?;
+    let request = Request::read(body)?;
+    let mut quoted = Vec::with_capacity(model.len() + 2);
+    quote_into(&mut quoted, model);
     let mut edits = Edits::new(body);
-    let model = serde_json::to_string(model)?;
-    edits.set(&request.model, "model", &model, request.is_empty);
+    edits.set(&request.model, "model", &quoted, request.is_empty);
     let asked = request.stream && wish_for_usage(&request, &mut edits)?;
     Ok(Spliced { stream: request.stream, usage_is_ours: request.stream && !asked, body: edits.apply() })
 }
@@ -44,20 +52,16 @@ fn wish_for_usage(request: &Request<'_>, edits: &mut Edits<'_>) -> Result<bool, 
         edits.insert("stream_options", INCLUDE_USAGE, false);
         return Ok(false);
     };
-    let asked = match last.get() {
-        options if options.starts_with('{') => serde_json::from_str::<Options<'_>>(options)?.asked(),
-        _ => false,
-    };
-    if asked {
+    if last.starts_with('{') && Options::read(last)?.asked() {
         return Ok(true);
     }
     for value in &request.stream_options {
-        match value.get() {
+        match *value {
             "null" => edits.replace(value, INCLUDE_USAGE),
             options if options.starts_with('{') => {
-                let options: Options<'_> = serde_json::from_str(options)?;
+                let options = Options::read(options)?;
                 let place = edits.place(value).start + 1;
-                edits.set_at(place, &options.include_usage, "include_usage", "true", options.is_empty);
+                edits.set_at(place, &options.include_usage, "include_usage", b"true", options.is_empty);
             }
             // Neither an object nor null is the caller's mistake, and the provider's to explain.
             _ => {}
@@ -71,7 +75,7 @@ struct Edits<'a> {
     text: &'a Bytes,
     /// Where the object's first key would be.
     start: usize,
-    edits: Vec<(Range<usize>, String)>,
+    edits: Vec<(Range<usize>, Cow<'a, [u8]>)>,
 }
 
 impl<'a> Edits<'a> {
@@ -82,30 +86,34 @@ impl<'a> Edits<'a> {
     }
 
     /// Where `value`, a part of the text, is in it.
-    fn place(&self, value: &RawValue) -> Range<usize> {
-        let start = value.get().as_ptr().addr() - self.text.as_ptr().addr();
-        start..start + value.get().len()
+    fn place(&self, value: &str) -> Range<usize> {
+        let start = value.as_ptr().addr() - self.text.as_ptr().addr();
+        start..start + value.len()
     }
 
-    fn replace(&mut self, value: &RawValue, with: &str) {
-        self.edits.push((self.place(value), with.to_owned()));
+    /// What is the same already costs no copy.
+    fn replace(&mut self, value: &str, with: &'a [u8]) {
+        if value.as_bytes() != with {
+            self.edits.push((self.place(value), with.into()));
+        }
     }
 
     /// Puts a key before all others of the top-level object.
-    fn insert(&mut self, key: &str, value: &str, is_only: bool) {
+    fn insert(&mut self, key: &str, value: &[u8], is_only: bool) {
         self.insert_at(self.start, key, value, is_only);
     }
 
-    fn insert_at(&mut self, place: usize, key: &str, value: &str, is_only: bool) {
-        let comma = if is_only { "" } else { "," };
-        self.edits.push((place..place, format!("\"{key}\":{value}{comma}")));
+    fn insert_at(&mut self, place: usize, key: &str, value: &[u8], is_only: bool) {
+        let comma: &[u8] = if is_only { b"" } else { b"," };
+        let member = [b"\"", key.as_bytes(), b"\":", value, comma].concat();
+        self.edits.push((place..place, member.into()));
     }
 
-    fn set(&mut self, values: &[&RawValue], key: &str, with: &str, is_only: bool) {
+    fn set(&mut self, values: &[&str], key: &str, with: &'a [u8], is_only: bool) {
         self.set_at(self.start, values, key, with, is_only);
     }
 
-    fn set_at(&mut self, place: usize, values: &[&RawValue], key: &str, with: &str, is_only: bool) {
+    fn set_at(&mut self, place: usize, values: &[&str], key: &str, with: &'a [u8], is_only: bool) {
         if values.is_empty() {
             self.insert_at(place, key, with, is_only);
         }
@@ -115,40 +123,85 @@ impl<'a> Edits<'a> {
     }
 
     fn apply(mut self) -> Bytes {
+        if self.edits.is_empty() {
+            return self.text.clone();
+        }
         // Stable: keys that go to the same place keep their order.
         self.edits.sort_by_key(|(place, _)| place.start);
+        // Exact, because bytes with room behind them cost one more allocation.
         let added: usize = self.edits.iter().map(|(_, with)| with.len()).sum();
-        let mut out = BytesMut::with_capacity(self.text.len() + added);
+        let removed: usize = self.edits.iter().map(|(place, _)| place.len()).sum();
+        let mut out = Vec::with_capacity(self.text.len() + added - removed);
         let mut at = 0;
         for (place, with) in &self.edits {
             out.extend_from_slice(&self.text[at..place.start]);
-            out.extend_from_slice(with.as_bytes());
+            out.extend_from_slice(with);
             at = place.end;
         }
         out.extend_from_slice(&self.text[at..]);
-        out.freeze()
+        out.into()
     }
 }
 
 /// The parts of a request that matter here, as places in its text.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Request<'a> {
-    model: Vec<&'a RawValue>,
-    stream_options: Vec<&'a RawValue>,
+    model: Vec<&'a str>,
+    stream_options: Vec<&'a str>,
     stream: bool,
     is_empty: bool,
 }
 
+impl<'a> Request<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
+        Self::usual(body).map_or_else(|_| serde_json::from_slice(body), Ok)
+    }
+
+    /// Reads what has no escapes in its keys, with the same result as serde.
+    fn usual(body: &'a [u8]) -> Result<Self, Malformed> {
+        let mut request = Self { is_empty: true, ..Self::default() };
+        scan::object(body, |scan, key| {
+            request.is_empty = false;
+            match scan.of(key) {
+                b"model" => request.model.push(usual::value(scan)?),
+                b"stream_options" => request.stream_options.push(usual::value(scan)?),
+                b"stream" => request.stream = usual::value(scan)? == "true",
+                _ => usual::other(scan, key)?,
+            }
+            Ok(())
+        })?;
+        Ok(request)
+    }
+}
+
 /// The parts of `stream_options` that matter here.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Options<'a> {
-    include_usage: Vec<&'a RawValue>,
+    include_usage: Vec<&'a str>,
     is_empty: bool,
 }
 
-impl Options<'_> {
+impl<'a> Options<'a> {
+    fn read(text: &'a str) -> Result<Self, serde_json::Error> {
+        Self::usual(text).map_or_else(|_| serde_json::from_str(text), Ok)
+    }
+
+    /// Reads what has no escapes in its keys, with the same result as serde.
+    fn usual(text: &'a str) -> Result<Self, Malformed> {
+        let mut options = Self { is_empty: true, ..Self::default() };
+        Scanner::of_text(text)?.whole_object(|scan, key| {
+            options.is_empty = false;
+            match scan.of(key) {
+                b"include_usage" => options.include_usage.push(usual::value(scan)?),
+                _ => usual::other(scan, key)?,
+            }
+            Ok(())
+        })?;
+        Ok(options)
+    }
+
     fn asked(&self) -> bool {
-        self.include_usage.last().is_some_and(|value| value.get() == "true")
+        self.include_usage.last() == Some(&"true")
     }
 }
 
@@ -184,9 +237,9 @@ impl<'de> Visitor<'de> for RequestVisitor {
         while let Some(key) = map.next_key()? {
             request.is_empty = false;
             match key {
-                Key::Model => request.model.push(map.next_value()?),
-                Key::StreamOptions => request.stream_options.push(map.next_value()?),
-                Key::Stream => request.stream = map.next_value::<&RawValue>()?.get() == "true",
+                Key::Model => request.model.push(raw(&mut map)?),
+                Key::StreamOptions => request.stream_options.push(raw(&mut map)?),
+                Key::Stream => request.stream = raw(&mut map)? == "true",
                 Key::IncludeUsage | Key::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -198,6 +251,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Options<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(OptionsVisitor)
     }
+}
+
+/// The next value as it is written.
+fn raw<'de, A: MapAccess<'de>>(map: &mut A) -> Result<&'de str, A::Error> {
+    map.next_value::<&RawValue>().map(RawValue::get)
 }
 
 struct OptionsVisitor;
@@ -214,7 +272,7 @@ impl<'de> Visitor<'de> for OptionsVisitor {
         while let Some(key) = map.next_key()? {
             options.is_empty = false;
             match key {
-                Key::IncludeUsage => options.include_usage.push(map.next_value()?),
+                Key::IncludeUsage => options.include_usage.push(raw(&mut map)?),
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }

@@ -161,3 +161,71 @@ proptest! {
         }
     }
 }
+
+/// A request, more or less; bytes, because what is not looked at need not be UTF-8.
+fn a_request() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop::sample::select(vec![
+        "model",
+        "stream",
+        "stream_options",
+        "include_usage",
+        "messages",
+        r"mod\u0065l",
+        r"\ud83d",
+    ]);
+    let odd: Vec<&[u8]> = vec![
+        b"true",
+        b"false",
+        b"null",
+        br#""m""#,
+        br#"{"include_usage":true}"#,
+        b" { } ",
+        b"[[1.50,{}]]",
+        b"1e999",
+        b"\"\xff\"",
+        b"\"\\ud83d\"",
+        b"\"\x01\"",
+        b"[1,]",
+        b"{",
+        b"007",
+        br#"{"include_us\u0061ge":false,"include_usage" : true}"#,
+    ];
+    let value = prop_oneof![
+        4 => prop::sample::select(odd).prop_map(<[u8]>::to_vec),
+        1 => any_json().prop_map(|value| value.to_string().into_bytes()),
+        1 => Just([vec![b'['; 200], vec![b']'; 200]].concat()),
+    ];
+    let member =
+        (name, value).prop_map(|(name, value)| [format!("\"{name}\": ").as_bytes(), &value].concat());
+    (prop::collection::vec(member, 0..5), prop::sample::select(vec!["}", "}", "}\n", "", "}}"]))
+        .prop_map(|(members, end)| [b"{", members.join(&b","[..]).as_slice(), end.as_bytes()].concat())
+}
+
+proptest! {
+    #[test]
+    fn a_request_is_read_as_serde_reads_it(body in a_request()) {
+        let by_serde = serde_json::from_slice::<Request<'_>>(&body);
+        if let Ok(usual) = Request::usual(&body) {
+            prop_assert_eq!(by_serde.as_ref().ok(), Some(&usual));
+        }
+        let error = |error: serde_json::Error| error.to_string();
+        prop_assert_eq!(Request::read(&body).map_err(error), by_serde.map_err(error));
+    }
+
+    #[test]
+    fn options_are_read_as_serde_reads_them(body in a_request()) {
+        let Ok(text) = std::str::from_utf8(&body) else { return Ok(()) };
+        let by_serde = serde_json::from_str::<Options<'_>>(text);
+        if let Ok(usual) = Options::usual(text) {
+            prop_assert_eq!(by_serde.as_ref().ok(), Some(&usual));
+        }
+        let error = |error: serde_json::Error| error.to_string();
+        prop_assert_eq!(Options::read(text).map_err(error), by_serde.map_err(error));
+    }
+}
+
+#[test]
+fn what_needs_no_change_is_not_copied() {
+    let body = Bytes::from_static(br#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#);
+    assert_eq!(splice(&body, "m").unwrap().body.as_ptr(), body.as_ptr());
+}

@@ -1,3 +1,6 @@
+use std::{borrow::Cow, time::Duration};
+
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -49,7 +52,7 @@ fn fields_of_a_wrong_type_are_absent_and_do_not_cost_the_rest() {
 fn a_task_event_keeps_the_request_byte_for_byte() {
     let text = r#"{"kind":"infer","taskId":"a\/b","llmName":"x","request":{ "b" :1.0, "a":"é" },"deadlineMs":-1,"caller":5}"#;
     let event: TaskEvent<'_> = serde_json::from_str(text).expect("parses");
-    assert_eq!(event.request.map(RawValue::get), Some(r#"{ "b" :1.0, "a":"é" }"#));
+    assert_eq!(event.request, Some(r#"{ "b" :1.0, "a":"é" }"#));
     assert_eq!((&*event.task_id, event.streaming), ("a/b", false));
     assert_eq!((event.deadline(), event.caller), (Some(Duration::ZERO), None));
 }
@@ -80,4 +83,84 @@ fn result_parts_look_as_the_contract_says() {
     let body = serde_json::from_str::<&RawValue>(r#"{"a": 1}"#).expect("JSON");
     let whole = ResultPart::Status { status: 200, body, headers: BTreeMap::new() };
     assert_eq!(text(&whole), r#"{"status":200,"body":{"a": 1}}"#);
+}
+
+/// Values as mcpd writes them, and as nobody should.
+fn a_value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => prop::sample::select(vec![
+            r#""infer""#, r#""t-1""#, "true", "false", "null", "0", "1500", r#"{"model":"m","stream":true}"#, r#" { "a" : [ 1.50 ] } "#,
+        ]).prop_map(str::to_owned),
+        1 => prop::sample::select(vec![
+            r#""a\/b""#, r#""\ud83d""#, "\"\u{1}\"", "-1", "1e3", "1.5", "007", "1e999", "4294967296", "99999999999999999999", "[]", "[1,]", "{", "tru",
+        ]).prop_map(str::to_owned),
+        1 => "[a-zé \"\\\\{}:,0-9]{0,5}",
+    ]
+}
+
+/// A task event, more or less.
+fn an_event() -> impl Strategy<Value = String> {
+    let names = vec![
+        "kind",
+        "taskId",
+        "llmName",
+        "streaming",
+        "request",
+        "traceparent",
+        "tracestate",
+        "deadlineMs",
+        "caller",
+        "new",
+        r"ki\u006ed",
+    ];
+    let gap = || prop::sample::select(vec!["", "", " ", "\n\t"]);
+    let known = Just(vec![r#""kind":"infer""#.to_owned(), r#""taskId":"t""#.to_owned()]);
+    let member = (prop::sample::select(names), gap(), a_value())
+        .prop_map(|(name, gap, value)| format!("\"{name}\"{gap}:{gap}{value}"));
+    let members = (known, prop::collection::vec(member, 0..5), any::<prop::sample::Index>());
+    (members, gap(), prop::sample::select(vec!["", "", "", " ", "x"])).prop_map(
+        |((known, mut others, at), gap, tail)| {
+            let at = at.index(others.len() + 1);
+            others.splice(at..at, known);
+            format!("{gap}{{{}}}{tail}", others.join(","))
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_task_event_is_read_as_serde_reads_it(text in an_event()) {
+        let by_serde = serde_json::from_str::<TaskEvent<'_>>(&text);
+        if let Ok(usual) = TaskEvent::usual(&text) {
+            prop_assert_eq!(by_serde.as_ref().ok(), Some(&usual));
+        }
+        match (TaskEvent::read(&text), by_serde) {
+            (Ok(read), Ok(by_serde)) => prop_assert_eq!(read, by_serde),
+            (read, by_serde) => prop_assert_eq!(read.map_err(|e| e.to_string()), by_serde.map_err(|e| e.to_string())),
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_can_be_read_back_and_has_no_byte_but_unreserved_ones(text in ".{0,12}|[a-z~._ -]{0,12}") {
+        let encoded = percent_encoded(&text);
+        prop_assert!(encoded.bytes().all(|byte| is_unreserved(byte) || byte == b'%'));
+        prop_assert_eq!(percent_encoding::percent_decode_str(&encoded).decode_utf8().unwrap(), text);
+    }
+}
+
+#[test]
+fn a_task_event_as_mcpd_writes_it_needs_no_serde() {
+    let text = r#"{"kind":"infer","taskId":"t","llmName":"a","streaming":true,"request":{"a":1},"traceparent":null,"deadlineMs":1500,"caller":"bob","new":[1]}"#;
+    let event = TaskEvent::usual(text).expect("it is usual");
+    let expected = TaskEvent {
+        kind: Cow::Borrowed("infer"),
+        task_id: Cow::Borrowed("t"),
+        llm_name: Cow::Borrowed("a"),
+        streaming: true,
+        request: Some(r#"{"a":1}"#),
+        deadline_ms: Some(1500.0),
+        caller: Some("bob".to_owned()),
+        ..TaskEvent::default()
+    };
+    assert_eq!(event, expected);
 }
