@@ -7,7 +7,7 @@ mod outside;
 mod told;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -32,7 +32,7 @@ use crate::{
     config::{Config, SESSION_FILE, TASKS_FILE},
     core::{Core, Effect, Input, LinkInput},
     credentials::{Fingerprint, Sources, WideMode},
-    domain::{Activity, LinkStatus, SessionKey, TaskId, TaskKey},
+    domain::{Activity, LinkStatus, NumberMap, SessionKey, TaskId, TaskKey},
     pb,
     telemetry::{ChannelOpening, ChannelTrace},
     upstream::{client::Mcpd, events::Delivered, results::Report},
@@ -82,7 +82,7 @@ pub(super) struct Connected {
 pub(super) struct Hub {
     pub(super) core: Core,
     pub(super) mcpd: Mcpd,
-    pub(super) relays: HashMap<TaskKey, Relay>,
+    pub(super) relays: NumberMap<TaskKey, Relay>,
     pub(super) sessions: BTreeMap<SessionKey, Connected>,
     pub(super) history: History,
     pub(super) started: SystemTime,
@@ -158,7 +158,7 @@ impl Hub {
         Ok(Self {
             core: Core::new(core_settings(config), id, rng.u64(..)),
             mcpd,
-            relays: HashMap::new(),
+            relays: NumberMap::default(),
             sessions: BTreeMap::new(),
             history: History::default(),
             started: SystemTime::now(),
@@ -258,7 +258,7 @@ impl Hub {
         how
     }
 
-    pub(super) fn activity(relays: &HashMap<TaskKey, Relay>, key: TaskKey) -> Activity {
+    pub(super) fn activity(relays: &NumberMap<TaskKey, Relay>, key: TaskKey) -> Activity {
         relays.get(&key).map_or_else(Activity::default, |relay| relay.outbox.activity())
     }
 
