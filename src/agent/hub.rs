@@ -9,6 +9,7 @@ mod told;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -200,13 +201,15 @@ impl Hub {
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         let mut look_around = self.surroundings.clock.ticks();
+        // Made once: a new one a turn would have to be put into its token's list, and taken out again.
+        let (mut aborted, mut drain) = (pin!(stop.abort.cancelled()), pin!(stop.drain.cancelled()));
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
             let status_due = self.status_due;
             tokio::select! {
                 biased;
-                () = stop.abort.cancelled() => return self.stopped(Stopped::Aborted).await,
-                () = stop.drain.cancelled(), if self.draining_until.is_none() => self.drain(),
+                () = aborted.as_mut() => return self.stopped(Stopped::Aborted).await,
+                () = drain.as_mut(), if self.draining_until.is_none() => self.drain(),
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
                 Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
                 Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
