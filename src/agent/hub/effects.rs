@@ -79,8 +79,10 @@ impl Hub {
         let (place, mcpd) = self.place.take().unzip();
         let mcpd = mcpd.unwrap_or_else(|| self.mcpd.clone());
         self.tasks_file.begun(&task.id, mcpd.url().as_deref());
-        let facts = RequestFacts::read(&task.request).unwrap_or_default();
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
+        // A request can be long, and the answer to a plain one depends on nothing in it.
+        let wanted = task.streaming || trace.wants_facts();
+        let facts = wanted.then(|| RequestFacts::read(&task.request).ok()).flatten().unwrap_or_default();
         let outbox = Outbox::new(Arc::clone(&task), mcpd.room(), trace);
         let mut delivery = Delivery::new(
             (key, Arc::clone(&task)),
