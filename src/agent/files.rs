@@ -167,11 +167,12 @@ impl TaskFile {
 
     /// A task came in from the mcpd at `url`. Not on disk before [`TaskFile::flush`].
     pub fn begun(&mut self, id: &TaskId, url: Option<&str>) {
-        if self.under_way.get(id).is_some_and(|owner| owner.as_deref() == url) {
-            return;
+        match self.under_way.get(id) {
+            Some(owner) if owner.as_deref() == url => return,
+            // Another mcpd's task of this name is not found again behind this one.
+            Some(_) => self.over(id),
+            None => {}
         }
-        // Another mcpd's task of this name is not found again behind this one.
-        self.over(id);
         if self.named.as_deref() != url {
             self.named = url.map(Arc::from);
             self.line('@', url.unwrap_or_default());

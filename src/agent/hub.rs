@@ -7,8 +7,9 @@ mod outside;
 mod told;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -32,7 +33,7 @@ use crate::{
     config::{Config, SESSION_FILE, TASKS_FILE},
     core::{Core, Effect, Input, LinkInput},
     credentials::{Fingerprint, Sources, WideMode},
-    domain::{Activity, LinkStatus, SessionKey, TaskId, TaskKey},
+    domain::{Activity, LinkStatus, NumberMap, SessionKey, TaskId, TaskKey},
     pb,
     telemetry::{ChannelOpening, ChannelTrace},
     upstream::{client::Mcpd, events::Delivered, results::Report},
@@ -82,7 +83,7 @@ pub(super) struct Connected {
 pub(super) struct Hub {
     pub(super) core: Core,
     pub(super) mcpd: Mcpd,
-    pub(super) relays: HashMap<TaskKey, Relay>,
+    pub(super) relays: NumberMap<TaskKey, Relay>,
     pub(super) sessions: BTreeMap<SessionKey, Connected>,
     pub(super) history: History,
     pub(super) started: SystemTime,
@@ -158,7 +159,7 @@ impl Hub {
         Ok(Self {
             core: Core::new(core_settings(config), id, rng.u64(..)),
             mcpd,
-            relays: HashMap::new(),
+            relays: NumberMap::default(),
             sessions: BTreeMap::new(),
             history: History::default(),
             started: SystemTime::now(),
@@ -200,13 +201,15 @@ impl Hub {
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         let mut look_around = self.surroundings.clock.ticks();
+        // Made once: a new one a turn would have to be put into its token's list, and taken out again.
+        let (mut aborted, mut drain) = (pin!(stop.abort.cancelled()), pin!(stop.drain.cancelled()));
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
             let status_due = self.status_due;
             tokio::select! {
                 biased;
-                () = stop.abort.cancelled() => return self.stopped(Stopped::Aborted).await,
-                () = stop.drain.cancelled(), if self.draining_until.is_none() => self.drain(),
+                () = aborted.as_mut() => return self.stopped(Stopped::Aborted).await,
+                () = drain.as_mut(), if self.draining_until.is_none() => self.drain(),
                 Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
                 Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
                 Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
@@ -258,7 +261,7 @@ impl Hub {
         how
     }
 
-    pub(super) fn activity(relays: &HashMap<TaskKey, Relay>, key: TaskKey) -> Activity {
+    pub(super) fn activity(relays: &NumberMap<TaskKey, Relay>, key: TaskKey) -> Activity {
         relays.get(&key).map_or_else(Activity::default, |relay| relay.outbox.activity())
     }
 

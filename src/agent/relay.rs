@@ -21,7 +21,7 @@ const RECENT: usize = 50;
 /// What the agent holds of one task under way.
 #[derive(Debug)]
 pub(super) struct Relay {
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
     /// What its body asks for.
     pub(super) facts: RequestFacts,
     pub(super) arrived: Instant,
@@ -103,7 +103,7 @@ impl History {
                 self.overloaded += u64::from(code == FailureCode::Overloaded);
             }
         }
-        self.chunks += u64::from(summary.facts.chunks);
+        self.chunks += u64::from(summary.chunks);
         self.posts += u64::from(summary.posts);
         self.recent.push_front(ended);
         self.recent.truncate(RECENT);

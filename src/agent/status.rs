@@ -23,7 +23,7 @@ impl Hub {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started_at: timestamp(self.started),
-            mcpd_url: self.mcpd.url().unwrap_or_default(),
+            mcpd_url: self.mcpd.url().as_deref().unwrap_or_default().to_owned(),
             provider_session_id: self.core.provider_session().unwrap_or_default().to_owned(),
             sessions: self.session_status(),
             providers: self.core.providers().into_iter().map(provider_status).collect(),
@@ -133,7 +133,7 @@ fn ended_task(ended: &Ended) -> pb::EndedTask {
         duration_ms: convert::millis(ended.duration),
         first_token_ms: ended.first_token.map(convert::millis),
         usage: convert::usage_to_pb(ended.summary.usage),
-        chunks: ended.summary.facts.chunks,
+        chunks: ended.summary.chunks,
         caller: ended.caller.clone().unwrap_or_default(),
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,7 +28,7 @@ use crate::{
         CancelReason, Failure, FailureCode, LinkStatus, MAX_TASK_ID_BYTES, Outcome, Printable, ProviderName,
         SessionHello, SessionKey, Taken, TaskId, TaskKey, TaskSink, Verdicts,
     },
-    pb,
+    pb::{self, session_request::Payload},
 };
 
 /// How long a stream may take to say Hello: any client says it at once.
@@ -92,13 +93,13 @@ struct LocalTask {
     broken: bool,
 }
 
-type TaskTable = Mutex<HashMap<String, LocalTask>>;
+type Tasks = HashMap<TaskId, LocalTask>;
 
 /// The agent's side of one session. Nothing here waits: a client that does not keep up is closed.
 #[derive(Clone)]
 pub struct SessionHandle {
     out: outbound::Sender,
-    tasks: Arc<TaskTable>,
+    tasks: Arc<Mutex<Tasks>>,
     closing: Arc<Mutex<Option<CloseReason>>>,
     closed: CancellationToken,
 }
@@ -123,9 +124,10 @@ impl SessionHandle {
     /// Offers a task; its output goes to the offer's sink from now on.
     pub fn offer(&self, offer: Offer) {
         let local = LocalTask { key: offer.key, sink: offer.sink, any_output: false, broken: false };
-        lock(&self.tasks).insert(offer.id.as_str().to_owned(), local);
+        let task_id = offer.id.as_str().to_owned();
+        lock(&self.tasks).insert(offer.id, local);
         self.send(pb::session_response::Payload::TaskOffer(pb::TaskOffer {
-            task_id: offer.id.as_str().to_owned(),
+            task_id,
             provider_name: offer.provider.as_str().to_owned(),
             request_json: offer.request,
             streaming: offer.streaming,
@@ -182,7 +184,7 @@ impl SessionHandle {
 }
 
 /// A panic while the table was locked cannot leave it half changed: every change is one call.
-fn lock(tasks: &TaskTable) -> MutexGuard<'_, HashMap<String, LocalTask>> {
+fn lock(tasks: &Mutex<Tasks>) -> MutexGuard<'_, Tasks> {
     tasks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -232,25 +234,26 @@ impl Reader {
     }
 
     async fn run_inner(&mut self) -> Result<(), Status> {
-        let first = tokio::time::timeout(HELLO_DEADLINE, self.next()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no Hello came within 10 s"))??;
-        match first {
+        // Made once: a new one a message would have to be put into the token's list, and taken out again.
+        let mut end = pin!(self.handle.closed.clone().cancelled_owned());
+        let first = tokio::time::timeout(HELLO_DEADLINE, self.next(end.as_mut())).await;
+        match first.map_err(|_| Status::deadline_exceeded("no Hello came within 10 s"))?? {
             None => return Ok(()),
-            Some(pb::session_request::Payload::Hello(hello)) => self.hello(hello).await?,
+            Some(Payload::Hello(hello)) => self.hello(hello).await?,
             Some(_) => return Err(Status::invalid_argument("the first message of a session must be Hello")),
         }
-        while let Some(payload) = self.next().await? {
+        while let Some(payload) = self.next(end.as_mut()).await? {
             self.take(payload).await?;
         }
         Ok(())
     }
 
     /// The next message with a payload that is known here; `None` at the clean end.
-    async fn next(&mut self) -> Result<Option<pb::session_request::Payload>, Status> {
+    async fn next(&mut self, mut end: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Payload>, Status> {
         loop {
             let message = tokio::select! {
                 biased;
-                () = self.handle.closed.cancelled() => return Err(self.close_status()),
+                () = end.as_mut() => return Err(self.close_status()),
                 message = self.inbound.message() => message.map_err(inbound_error)?,
             };
             match message {
@@ -289,8 +292,7 @@ impl Reader {
         self.emit(Event::Opened(self.key, hello, self.handle.clone())).await
     }
 
-    async fn take(&mut self, payload: pb::session_request::Payload) -> Result<(), Status> {
-        use pb::session_request::Payload;
+    async fn take(&mut self, payload: Payload) -> Result<(), Status> {
         match payload {
             Payload::TaskChunk(chunk) => self.chunk(chunk).await,
             Payload::TaskFinished(finished) => self.finished(finished).await,
@@ -325,7 +327,7 @@ impl Reader {
         let output = convert::output(chunk.output);
         let broken = {
             let mut tasks = lock(&self.handle.tasks);
-            match tasks.get_mut(&chunk.task_id) {
+            match tasks.get_mut(chunk.task_id.as_str()) {
                 None => None,
                 Some(task) if task.broken => return Ok(()),
                 Some(task) => {
@@ -354,7 +356,7 @@ impl Reader {
     }
 
     async fn finished(&mut self, finished: pb::TaskFinished) -> Result<(), Status> {
-        let Some(task) = lock(&self.handle.tasks).remove(&finished.task_id) else {
+        let Some(task) = lock(&self.handle.tasks).remove(finished.task_id.as_str()) else {
             // A second end, or one for a task that was taken back: there is nothing left to stop.
             warn!(session = %self.key, task_id = %Printable(&finished.task_id), "end of a task that the session does not have; ignored");
             return Ok(());

@@ -1,6 +1,6 @@
 //! Tasks coming in: admission, and offers while there are free slots.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{
     Core, Effect, MAX_HELD_BYTES,
@@ -26,7 +26,7 @@ impl Core {
             return;
         }
         let (key, entry) = self.tasks.begin(task, &self.settings, now);
-        fx.push(Effect::Begin(key, entry.task.clone()));
+        fx.push(Effect::Begin(key, Arc::clone(&entry.task)));
         match admitted {
             Ok(name) => {
                 entry.provider = Some(name.clone());

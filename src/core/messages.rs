@@ -1,6 +1,9 @@
 //! What goes into the core and what comes out of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{LinkEffect, LinkInput, link};
 use crate::domain::{
@@ -70,7 +73,7 @@ pub enum Input {
 #[derive(Debug, PartialEq)]
 pub enum Effect {
     /// Set up a task: everything later about it names the key.
-    Begin(TaskKey, Task),
+    Begin(TaskKey, Arc<Task>),
     /// Offer a task to a session, with the time it has left.
     Offer(TaskKey, SessionKey, Duration),
     /// Take back what a lost session knew of a task; it will be offered again.

@@ -1,12 +1,12 @@
 //! The ids of tasks that ended lately: one that mcpd delivers again is not run again.
 
 use std::{
-    collections::{HashSet, VecDeque, hash_map::RandomState},
+    collections::{VecDeque, hash_map::RandomState},
     hash::BuildHasher,
     time::{Duration, Instant},
 };
 
-use crate::domain::TaskId;
+use crate::domain::{NumberSet, TaskId};
 
 /// How long an ended task's id is remembered (the contract's number).
 const REMEMBER: Duration = Duration::from_secs(600);
@@ -18,7 +18,7 @@ const MAX_IDS: usize = 1 << 18;
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     hasher: RandomState,
-    known: HashSet<u64>,
+    known: NumberSet,
     order: VecDeque<(Instant, u64)>,
 }
 

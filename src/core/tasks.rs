@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -49,7 +50,7 @@ pub(super) enum Upstream {
 /// One task under way.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
     pub(super) provider: Option<ProviderName>,
     pub(super) arrived: Instant,
     pub(super) local: Local,
@@ -119,7 +120,7 @@ impl Tasks {
         let local = Local::Queued { until: now + settings.queue_timeout };
         let deadline = now + asked.saturating_sub(DEADLINE_MARGIN);
         let entry = Entry {
-            task,
+            task: Arc::new(task),
             provider: None,
             arrived: now,
             local,
@@ -224,8 +225,9 @@ impl Tasks {
     /// The end is decided; returns until when the task was to last, now at the earliest.
     pub(super) fn ended(&mut self, key: TaskKey, now: Instant) -> Instant {
         let Some(entry) = self.entries.get_mut(&key) else { return now };
-        entry.upstream = Upstream::Ending;
-        self.held_bytes -= std::mem::take(&mut entry.task.request).len();
+        if std::mem::replace(&mut entry.upstream, Upstream::Ending) == Upstream::Open {
+            self.held_bytes -= entry.task.request.len();
+        }
         let until = entry.deadline.max(now);
         self.rearm(key, None);
         until

@@ -3,6 +3,7 @@
 mod failure;
 mod link;
 mod names;
+mod numbers;
 mod provider;
 mod task;
 
@@ -11,6 +12,7 @@ pub use link::{CallFailure, LinkState, LinkStatus};
 pub use names::{
     BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
 };
+pub use numbers::{NumberMap, NumberSet};
 pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
 pub use task::{
     Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,

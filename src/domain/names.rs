@@ -1,6 +1,6 @@
 //! Names and keys: what mcpd, the owner and the agent call things by, and how a text of any origin is shown.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 /// Longest name of a provider, in bytes: it becomes a row, a path segment and a table cell.
 pub const MAX_NAME_BYTES: usize = 253;
@@ -43,6 +43,13 @@ impl TaskId {
 
     /// The id as mcpd wrote it.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A table by id is asked by what a peer wrote.
+impl Borrow<str> for TaskId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

@@ -1,6 +1,11 @@
 //! One session with the agent, from Hello to its end. One `select!` owns everything; tasks run beside it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -112,9 +117,9 @@ struct Session {
     providers: watch::Receiver<ProviderSet>,
     /// The set that was last sent: offers name its members.
     offered: ProviderSet,
-    running: HashMap<String, Running>,
+    running: HashMap<Arc<str>, Running>,
     /// Each gives the id of the task that ended. Dropping the session aborts them: the agent has ended them itself.
-    tasks: JoinSet<String>,
+    tasks: JoinSet<Arc<str>>,
     snapshot_due: bool,
     goodbye_due: Option<pb::Drain>,
     generation: u32,
@@ -135,7 +140,7 @@ struct Running {
 }
 
 /// What the set of tasks says when one has ended.
-type Ended = Result<(tokio::task::Id, String), tokio::task::JoinError>;
+type Ended = Result<(tokio::task::Id, Arc<str>), tokio::task::JoinError>;
 
 impl Session {
     async fn run(
@@ -143,6 +148,8 @@ impl Session {
         mut stopping: watch::Receiver<Option<Duration>>,
         mut welcomed: impl FnMut(),
     ) -> Result<End, Status> {
+        // Made once: a new one a turn would have to be put into its list of waiters, and taken out again.
+        let mut stop = pin!(stop_asked(&mut stopping));
         loop {
             let leave_at = self.leave_at();
             tokio::select! {
@@ -160,13 +167,13 @@ impl Session {
                 // The set of providers has changed. (An error means that the handle is gone: `stopping` tells.)
                 Ok(()) = self.providers.changed() => self.snapshot_due = true,
                 // There is room for what the session itself has to say.
-                Ok(permit) = self.outgoing.clone().reserve_owned(), if self.has_something_to_say() => {
+                Ok(permit) = async { self.outgoing.clone().reserve_owned().await }, if self.has_something_to_say() => {
                     if let Some(message) = self.next_message() { permit.send(message); }
                 }
                 // We are asked to leave.
-                grace = stop_asked(&mut stopping), if leave_at.is_none() => self.begin_drain(grace),
+                grace = stop.as_mut(), if leave_at.is_none() => self.begin_drain(grace),
                 // We leave: nothing runs any more, or it has had its time.
-                () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
+                () = async { sleep_until(leave_at.unwrap_or_else(Instant::now)).await }, if leave_at.is_some() => {
                     return Ok(self.close().await);
                 }
             }
@@ -213,8 +220,8 @@ impl Session {
 
     fn begin(&mut self, offer: pb::TaskOffer) {
         let task = Task::from_offer(offer);
-        let id = task.id.clone();
-        let chunks = Chunks::new(&id, self.outgoing.clone(), self.max_message_bytes);
+        let id = Arc::<str>::from(task.id.as_str());
+        let chunks = Chunks::new(Arc::clone(&id), self.outgoing.clone(), self.max_message_bytes);
         let cancel = CancellationToken::new();
         let offered = self.offered.iter().find(|o| o.info.name.as_str() == task.provider);
         let spawned = match offered.filter(|_| self.drain_until.is_none()) {
@@ -227,20 +234,20 @@ impl Session {
     }
 
     /// Tells the agent that a task came too late: its provider is withdrawn, or we are leaving.
-    fn refusal(&self, task: Task) -> impl Future<Output = String> + use<> {
+    fn refusal(&self, task: Task) -> impl Future<Output = Arc<str>> + use<> {
         let outgoing = self.outgoing.clone();
         async move {
             let why = format!("{} is no longer offered here; try again", Printable(&task.provider));
             let refused = Failure::retryable(FailureCode::Unavailable, why, REFUSED_RETRY);
             // A closed channel: the session is gone, and the offer with it.
             let _ = outgoing.send(wire::finished(&task.id, Outcome::Failed(refused), None)).await;
-            task.id
+            task.id.into()
         }
     }
 
     fn cancel(&mut self, cancel: &pb::TaskCancel) {
         // An unknown id has just ended: the two messages passed each other.
-        if let Some(running) = self.running.get(&cancel.task_id) {
+        if let Some(running) = self.running.get(cancel.task_id.as_str()) {
             tracing::debug!(task = %Printable(&cancel.task_id), reason = cancel.reason().as_str_name(), "task cancelled");
             running.cancel.cancel();
         }
@@ -249,9 +256,10 @@ impl Session {
     fn forget(&mut self, ended: Ended) {
         // An error is a task that was aborted before its end: it stays, and its end is still owed.
         if let Ok((number, id)) = ended
-            && self.running.get(&id).is_some_and(|running| running.number == number)
+            && let Entry::Occupied(running) = self.running.entry(id)
+            && running.get().number == number
         {
-            self.running.remove(&id);
+            running.remove();
         }
     }
 

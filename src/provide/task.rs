@@ -117,11 +117,11 @@ impl From<NotSent> for Finished {
 
 impl Chunks {
     pub(super) fn new(
-        task_id: &str,
+        task_id: Arc<str>,
         outgoing: mpsc::Sender<pb::SessionRequest>,
         max_message_bytes: usize,
     ) -> Self {
-        Self { task_id: task_id.into(), outgoing, max_message_bytes }
+        Self { task_id, outgoing, max_message_bytes }
     }
 
     /// Sends one OpenAI `chat.completion.chunk`, byte for byte as the provider gave it.
@@ -157,9 +157,10 @@ pub(super) async fn run(
     task: Task,
     chunks: Chunks,
     cancel: CancellationToken,
-) -> String {
-    let (id, outgoing, max) = (task.id.clone(), chunks.outgoing.clone(), chunks.max_message_bytes);
-    let finished = end_of(provider, task, chunks, cancel).await;
+) -> Arc<str> {
+    let (id, outgoing, max) =
+        (Arc::clone(&chunks.task_id), chunks.outgoing.clone(), chunks.max_message_bytes);
+    let finished = end_of(provider.run(task, chunks, cancel.clone()), &cancel).await;
     tracing::debug!(task = %Printable(&id), outcome = outcome_word(&finished.outcome), "task ended");
     let mut message = wire::finished(&id, finished.outcome, finished.usage);
     if let Err(reason) = within(&message, max) {
@@ -172,20 +173,14 @@ pub(super) async fn run(
 }
 
 /// The provider's end, or the one it owes when it panics or ignores its cancellation.
-async fn end_of(
-    provider: Arc<dyn Provider>,
-    task: Task,
-    chunks: Chunks,
-    cancel: CancellationToken,
-) -> Finished {
+async fn end_of(running: impl Future<Output = Finished>, cancel: &CancellationToken) -> Finished {
     let overdue = async {
         cancel.cancelled().await;
         tokio::time::sleep(CANCEL_GRACE).await;
     };
-    let running = AssertUnwindSafe(provider.run(task, chunks, cancel.clone())).catch_unwind();
     tokio::select! {
         biased;
-        ended = running => ended.unwrap_or_else(|_panic| {
+        ended = AssertUnwindSafe(running).catch_unwind() => ended.unwrap_or_else(|_panic| {
             Failure::new(FailureCode::Internal, "the provider failed inside; its log says where").into()
         }),
         () = overdue => Outcome::Cancelled.into(),

@@ -125,6 +125,11 @@ impl TaskTrace {
         Self { handle: handle.clone(), caller, spans, meter }
     }
 
+    /// Whether [`Self::running`] looks at what was read of the request.
+    pub fn wants_facts(&self) -> bool {
+        self.spans.is_some()
+    }
+
     /// The task has its slot and is about to be offered: ends the queue, begins the inference. `request` is the OpenAI
     /// body and `facts` what was read of it.
     pub fn running(&mut self, provider: &Provider, facts: &RequestFacts, request: &[u8]) {

@@ -132,8 +132,8 @@ impl Mcpd {
     }
 
     /// Where mcpd is, once that is known.
-    pub fn url(&self) -> Option<String> {
-        self.connected().map(|c| c.url.to_string())
+    pub fn url(&self) -> Option<Arc<str>> {
+        self.connected().map(|c| Arc::clone(&c.url))
     }
 
     /// Where mcpd is, as traces name it.

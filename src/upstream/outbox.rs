@@ -8,6 +8,7 @@
 //! It is written by whoever reads the provider and read by one [`Delivery`](super::results::Delivery), a task of its own, so a slow
 //! mcpd holds up nobody else.
 
+mod pending;
 mod summary;
 
 use std::{
@@ -24,10 +25,11 @@ use tokio::{
 use super::contract::{CHUNK_HEAD, CHUNK_TAIL};
 use crate::{
     domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage},
-    openai::{Facts, Gather, Room, Share, Stamp, StreamBuffer},
+    openai::{Facts, Room, Share, Stamp},
     telemetry::{AnswerText, TaskTrace},
 };
 
+use pending::{Origin, Pending};
 pub use summary::Summary;
 use summary::end_trace;
 
@@ -41,24 +43,8 @@ pub const WAITING_LIMIT: usize = 256 << 20;
 /// Once an error is to end the task, what is still being sent gets so long: the error must not wait for a POST that hangs.
 const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 
-enum Pending {
-    Stream(Box<StreamBuffer>),
-    Plain(Box<Gather>),
-    /// The gathered answer is on its way; this is what it showed.
-    Gathered(Facts),
-}
-
-impl Pending {
-    fn facts(&self) -> &Facts {
-        match self {
-            Self::Stream(buffer) => buffer.facts(),
-            Self::Plain(gather) => gather.facts(),
-            Self::Gathered(facts) => facts,
-        }
-    }
-}
-
 struct State {
+    origin: Origin,
     pending: Pending,
     /// The part under way, of the room that all tasks share.
     under_way: Share,
@@ -115,15 +101,11 @@ pub(super) enum Next {
 }
 
 impl Outbox {
-    /// An empty outbox for a task, whose output takes of `room`; `stamp` is what the agent's own chunks and bodies are marked with.
-    pub fn new(task: &Task, room: &Room, stamp: Stamp, trace: TaskTrace) -> Arc<Self> {
-        let pending = if task.streaming {
-            Pending::Stream(Box::new(StreamBuffer::within(room, OUTBOX_LIMIT, stamp)))
-        } else {
-            Pending::Plain(Box::new(Gather::within(room, GATHER_LIMIT, stamp)))
-        };
+    /// An empty outbox for a task that has just come, whose output takes of `room`.
+    pub fn new(task: Arc<Task>, room: &Room, trace: TaskTrace) -> Arc<Self> {
         let state = State {
-            pending,
+            origin: Origin::new(task, room.clone()),
+            pending: Pending::Nothing,
             under_way: room.share(),
             whole: room.share(),
             end: None,
@@ -174,7 +156,7 @@ impl Outbox {
     /// Pieces of output so far, and when the first token came.
     pub fn progress(&self) -> (u32, Option<Instant>) {
         let state = self.lock();
-        (state.pending.facts().chunks, state.first_token_at)
+        (state.pending.chunks(), state.first_token_at)
     }
 
     /// Pieces that came after the end.
@@ -258,13 +240,13 @@ impl TaskSink for Outbox {
         if let Some(answer) = &mut state.answer {
             answer.output(&output);
         }
-        let pushed = match (&mut state.pending, output) {
+        let pushed = match (state.pending.begun(&state.origin), output) {
             (_, Output::Alive) => return Taken::Accepted,
             (Pending::Stream(buffer), Output::Raw(chunk)) => buffer.push_raw(chunk),
             (Pending::Stream(buffer), Output::Delta(delta)) => buffer.push_delta(&delta),
             (Pending::Plain(gather), Output::Raw(chunk)) => gather.push_raw(chunk),
             (Pending::Plain(gather), Output::Delta(delta)) => gather.push_delta(&delta),
-            (Pending::Gathered(_), _) => return Taken::Closed,
+            (Pending::Nothing | Pending::Gathered(_), _) => return Taken::Closed,
         };
         if let Err(error) = pushed {
             return Taken::Broken(error.into());
@@ -273,7 +255,7 @@ impl TaskSink for Outbox {
         if let Some(trace) = &mut state.trace {
             trace.chunk();
         }
-        if state.first_token_at.is_none() && state.pending.facts().first_token {
+        if state.first_token_at.is_none() && state.pending.facts().is_some_and(|facts| facts.first_token) {
             state.activity.first_token = true;
             state.first_token_at = Some(now);
         }
@@ -320,6 +302,11 @@ impl Outbox {
         }
     }
 
+    /// What the chunks and bodies that the agent builds itself are marked with.
+    pub(super) fn stamp(&self) -> Stamp {
+        self.lock().origin.stamp()
+    }
+
     /// Notes what a whole answer says of itself.
     pub(super) fn note(&self, facts: Facts) {
         self.lock().pending = Pending::Gathered(facts);
@@ -327,11 +314,12 @@ impl Outbox {
 
     pub(super) fn gathered(&self) -> Result<Bytes, Failure> {
         let usage = self.usage();
-        let mut state = self.lock();
-        let facts = state.pending.facts().clone();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let facts = state.pending.begun(&state.origin).facts().cloned().unwrap_or_default();
         match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
             Pending::Plain(gather) => gather.finish(usage).inspect(|body| state.whole.keep(body.len())),
-            Pending::Stream(_) | Pending::Gathered(_) => {
+            Pending::Nothing | Pending::Stream(_) | Pending::Gathered(_) => {
                 Err(Failure::new(FailureCode::Internal, "the answer was gathered twice"))
             }
         }
@@ -340,8 +328,9 @@ impl Outbox {
     /// What a stream that was given as chunks still needs before its end.
     pub(super) fn finished(&self, include_usage: bool) -> Result<Vec<Bytes>, Failure> {
         let usage = self.usage();
-        let mut state = self.lock();
-        let Pending::Stream(buffer) = &mut state.pending else { return Ok(Vec::new()) };
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Pending::Stream(buffer) = state.pending.begun(&state.origin) else { return Ok(Vec::new()) };
         buffer.finish(usage, include_usage)?;
         let parts: Vec<_> = std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect();
         state.whole.keep(parts.iter().map(Bytes::len).sum());
@@ -349,10 +338,10 @@ impl Outbox {
     }
 
     pub(super) fn summary(&self, end: End, undelivered: bool) -> Summary {
-        let mut state = self.lock();
-        let facts = state.pending.facts().clone();
+        let mut guard = self.lock();
+        let state = &mut *guard;
         let trace = state.trace.take();
-        let reported = facts.usage.unwrap_or_default();
+        let reported = state.pending.facts().and_then(|facts| facts.usage).unwrap_or_default();
         let summary = Summary {
             outcome: end.kind(),
             undelivered,
@@ -360,15 +349,15 @@ impl Outbox {
                 input_tokens: state.usage.input_tokens.or(reported.input_tokens),
                 output_tokens: state.usage.output_tokens.or(reported.output_tokens),
             },
-            facts,
+            chunks: state.pending.chunks(),
             first_token_at: state.first_token_at,
             posts: state.posts,
             trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
         };
         let answer = state.answer.take();
-        drop(state);
         if let Some(trace) = trace {
-            end_trace(trace, &end, &summary, answer.as_ref().and_then(AnswerText::get));
+            let answer = answer.as_ref().and_then(AnswerText::get);
+            end_trace(trace, &end, &summary, state.pending.facts(), answer);
         }
         summary
     }

@@ -20,9 +20,9 @@ use super::{
     post::{PartReply, Place, ResultPosts},
 };
 use crate::{
-    domain::{End, Failure, FailureCode, Outcome, Task, TaskId, TaskKey},
+    domain::{End, Failure, FailureCode, Outcome, Task, TaskKey},
     openai::{
-        Stamp, convert,
+        convert,
         failure::{error_object, retry_after_seconds},
         text::wrap_escaped,
     },
@@ -58,10 +58,8 @@ enum Sent {
 /// Sends one task's output, from its first part to its end.
 pub struct Delivery {
     key: TaskKey,
-    task: TaskId,
-    streaming: bool,
+    task: Arc<Task>,
     include_usage: bool,
-    stamp: Stamp,
     outbox: Arc<Outbox>,
     posts: ResultPosts,
     reports: mpsc::Sender<(TaskKey, Report)>,
@@ -73,9 +71,8 @@ pub struct Delivery {
 impl Delivery {
     /// A delivery of what `outbox` gets, which says through `reports` how it goes.
     pub fn new(
-        (key, task): (TaskKey, &Task),
+        (key, task): (TaskKey, Arc<Task>),
         include_usage: bool,
-        stamp: Stamp,
         outbox: Arc<Outbox>,
         mcpd: Mcpd,
         seed: u64,
@@ -83,12 +80,10 @@ impl Delivery {
     ) -> Self {
         Self {
             key,
-            task: task.id.clone(),
-            streaming: task.streaming,
             include_usage,
-            stamp,
             outbox,
             posts: ResultPosts::new(mcpd, &task.id),
+            task,
             reports,
             rng: fastrand::Rng::with_seed(seed),
             parts: 0,
@@ -97,7 +92,7 @@ impl Delivery {
     }
 
     /// Runs until the task is settled.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let (end, until) = loop {
             self.outbox.ready().await;
             // What comes while this waits for its turn merges into what is taken then.
@@ -128,7 +123,7 @@ impl Delivery {
     }
 
     /// Sends the end. An answer can still turn out to be no answer, and then the end is the failure that says so.
-    async fn deliver_end(mut self, end: End, until: Instant) {
+    async fn deliver_end(&mut self, end: End, until: Instant) {
         let (body, end) = match end {
             End::Nobody => return self.finish(End::Nobody, false, false).await,
             End::Failed(failure) => (self.failure_body(&failure), End::Failed(failure)),
@@ -156,13 +151,13 @@ impl Delivery {
     /// The terminal body of an answer, after any chunks that it still has; `None` if nobody waits.
     async fn answer(&mut self, outcome: Outcome) -> Result<Option<Bytes>, Failure> {
         self.outbox.record(&outcome);
-        if !self.streaming {
+        if !self.task.streaming {
             let body = match outcome {
                 Outcome::Body(body) => {
                     self.outbox.note(convert::read_completion(&body)?);
                     body
                 }
-                Outcome::Result(result) => self.stamp.completion(&result, self.outbox.usage()),
+                Outcome::Result(result) => self.outbox.stamp().completion(&result, self.outbox.usage()),
                 _ => self.outbox.gathered()?,
             };
             return Ok(Some(status_body(200, &body, None)));
@@ -174,7 +169,7 @@ impl Delivery {
                 wrap(chunks)
             }
             Outcome::Result(result) => {
-                wrap(self.stamp.chunks(&result, self.outbox.usage(), self.include_usage))
+                wrap(self.outbox.stamp().chunks(&result, self.outbox.usage(), self.include_usage))
             }
             _ => self.outbox.finished(self.include_usage)?,
         };
@@ -189,10 +184,10 @@ impl Delivery {
         Ok(Some(json(&ResultPart::DONE)))
     }
 
-    async fn finish(self, end: End, told: bool, undelivered: bool) {
+    async fn finish(&self, end: End, told: bool, undelivered: bool) {
         let summary = self.outbox.summary(end, undelivered);
         if undelivered {
-            warn!(task_id = %self.task, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
+            warn!(task_id = %self.task.id, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
         }
         self.tell(if told { Report::NobodyWaits(summary) } else { Report::Settled(summary) }).await;
     }
@@ -206,7 +201,7 @@ impl Delivery {
     async fn send(&mut self, body: Bytes, terminal: bool, place: Option<Place>) -> Sent {
         let number = self.parts;
         self.parts += 1;
-        let key = idempotency_key(&self.task, number);
+        let key = idempotency_key(&self.task.id, number);
         let outbox = Arc::clone(&self.outbox);
         let overtaken = outbox.overtaken(terminal);
         let attempts = self.attempts(&key, body, terminal, number == 0, place);
@@ -236,7 +231,7 @@ impl Delivery {
                 PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
                 PartReply::NobodyWaits(said) => {
                     if first && attempt == 0 {
-                        warn!(task_id = %self.task, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
+                        warn!(task_id = %self.task.id, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
                     }
                     return Sent::NobodyWaits;
                 }
@@ -257,7 +252,7 @@ impl Delivery {
                 }
             };
             let wait = self.wait(attempt).max(asked.unwrap_or_default());
-            debug!(task_id = %self.task, key, attempt, ?wait, "result part not taken, sent again: {said}");
+            debug!(task_id = %self.task.id, key, attempt, ?wait, "result part not taken, sent again: {said}");
             sleep(wait).await;
             attempt += 1;
         }
@@ -287,7 +282,7 @@ impl Delivery {
 
     /// An error with a status while no chunk has been attempted; in the middle of a stream, or where no status fits, a sentence.
     fn failure_body(&self, failure: &Failure) -> Bytes {
-        if (self.streaming && self.parts > 0) || failure.code == FailureCode::BadTask {
+        if (self.task.streaming && self.parts > 0) || failure.code == FailureCode::BadTask {
             return json(&ResultPart::Error { error: &failure.message });
         }
         status_body(failure.status(), &error_object(failure), retry_after_seconds(failure))
@@ -304,13 +299,9 @@ fn json(part: &ResultPart<'_>) -> Bytes {
 
 /// `{"status","body","headers"?}` around a body that is JSON already.
 fn status_body(status: u16, body: &[u8], retry_after_seconds: Option<u64>) -> Bytes {
-    let mut out = format!(r#"{{"status":{status},"body":"#).into_bytes();
-    out.extend_from_slice(body);
-    if let Some(seconds) = retry_after_seconds {
-        out.extend_from_slice(format!(r#","headers":{{"retry-after":"{seconds}"}}"#).as_bytes());
-    }
-    out.push(b'}');
-    out.into()
+    let head = format!(r#"{{"status":{status},"body":"#);
+    let headers = retry_after_seconds.map(|seconds| format!(r#","headers":{{"retry-after":"{seconds}"}}"#));
+    [head.as_bytes(), body, headers.unwrap_or_default().as_bytes(), b"}"].concat().into()
 }
 
 fn too_large(said: &str, len: usize) -> Failure {

@@ -64,7 +64,7 @@ impl Ledger {
     pub fn take(&mut self, effect: Effect, now: Instant) {
         assert!(!self.drained, "after Drained: {effect:?}");
         match effect {
-            Effect::Begin(key, task) => self.begin(key, task.id, task.llm),
+            Effect::Begin(key, task) => self.begin(key, task.id.clone(), task.llm.clone()),
             Effect::Offer(key, session, left) => self.offer(key, session, left, now),
             Effect::Requeued(key) => assert!(self.open(key).held.take().is_some(), "nobody had {key:?}"),
             Effect::Cancel(key, session, _) => self.cancel(key, session, now),

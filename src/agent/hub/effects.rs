@@ -1,9 +1,6 @@
 //! What the core decided, carried out.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +11,7 @@ use crate::{
     bridge::{CloseReason, Offer},
     core::{Effect, LinkEffect},
     domain::{FailureCode, SessionKey, Task, TaskKey},
-    openai::{RequestFacts, Stamp},
+    openai::RequestFacts,
     telemetry::{ChannelOpening, TaskTrace},
     upstream::{self, events::Channel, outbox::Outbox, results::Delivery},
 };
@@ -78,24 +75,24 @@ impl Hub {
         }
     }
 
-    fn begin(&mut self, key: TaskKey, task: Task) {
+    fn begin(&mut self, key: TaskKey, task: Arc<Task>) {
         let (place, mcpd) = self.place.take().unzip();
         let mcpd = mcpd.unwrap_or_else(|| self.mcpd.clone());
         self.tasks_file.begun(&task.id, mcpd.url().as_deref());
-        let facts = RequestFacts::read(&task.request).unwrap_or_default();
-        let stamp = stamp(&task);
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        let outbox = Outbox::new(&task, mcpd.room(), stamp.clone(), trace);
-        let delivery = Delivery::new(
-            (key, &task),
+        // A request can be long, and the answer to a plain one depends on nothing in it.
+        let wanted = task.streaming || trace.wants_facts();
+        let facts = wanted.then(|| RequestFacts::read(&task.request).ok()).flatten().unwrap_or_default();
+        let outbox = Outbox::new(Arc::clone(&task), mcpd.room(), trace);
+        let mut delivery = Delivery::new(
+            (key, Arc::clone(&task)),
             facts.include_usage,
-            stamp,
             Arc::clone(&outbox),
             mcpd,
             self.rng.u64(..),
             self.channels.reports.0.clone(),
         );
-        self.spawn(delivery.run());
+        self.spawn(async move { delivery.run().await });
         let relay = Relay {
             task,
             facts,
@@ -181,7 +178,10 @@ impl Hub {
 
     /// Writes the sticky id and the mcpd that it belongs to.
     fn keep_session(&mut self, id: String) {
-        let session = StickySession { provider_session_id: id, mcpd_url: self.mcpd.url() };
+        let session = StickySession {
+            provider_session_id: id,
+            mcpd_url: self.mcpd.url().as_deref().map(str::to_owned),
+        };
         session.write(&self.session_file);
         self.sticky = Some(session);
     }
@@ -215,10 +215,4 @@ impl Hub {
         // Boxed, because each wrapper around it has a copy of what it wraps in its own size.
         self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(Box::pin(work)));
     }
-}
-
-/// What the chunks and bodies that the agent builds itself are marked with.
-fn stamp(task: &Task) -> Stamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Stamp { id: format!("chatcmpl-{}", task.id), model: task.llm.clone(), created: since.as_secs() }
 }

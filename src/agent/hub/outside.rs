@@ -63,7 +63,8 @@ impl Hub {
         let (access, wide_mode) = access(&self.sources)?;
         self.warn_of_a_wide_mode(wide_mode);
         // Credentials may come long after the start, and then the id on disk can be another mcpd's.
-        let former = self.mcpd.url().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.clone()));
+        let url = self.mcpd.url();
+        let former = url.as_deref().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.as_deref()));
         let other = former.is_some_and(|url| url != access.url);
         self.use_access(&access, other).map_err(|error| error.to_string())?;
         Ok(if other { UrlChange::Other } else { UrlChange::Same })

@@ -58,7 +58,7 @@ impl Link {
             // To deregister is best effort: mcpd lets the rows go by itself when the heartbeats stop. What is wanted by now waits.
             Err(failure) if set.is_empty() => {
                 self.accepted = Some(set);
-                if !self.publishable().is_empty() {
+                if self.publishable().next().is_some() {
                     self.failed(failure, now);
                 }
             }

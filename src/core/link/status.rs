@@ -31,7 +31,7 @@ impl Link {
             (Channel::Open { .. }, Some(wait)) => LinkStatus { state: LinkState::Online, ..wait },
             (Channel::Open { .. }, None) => plain(LinkState::Online, ""),
             (_, Some(wait)) => wait,
-            (_, None) if self.publishable().is_empty() => {
+            (_, None) if self.publishable().next().is_none() => {
                 plain(LinkState::Refused, "mcpd gives every name to somebody else; choose other names")
             }
             (_, None) => plain(LinkState::Connecting, ""),

@@ -10,28 +10,23 @@ use crate::{
 
 impl Link {
     /// The wanted set without the names that mcpd gives to somebody else, unless they are being tried again.
-    pub(super) fn publishable(&self) -> BTreeMap<ProviderName, Provider> {
-        let mut set = self.wanted.clone();
-        if !self.with_conflicts {
-            set.retain(|name, _| !self.conflicts.contains(name));
-        }
-        set
+    pub(super) fn publishable(&self) -> impl Iterator<Item = (&ProviderName, &Provider)> {
+        self.wanted.iter().filter(|(name, _)| self.with_conflicts || !self.conflicts.contains(*name))
     }
 
     /// Whether nothing is to be published and nothing runs.
     pub(super) fn is_resting(&self) -> bool {
-        self.publishable().is_empty() && !self.draining && !self.busy
+        self.publishable().next().is_none() && !self.draining && !self.busy
     }
 
     pub(super) fn must_register(&self) -> bool {
-        let set = self.publishable();
-        if set.is_empty() {
+        if self.publishable().next().is_none() {
             // Deregistering: only what was registered, only once, and not because others have the names.
             return self.listed
                 && self.wanted.is_empty()
                 && self.accepted.as_ref().is_none_or(|accepted| !accepted.is_empty());
         }
-        self.accepted.as_ref() != Some(&set)
+        self.accepted.as_ref().is_none_or(|accepted| !self.publishable().eq(accepted))
     }
 
     pub(super) fn step(&mut self, now: Instant, fx: &mut Vec<Effect>) {
@@ -52,7 +47,8 @@ impl Link {
         if self.last_register.is_some_and(|at| at + REGISTER_SPACING > now) {
             return;
         }
-        let set = self.publishable();
+        let set: BTreeMap<_, _> =
+            self.publishable().map(|(name, provider)| (name.clone(), provider.clone())).collect();
         self.attempts += 1;
         self.last_register = Some(now);
         let (attempt, session) = (self.attempts, self.session.clone());

@@ -83,7 +83,7 @@ impl Providers {
 
     /// Whether one more task of this name may come in.
     pub(in crate::core) fn admit(&self, name: &ProviderName) -> Result<(), Refusal> {
-        if self.is_paused(name) && !self.candidates(name).is_empty() {
+        if self.is_paused(name) && self.candidates(name).next().is_some() {
             return Err(Refusal::Paused);
         }
         if self.listed(name).is_none() || self.conflicts.contains(name) {

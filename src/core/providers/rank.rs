@@ -13,41 +13,48 @@ use crate::{
     },
 };
 
+/// One provider of a name, and the session that pushed it.
+type Seat<'a> = (SessionKey, &'a Session, &'a Provider);
+
+/// What seats are ranked by, best first.
+fn rank((key, session, _): &Seat<'_>) -> (bool, SessionKey) {
+    (session.hello.builtin, *key)
+}
+
 impl Providers {
-    /// The opted-in providers of one name, best first, drained sessions left out.
-    pub(super) fn ranked(&self, name: &ProviderName) -> Vec<(SessionKey, &Session, &Provider)> {
-        let mut seats: Vec<_> = self
-            .sessions
+    /// The opted-in providers of one name, drained sessions left out.
+    fn seats<'a>(&'a self, name: &'a ProviderName) -> impl Iterator<Item = Seat<'a>> {
+        self.sessions
             .iter()
             .filter(|(_, s)| s.life != Life::Draining)
             .filter_map(|(key, s)| s.providers.get(name).filter(|p| p.publish).map(|p| (*key, s, p)))
-            .collect();
-        seats.sort_by_key(|(key, s, _)| (s.hello.builtin, *key));
-        seats
     }
 
-    /// Those of [`Self::ranked`] that are the same LLM as the holder.
-    pub(super) fn candidates(&self, name: &ProviderName) -> Vec<(SessionKey, &Session, &Provider)> {
-        let mut seats = self.ranked(name);
-        if let Some((_, _, holder)) = seats.first().copied() {
-            seats.retain(|(_, _, p)| same_llm(p, holder));
-        }
-        seats
+    /// The first of [`Self::seats`] by rank.
+    fn holder<'a>(&'a self, name: &'a ProviderName) -> Option<Seat<'a>> {
+        self.seats(name).min_by_key(rank)
+    }
+
+    /// Those of [`Self::seats`] that are the same LLM as the holder.
+    pub(super) fn candidates<'a>(&'a self, name: &'a ProviderName) -> impl Iterator<Item = Seat<'a>> {
+        let holder = self.holder(name);
+        self.seats(name).filter(move |(_, _, p)| holder.is_some_and(|(_, _, holder)| same_llm(p, holder)))
     }
 
     /// The session whose provider gets the name's work now.
-    pub(super) fn serving(&self, name: &ProviderName) -> Option<(SessionKey, &Session, &Provider)> {
+    pub(super) fn serving<'a>(&'a self, name: &'a ProviderName) -> Option<Seat<'a>> {
         self.candidates(name)
-            .into_iter()
-            .find(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
+            .filter(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
+            .min_by_key(rank)
     }
 
     /// The provider that mcpd is to list under the name: the one that serves, or one whose session is in its grace.
-    pub(super) fn listed(&self, name: &ProviderName) -> Option<&Provider> {
+    pub(super) fn listed<'a>(&'a self, name: &'a ProviderName) -> Option<&'a Provider> {
         if self.is_paused(name) {
             return None;
         }
-        let lost = || self.candidates(name).into_iter().find(|(_, s, _)| matches!(s.life, Life::Lost(_)));
+        let lost =
+            || self.candidates(name).filter(|(_, s, _)| matches!(s.life, Life::Lost(_))).min_by_key(rank);
         self.serving(name).or_else(lost).map(|(_, _, p)| p)
     }
 
@@ -67,8 +74,7 @@ impl Providers {
         if !provider.publish {
             return Verdict::NotOptedIn;
         }
-        let ranked = self.ranked(&provider.name);
-        let Some((_, _, holder)) = ranked.first() else { return Verdict::Published };
+        let Some((first, _, holder)) = self.holder(&provider.name) else { return Verdict::Published };
         if !same_llm(provider, holder) {
             let message = format!(
                 "the name is taken by another program's {} with model '{}'; choose another name",
@@ -84,8 +90,8 @@ impl Providers {
                 Duration::from_secs(60),
             ));
         }
-        let first = self.serving(&provider.name).map_or(ranked[0].0, |(key, _, _)| key);
-        if first == session { Verdict::Published } else { Verdict::StandingBy }
+        let serves = self.serving(&provider.name).map_or(first, |(key, _, _)| key);
+        if serves == session { Verdict::Published } else { Verdict::StandingBy }
     }
 
     /// Tells every session whose verdicts are not those it was told last.

@@ -15,8 +15,8 @@ pub struct Summary {
     pub outcome: EndKind,
     /// Whether mcpd never took the end.
     pub undelivered: bool,
-    /// What the output showed.
-    pub facts: Facts,
+    /// Chunks that the provider sent.
+    pub chunks: u32,
     /// What the provider said it used.
     pub usage: Usage,
     /// When the first token came.
@@ -27,17 +27,23 @@ pub struct Summary {
     pub trace_id: Option<String>,
 }
 
-pub(super) fn end_trace(trace: TaskTrace, end: &End, summary: &Summary, answer: Option<&str>) {
+pub(super) fn end_trace(
+    trace: TaskTrace,
+    end: &End,
+    summary: &Summary,
+    facts: Option<&Facts>,
+    answer: Option<&str>,
+) {
     let ending = match end {
         End::Answer(_) => Ending::Completed,
         End::Failed(failure) => Ending::Failed(failure),
         End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
     };
-    let finish_reasons: Vec<_> =
-        summary.facts.finish_reasons.iter().map(|(_, reason)| reason.clone()).collect();
+    let reasons = facts.into_iter().flat_map(|facts| &facts.finish_reasons);
+    let finish_reasons: Vec<_> = reasons.map(|(_, reason)| reason.clone()).collect();
     trace.end(&TaskReport {
-        response_id: summary.facts.response_id.as_deref(),
-        response_model: summary.facts.model.as_deref(),
+        response_id: facts.and_then(|facts| facts.response_id.as_deref()),
+        response_model: facts.and_then(|facts| facts.model.as_deref()),
         finish_reasons: &finish_reasons,
         usage: summary.usage,
         answer,

@@ -11,7 +11,7 @@ const ROOM: usize = 256 << 10;
 const OUTPUT: usize = 100 << 10;
 
 fn outbox(room: &Room, streaming: bool) -> Arc<Outbox> {
-    let task = Task {
+    let task = Arc::new(Task {
         id: TaskId::new("t").expect("a good id"),
         llm: "llm".to_owned(),
         streaming,
@@ -19,9 +19,9 @@ fn outbox(room: &Room, streaming: bool) -> Arc<Outbox> {
         deadline: None,
         trace_context: BTreeMap::new(),
         caller: None,
-    };
+    });
     let trace = TaskTrace::start(&Handle::off(), &task, &ChannelTrace::default());
-    Outbox::new(&task, room, Stamp { id: String::new(), model: String::new(), created: 0 }, trace)
+    Outbox::new(task, room, trace)
 }
 
 fn output() -> Output {
