@@ -1,6 +1,6 @@
 //! The agent's own work on a task's way, without any I/O: what the micro-benchmarks time and the instruction counts count.
 
-use std::{collections::HashMap, hint::black_box};
+use std::{collections::HashMap, hint::black_box, sync::Arc};
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -65,7 +65,7 @@ pub struct Bench {
 struct Untraced {
     handle: Handle,
     channel: ChannelTrace,
-    task: Task,
+    task: Arc<Task>,
     facts: RequestFacts,
     provider: Provider,
     mcpd: Server,
@@ -162,7 +162,7 @@ impl Untraced {
             handle: Handle::off(),
             channel: ChannelTrace::default(),
             facts: RequestFacts::read(&task.request).expect("the body is an object"),
-            task,
+            task: task.into(),
             provider,
             mcpd: Server::of("http://127.0.0.1:8080"),
         }

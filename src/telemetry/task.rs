@@ -116,7 +116,7 @@ struct Running {
 impl TaskTrace {
     /// A task has arrived. Its trace goes on from the task's own context or, where that is absent or invalid, begins anew;
     /// the control channel is a link.
-    pub fn start(handle: &Handle, task: &Task, channel: &ChannelTrace) -> Self {
+    pub fn start(handle: &Handle, task: &Arc<Task>, channel: &ChannelTrace) -> Self {
         let caller = if handle.propagate { context::extract(&task.trace_context) } else { None };
         let spans =
             handle.spans.as_ref().map(|s| Box::new(TaskSpans::start(s, task, caller.as_ref(), channel)));

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Ending, TaskReport};
 use crate::{
-    domain::{CancelReason, Provider, Task, TaskId},
+    domain::{CancelReason, Provider, Task},
     openai::RequestFacts,
     telemetry::{
         link::ChannelTrace,
@@ -21,8 +21,7 @@ use crate::{
 /// The open spans of a task.
 pub(super) struct TaskSpans {
     pub(super) trace: Arc<Trace>,
-    task: TaskId,
-    llm: String,
+    task: Arc<Task>,
     channel: ChannelTrace,
     queue: Option<Open>,
     chat: Option<Chat>,
@@ -48,14 +47,13 @@ type Error<'a> = (&'static str, &'a str);
 impl TaskSpans {
     pub(super) fn start(
         spans: &Arc<Spans>,
-        task: &Task,
+        task: &Arc<Task>,
         caller: Option<&SpanContext>,
         channel: &ChannelTrace,
     ) -> Self {
         let trace = Arc::new(Trace::start(spans, caller));
         Self {
-            task: task.id.clone(),
-            llm: task.llm.clone(),
+            task: Arc::clone(task),
             channel: channel.clone(),
             queue: Some(Open::new(trace.began)),
             chat: None,
@@ -128,8 +126,8 @@ impl TaskSpans {
             _ => None,
         });
         let attributes = [
-            Some((key::TASK_ID, Field::peers(self.task.as_str()))),
-            Some((key::LLM, Field::peers(&self.llm))),
+            Some((key::TASK_ID, Field::peers(self.task.id.as_str()))),
+            Some((key::LLM, Field::peers(&self.task.llm))),
             report.map(|report| (key::OUTCOME, Field::Text(report.ending.as_str()))),
             cancelled.map(|reason| (key::CANCEL_REASON, Field::Text(reason))),
             error_type(error),

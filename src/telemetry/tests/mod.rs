@@ -19,11 +19,11 @@ const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const MCPD: &str = "http://user:pass@127.0.0.1:8080/base";
 const PATH: &str = "/api/v1/llms/_provider-task/t-1/result";
 
-fn task(traceparent: Option<&str>) -> Task {
+fn task(traceparent: Option<&str>) -> Arc<Task> {
     let body = format!(
         r#"{{"model":"x","temperature":0.5,"max_tokens":9,"messages":[{{"role":"user","content":"{MARKER}"}}]}}"#
     );
-    Task {
+    Arc::new(Task {
         id: TaskId::new("t-1").unwrap(),
         llm: "my-llm".into(),
         streaming: true,
@@ -33,7 +33,7 @@ fn task(traceparent: Option<&str>) -> Task {
             .map(|t| BTreeMap::from([("traceparent".into(), t.into()), ("baggage".into(), MARKER.into())]))
             .unwrap_or_default(),
         caller: None,
-    }
+    })
 }
 
 fn facts(task: &Task) -> RequestFacts {
