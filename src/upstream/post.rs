@@ -3,7 +3,6 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Uri;
 use reqwest::{
     Method, Response, StatusCode, Url,
@@ -29,6 +28,11 @@ const POST_TIMEOUT: Duration = Duration::from_secs(30);
 pub const POSTS_AT_ONCE: usize = 32;
 /// The longest wait for a place: callers who are slow to take their parts can hold up the others so long and no longer.
 pub const PLACE_PATIENCE: Duration = Duration::from_millis(25);
+
+// Checked once and not for every POST.
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
+static AGENT: HeaderValue = HeaderValue::from_static(OUR_NAME);
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(IDEMPOTENCY_HEADER);
 
 /// How mcpd answered one part of a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,13 +124,10 @@ impl ResultPosts {
         body: Bytes,
     ) -> Result<Response, (Option<u16>, PartReply)> {
         if self.plain.is_none() {
-            self.plain = self.path.as_deref().and_then(|path| endpoint(&c.url, path).parse().ok());
+            self.plain = self.path.as_deref().and_then(|path| plain_http::target(&endpoint(&c.url, path)));
         }
-        let uri = self.plain.clone().ok_or_else(no_url)?;
-        let mut request = hyper::Request::new(Full::new(body));
-        (*request.method_mut(), *request.headers_mut()) = (Method::POST, headers);
-        *request.uri_mut() = uri;
-        let response = client.request(request).await.map_err(|e| no_reply(&e, e.is_connect()))?;
+        let target = self.plain.clone().ok_or_else(no_url)?;
+        let response = client.post(target, headers, body).await.map_err(|e| no_reply(&e, e.is_unsent()))?;
         if !is_taken(response.status(), response.headers()) {
             return Ok(plain_http::as_reqwest(response, self.url(c).ok_or_else(no_url)?));
         }
@@ -144,7 +145,7 @@ impl ResultPosts {
     ) -> Result<Response, (Option<u16>, PartReply)> {
         let mut request = reqwest::Request::new(Method::POST, self.url(c).ok_or_else(no_url)?);
         (*request.headers_mut(), *request.body_mut()) = (headers, Some(body.into()));
-        c.calls.execute(request).await.map_err(|e| no_reply(&e, e.is_connect()))
+        c.calls.execute(request).await.map_err(|e| no_reply(&e, e.is_connect() || never_applied(&e)))
     }
 
     fn url(&mut self, c: &Connected) -> Option<Url> {
@@ -184,10 +185,10 @@ fn is_taken(status: StatusCode, headers: &HeaderMap) -> bool {
 fn headers(c: &Connected, key: &str) -> Option<HeaderMap> {
     // With room for what the client adds.
     let mut headers = HeaderMap::with_capacity(8);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(HeaderName::from_static(IDEMPOTENCY_HEADER), HeaderValue::from_str(key).ok()?);
+    headers.insert(CONTENT_TYPE, JSON.clone());
+    headers.insert(IDEMPOTENCY_KEY.clone(), HeaderValue::from_str(key).ok()?);
     headers.insert(AUTHORIZATION, c.token.clone());
-    headers.insert(USER_AGENT, HeaderValue::from_static(OUR_NAME));
+    headers.insert(USER_AGENT, AGENT.clone());
     Some(headers)
 }
 
@@ -195,12 +196,11 @@ fn no_url() -> (Option<u16>, PartReply) {
     (None, PartReply::Refused("the task's id cannot be put into a URL".to_owned()))
 }
 
-fn no_reply(error: &(dyn Error + 'static), unconnected: bool) -> (Option<u16>, PartReply) {
+fn no_reply(error: &(dyn Error + 'static), unsent: bool) -> (Option<u16>, PartReply) {
     let said = say(error);
-    let reply = if unconnected || never_applied(error) {
-        PartReply::NotApplied(said, None)
-    } else {
-        PartReply::Ambiguous(said, None)
+    let reply = match unsent {
+        true => PartReply::NotApplied(said, None),
+        false => PartReply::Ambiguous(said, None),
     };
     (None, reply)
 }

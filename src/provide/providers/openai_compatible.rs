@@ -4,10 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use futures_util::FutureExt as _;
 use hyper::Uri;
 use reqwest::{
-    Client, Method, Response, Url,
+    Client, Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use tokio::time::{Instant, timeout};
@@ -16,14 +16,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{CannotOpen, Kind, Opened, Readiness};
 use crate::{
     domain::{Failure, FailureCode, Outcome, Usage, root_cause},
-    plain_http::{self, PlainClient},
+    plain_http::{self, Answer, BrokenOff, PlainClient},
     provide::{
         config_file::Entry,
         openai::{
             failures,
             http::{BaseUrl, Clients, Key, plain_client},
             peek::{self, Peeker},
-            readiness::{Health, Probe, Prober, read_at_most},
+            readiness::{Health, Probe, Prober},
             splice::{self, Spliced},
             sse::{Event, Scanner},
         },
@@ -49,6 +49,9 @@ const STALE_CONNECTION: Duration = Duration::from_millis(250);
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the end of an answer may take after its last event, for the connection to be used again.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Checked once and not for every request.
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 const fn kind(name: &'static str) -> Kind {
     Kind { name, needs_model: true, open }
@@ -84,12 +87,13 @@ fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
         start(Prober { client, base, key, model: model.clone(), probe, health: health.clone() })
     });
     let chat = base.join("chat/completions");
-    let plain = plain_client(&chat).and_then(|client| Some((client, chat.as_str().parse().ok()?)));
+    let plain = plain_client(&chat).and_then(|client| Some((client, plain_http::target(chat.as_str())?)));
     let provider = Server {
         client,
         plain,
         chat,
         name: base.to_string(),
+        bearer: key.bearer(),
         key,
         model,
         health,
@@ -109,12 +113,14 @@ fn start(prober: Prober) -> DropGuard {
 /// One server with one model.
 struct Server {
     client: Client,
-    /// Where it takes no more than that to reach `chat`.
+    /// Where it takes no more than that to reach `chat`; with what is asked for there.
     plain: Option<(PlainClient, Uri)>,
     chat: Url,
     /// Its base URL without credentials, for people.
     name: String,
     key: Key,
+    /// The key as a header.
+    bearer: Option<HeaderValue>,
     model: String,
     health: Arc<Health>,
     peeker: Peeker,
@@ -151,7 +157,7 @@ impl Server {
             }
         };
         match self.answer(&request, task).await {
-            Ok(response) if is_event_stream(&response, request.stream) => {
+            Ok(response) if is_event_stream(response.headers(), request.stream) => {
                 self.relay(response, &request, chunks).await
             }
             Ok(response) => self.whole(response, chunks.max_message_bytes()).await,
@@ -160,14 +166,14 @@ impl Server {
     }
 
     /// A good answer. A model that is loading is waited for: the agent's deadlines say how long.
-    async fn answer(&self, request: &Spliced, task: &Task) -> Result<Response, Failure> {
+    async fn answer(&self, request: &Spliced, task: &Task) -> Result<Answer, Failure> {
         loop {
             let mut response = self.send(request, task).await?;
             if response.status().is_success() {
                 return Ok(response);
             }
             let status = response.status().as_u16();
-            let body = read_at_most(&mut response, failures::MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
+            let body = response.read_at_most(failures::MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
             if failures::is_loading(status, &body) && self.health.loaded().await {
                 continue;
             }
@@ -178,7 +184,7 @@ impl Server {
         }
     }
 
-    async fn send(&self, request: &Spliced, task: &Task) -> Result<Response, Failure> {
+    async fn send(&self, request: &Spliced, task: &Task) -> Result<Answer, Failure> {
         let begun = Instant::now();
         let mut sent = self.post(request, task).await;
         if sent.as_ref().is_err_and(|unsent| unsent.stale) && begun.elapsed() < STALE_CONNECTION {
@@ -190,33 +196,38 @@ impl Server {
         })
     }
 
-    async fn post(&self, request: &Spliced, task: &Task) -> Result<Response, Unsent> {
+    async fn post(&self, request: &Spliced, task: &Task) -> Result<Answer, Unsent> {
         let mut headers = headers(task);
-        headers.extend(self.key.bearer().map(|key| (AUTHORIZATION, key)));
+        headers.extend(self.bearer.clone().map(|key| (AUTHORIZATION, key)));
         let body = request.body.clone();
-        let Some((client, uri)) = &self.plain else {
+        let Some((client, target)) = &self.plain else {
             let post = self.client.post(self.chat.clone()).headers(headers).body(body);
-            return post.send().await.map_err(|error| Unsent {
+            return post.send().await.map(Answer::Full).map_err(|error| Unsent {
                 stale: is_stale(&error),
                 failure: failures::from_transport(&self.name, &error),
             });
         };
-        let mut post = hyper::Request::new(Full::new(body));
-        (*post.method_mut(), *post.uri_mut(), *post.headers_mut()) = (Method::POST, uri.clone(), headers);
-        match client.request(post).await {
-            Ok(response) => Ok(plain_http::as_reqwest(response, self.chat.clone())),
-            Err(error) if error.is_connect() => {
-                Err(Unsent { stale: false, failure: failures::unconnected(&self.name, &error) })
-            }
-            Err(error) => Err(Unsent { stale: true, failure: failures::broken_off(&self.name, &error) }),
+        client.post(target.clone(), headers, body).await.map(Answer::Plain).map_err(|error| Unsent {
+            stale: matches!(error, plain_http::Error::Lost { kept: true, .. }),
+            failure: match &error {
+                plain_http::Error::Connect(_) => failures::unconnected(&self.name, &error),
+                error => failures::broken_off(&self.name, error),
+            },
+        })
+    }
+
+    fn broken_off(&self, error: &BrokenOff) -> Failure {
+        match error {
+            BrokenOff::Plain(error) => failures::broken_off(&self.name, error),
+            BrokenOff::Full(error) => failures::from_transport(&self.name, error),
         }
     }
 
     /// A whole answer, byte for byte.
-    async fn whole(&self, mut response: Response, limit: usize) -> Finished {
-        let body = match read_at_most(&mut response, limit).await {
+    async fn whole(&self, mut response: Answer, limit: usize) -> Finished {
+        let body = match response.read_at_most(limit).await {
             Ok(body) => body,
-            Err(error) => return failures::from_transport(&self.name, &error).into(),
+            Err(error) => return self.broken_off(&error).into(),
         };
         match peek::answer(&body) {
             _ if body.len() >= limit => {
@@ -229,7 +240,7 @@ impl Server {
     }
 
     /// A streamed answer, chunk by chunk.
-    async fn relay(&self, mut response: Response, request: &Spliced, chunks: &Chunks) -> Finished {
+    async fn relay(&self, mut response: Answer, request: &Spliced, chunks: &Chunks) -> Finished {
         let mut stream = Stream::new(self, request.usage_is_ours, chunks);
         let outcome = loop {
             let more = match response.chunk().await {
@@ -237,24 +248,30 @@ impl Server {
                 Ok(None) => Err(stream.end_of_input().await),
                 // What was to be said has been said.
                 Err(_) if stream.finish => Err(Outcome::Complete.into()),
-                Err(error) => Err(failures::from_transport(&self.name, &error).into()),
+                Err(error) => Err(self.broken_off(&error).into()),
             };
             if let Err(end) = more {
                 break end;
             }
         };
         if outcome.outcome == Outcome::Complete {
-            tokio::spawn(finish_reading(response));
+            finish_reading(response);
         }
         Finished { usage: stream.usage, ..outcome }
     }
 }
 
 /// Reads what follows the last event, so that the connection goes back to the pool.
-async fn finish_reading(mut response: Response) {
-    let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
-    // A server that goes on after its end loses the connection.
-    let _ = timeout(TAIL_TIMEOUT, rest).await;
+fn finish_reading(mut response: Answer) {
+    // The end has mostly come with it.
+    if matches!(response.chunk().now_or_never(), Some(Ok(None) | Err(_))) {
+        return;
+    }
+    tokio::spawn(async move {
+        let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+        // A server that goes on after its end loses the connection.
+        let _ = timeout(TAIL_TIMEOUT, rest).await;
+    });
 }
 
 /// One streamed answer on its way.
@@ -340,11 +357,10 @@ impl<'a> Stream<'a> {
 }
 
 /// Whether the answer is to be read as events: by what it says of itself, else by what was asked for.
-fn is_event_stream(response: &Response, asked: bool) -> bool {
-    let named =
-        response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let named = named.to_ascii_lowercase();
-    named.contains("event-stream") || (asked && !named.contains("json") && !named.contains("html"))
+fn is_event_stream(headers: &HeaderMap, asked: bool) -> bool {
+    let named = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let has = |word: &[u8]| named.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+    has(b"event-stream") || (asked && !has(b"json") && !has(b"html"))
 }
 
 fn is_stale(error: &reqwest::Error) -> bool {
@@ -353,8 +369,9 @@ fn is_stale(error: &reqwest::Error) -> bool {
 
 /// The headers of a request: its type, and the trace that the provider's own spans belong to.
 fn headers(task: &Task) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // With room for what the client adds.
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(CONTENT_TYPE, JSON.clone());
     for name in ["traceparent", "tracestate"] {
         let value = task.trace_context.get(name).and_then(|value| HeaderValue::from_str(value).ok());
         if let Some(value) = value {
