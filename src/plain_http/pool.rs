@@ -15,7 +15,7 @@ use super::link::Link;
 
 /// How often idle connections are looked at, so that one which the server has closed does not stay half-open. It costs no request
 /// anything, and each is looked at again before it is used.
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP: Duration = Duration::from_secs(5);
 /// The least that the time of idle connections is shortened to: no server closes them sooner on purpose.
 const LEAST_TRUST: Duration = Duration::from_millis(100);
 /// How long a shortened time stays as it is before it doubles: a lost request can be a stream that ends with an error.

@@ -97,13 +97,13 @@ async fn idle_connections_are_closed_after_their_time_and_not_used_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_that_the_server_closes_is_closed_here_within_a_second() {
+async fn an_idle_connection_that_the_server_closes_is_closed_here_within_seconds() {
     let server = Played::new().await;
     let mut connection = server.used().await;
     connection.shutdown().await.unwrap();
     let begun = Instant::now();
     closed(connection).await;
-    assert!(begun.elapsed() <= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() <= Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
