@@ -16,6 +16,7 @@ use mcprelay::{
     },
 };
 use prost::Message as _;
+use tokio::time::Instant;
 
 use crate::tokens::Spec;
 
@@ -174,7 +175,8 @@ impl Untraced {
         black_box(trace.offer_context());
         black_box(trace.answer_text());
         let posts = trace.posts(&self.mcpd, "/api/v1/llms/_provider-task/0198a5b2-77/result");
-        (0..MERGED).for_each(|_| trace.chunk());
+        let now = Instant::now();
+        (0..MERGED).for_each(|_| trace.chunk(now));
         (0..2).for_each(|_| black_box(&posts).post(0).end(Some(200)));
         black_box(trace.trace_id());
         trace.end(black_box(&TaskReport::new(Ending::Completed)));

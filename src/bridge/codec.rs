@@ -82,7 +82,8 @@ impl<U: Taken> Decoder for CountedDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let message = buf.copy_to_bytes(buf.remaining());
-        if let Some(shape) = U::COUNTED {
+        // A field has two bytes at least, so most messages are too short to have too many.
+        if let Some(shape) = U::COUNTED.filter(|_| message.len() > 2 * MAX_FIELDS) {
             let mut left = MAX_FIELDS;
             count(&message, &shape, &mut left)?;
         }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Durati
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
 use super::wire;
@@ -147,7 +147,14 @@ impl Chunks {
     async fn send(&self, output: Option<PbOutput>) -> Result<(), NotSent> {
         let message = wire::chunk(&self.task_id, output);
         within(&message, self.max_message_bytes)?;
-        self.outgoing.send(message).await.map_err(|_| NotSent::SessionEnded)
+        // There is nearly always room, and then there is nothing to wait for.
+        match self.outgoing.try_send(message) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(message)) => {
+                self.outgoing.send(message).await.map_err(|_| NotSent::SessionEnded)
+            }
+            Err(TrySendError::Closed(_)) => Err(NotSent::SessionEnded),
+        }
     }
 }
 

@@ -248,16 +248,14 @@ impl Metrics {
         }
     }
 
-    pub(super) fn chunk(&self, series: &Series, since_last: Option<Duration>, since_offer: Duration) {
+    /// A chunk came, `took` after the offer if it is the first, else after the one before.
+    pub(super) fn chunk(&self, series: &Series, is_first: bool, took: Duration) {
         let Some(i) = self.instruments() else { return };
         series.chunks.get_or_init(|| i.chunks.bind(series.llm())).add(1);
-        let (histogram, took) = match since_last {
-            Some(gap) => {
-                (series.next_chunk.get_or_init(|| i.time_per_output_chunk.bind(&series.labels)), gap)
-            }
-            None => {
-                (series.first_chunk.get_or_init(|| i.time_to_first_chunk.bind(&series.labels)), since_offer)
-            }
+        let histogram = if is_first {
+            series.first_chunk.get_or_init(|| i.time_to_first_chunk.bind(&series.labels))
+        } else {
+            series.next_chunk.get_or_init(|| i.time_per_output_chunk.bind(&series.labels))
         };
         histogram.record(took.as_secs_f64());
     }

@@ -160,18 +160,14 @@ impl TaskTrace {
         }
     }
 
-    /// A chunk of output came; the first is marked on the trace.
-    pub fn chunk(&mut self) {
-        if self.is_off() {
-            return;
-        }
-        let now = Instant::now();
+    /// A chunk of output came just now; the first is marked on the trace.
+    pub fn chunk(&mut self, now: Instant) {
         if let Some(spans) = &mut self.spans {
             spans.chunk(now);
         }
         if let Meter::Running(running) = &mut self.meter {
-            let gap = running.last_chunk.replace(now).map(|last| now - last);
-            self.handle.metrics.chunk(&running.series, gap, now - running.offered);
+            let last = running.last_chunk.replace(now);
+            self.handle.metrics.chunk(&running.series, last.is_none(), now - last.unwrap_or(running.offered));
         }
     }
 

@@ -253,7 +253,7 @@ impl TaskSink for Outbox {
         }
         state.activity.any_output = true;
         if let Some(trace) = &mut state.trace {
-            trace.chunk();
+            trace.chunk(now);
         }
         if state.first_token_at.is_none() && state.pending.facts().is_some_and(|facts| facts.first_token) {
             state.activity.first_token = true;

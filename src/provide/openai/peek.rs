@@ -57,13 +57,16 @@ impl Peeker {
 }
 
 /// Whether `key` is somewhere in `text` with a value that begins with one of `first`.
-fn has_value(key: &Finder<'_>, text: &[u8], first: &[u8]) -> bool {
-    key.find_iter(text).any(|at| {
-        let rest = text[at + key.needle().len()..].trim_ascii_start();
-        rest.strip_prefix(b":")
-            .and_then(|value| value.trim_ascii_start().first())
-            .is_some_and(|byte| first.contains(byte))
-    })
+fn has_value(key: &Finder<'_>, mut text: &[u8], first: &[u8]) -> bool {
+    // Not the finder's own iterator, which begins with a copy of the finder.
+    while let Some(at) = key.find(text) {
+        text = &text[at + key.needle().len()..];
+        let value = text.trim_ascii_start().strip_prefix(b":");
+        if value.and_then(|value| value.trim_ascii_start().first()).is_some_and(|byte| first.contains(byte)) {
+            return true;
+        }
+    }
+    false
 }
 
 fn parse(chunk: &[u8]) -> Peeked {

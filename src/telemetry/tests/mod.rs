@@ -6,6 +6,7 @@ mod trace;
 use std::collections::BTreeMap;
 
 use opentelemetry_sdk::trace::SpanData;
+use tokio::time::Instant;
 
 use super::*;
 use crate::{
@@ -70,7 +71,7 @@ fn run(handle: &Handle, traceparent: Option<&str>, ending: Ending<'_>) -> BTreeM
     let offered = trace.offer_context();
     let posts = trace.posts(&Server::of(MCPD), PATH);
     for (resend, status) in [(0, Some(200)), (0, Some(503)), (1, Some(200))] {
-        trace.chunk();
+        trace.chunk(Instant::now());
         posts.post(resend).end(status);
     }
     let reasons = ["stop".to_owned()];

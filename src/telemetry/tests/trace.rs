@@ -223,7 +223,7 @@ async fn measurements_follow_the_agents_clock_and_carry_no_id() {
     assert_eq!((level("mcprelay_tasks_queued"), level("mcprelay_tasks_running")), ("0".into(), "1".into()));
     for pause in [500, 20, 20] {
         tokio::time::advance(std::time::Duration::from_millis(pause)).await;
-        trace.chunk();
+        trace.chunk(Instant::now());
     }
     trace.end(&TaskReport::new(Ending::Completed));
     assert_eq!(level("gen_ai_client_operation_time_to_first_chunk_seconds_sum"), "0.5");
