@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // `bytes` fields as `Bytes`: a request or a chunk is then a view into the received frame, never a copy.
     // The codec looks at what comes in before it becomes many times its size in memory.
     let codec = "crate::bridge::codec::CountedCodec";
-    tonic_prost_build::configure().bytes(".").codec_path(codec).compile_fds(descriptors)?;
+    // Maps as trees: the one there is, a trace context, has an entry or two.
+    tonic_prost_build::configure().bytes(".").btree_map(".").codec_path(codec).compile_fds(descriptors)?;
     Ok(())
 }

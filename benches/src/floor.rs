@@ -120,7 +120,7 @@ impl Agent {
             request_json: event.slice_ref(request.as_bytes()),
             streaming: task.streaming,
             timeout_ms: 600_000,
-            w3c_trace_context: HashMap::new(),
+            w3c_trace_context: std::collections::BTreeMap::new(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! The agent's own work on a task's way, without any I/O: what the micro-benchmarks time and the instruction counts count.
 
-use std::{collections::HashMap, hint::black_box, sync::Arc};
+use std::{collections::BTreeMap, hint::black_box, sync::Arc};
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -122,7 +122,7 @@ impl Bench {
             request_json: self.request.clone(),
             streaming: true,
             timeout_ms: 600_000,
-            w3c_trace_context: HashMap::new(),
+            w3c_trace_context: BTreeMap::new(),
         };
         self.encoded.clear();
         let message = SessionResponse { payload: Some(Payload::TaskOffer(black_box(offer))) };

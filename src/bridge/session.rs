@@ -132,7 +132,7 @@ impl SessionHandle {
             request_json: offer.request,
             streaming: offer.streaming,
             timeout_ms: convert::millis(offer.timeout),
-            w3c_trace_context: offer.trace_context.into_iter().collect(),
+            w3c_trace_context: offer.trace_context,
         }));
     }
 

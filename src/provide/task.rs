@@ -1,6 +1,6 @@
 //! One offered task on the client's side: what a provider gets, where its output goes, and its exactly one end.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -45,7 +45,7 @@ pub struct Task {
     /// Time left for the whole task, counted from its receipt. The agent watches it and cancels.
     pub timeout: Duration,
     /// W3C trace context to run under: `traceparent` and perhaps `tracestate`; empty when tracing is off.
-    pub trace_context: HashMap<String, String>,
+    pub trace_context: BTreeMap<String, String>,
 }
 
 /// How a task ended.

@@ -95,7 +95,7 @@ impl Memory {
             name: span.name.to_owned().into(),
             start_time: time(span.open.began),
             end_time: time(span.at),
-            attributes: span.attributes.iter().flatten().map(|(k, v)| KeyValue::new(*k, value(*v))).collect(),
+            attributes: span.present().map(|(k, v)| KeyValue::new(k, value(v))).collect(),
             dropped_attributes_count: 0,
             events,
             links,

@@ -109,7 +109,7 @@ impl UnderWay {
         let open = Open::new(self.began);
         trace.ended(&Ended {
             error: error.as_ref().map(|_| ""),
-            ..Ended::new((open, at), (span::POST, SpanKind::Client), trace.root, &attributes)
+            ..Ended::new((open, at), (span::POST, SpanKind::Client), trace.root, &[&attributes])
         });
     }
 }

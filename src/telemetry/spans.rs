@@ -137,8 +137,8 @@ pub(super) struct Ended<'a> {
     pub(super) parent: Option<SpanId>,
     /// Whether the parent is another process's.
     pub(super) parent_is_remote: bool,
-    /// Absent ones are `None`.
-    pub(super) attributes: &'a [Option<Attribute<'a>>],
+    /// In as many parts as they come from; absent ones are `None`.
+    pub(super) attributes: &'a [&'a [Option<Attribute<'a>>]],
     pub(super) event: Option<(&'a str, Instant)>,
     pub(super) link: Option<&'a SpanContext>,
     /// Why it is an error, if it is one; empty where the reason is content that nobody asked for.
@@ -146,12 +146,17 @@ pub(super) struct Ended<'a> {
 }
 
 impl<'a> Ended<'a> {
+    /// Those that are there.
+    pub(super) fn present(&self) -> impl Iterator<Item = Attribute<'a>> {
+        self.attributes.iter().copied().flatten().copied().flatten()
+    }
+
     /// One without anything that most spans do not have.
     pub(super) fn new(
         (open, at): (Open, Instant),
         (name, kind): (&'a str, SpanKind),
         parent: SpanId,
-        attributes: &'a [Option<Attribute<'a>>],
+        attributes: &'a [&'a [Option<Attribute<'a>>]],
     ) -> Self {
         Self {
             open,

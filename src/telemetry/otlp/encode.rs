@@ -138,8 +138,8 @@ pub(super) fn ended(out: &mut Vec<u8>, trace: &Trace, span: &Ended<'_>) {
         what(out, span.name, &span.kind);
         fixed(out, 7, trace.nanos(span.open.began));
         fixed(out, 8, trace.nanos(span.at));
-        for (key, value) in span.attributes.iter().flatten() {
-            attribute(out, 9, key, Some(*value));
+        for (key, value) in span.present() {
+            attribute(out, 9, key, Some(value));
         }
         if let Some((name, at)) = span.event {
             nested(out, 11, |out| {

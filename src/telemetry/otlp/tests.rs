@@ -211,6 +211,7 @@ proptest! {
         let trace = Trace::start(handle.spans.as_ref().unwrap(), caller.as_ref());
         prop_assume!(trace.sampled);
         let attributes: Vec<_> = values.iter().map(|v| v.as_ref().map(|v| ("a.key", field(v)))).collect();
+        let attributes = [&attributes[..]];
         let began = trace.began + Duration::from_nanos(after);
         let span = Ended {
             parent_is_remote: remote,

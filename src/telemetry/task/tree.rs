@@ -139,7 +139,7 @@ impl TaskSpans {
             parent_is_remote: trace.caller.is_some(),
             link: self.channel.context(),
             error: error.map(|(_, detail)| detail),
-            ..Ended::new((open, now), what, SpanId::INVALID, &attributes)
+            ..Ended::new((open, now), what, SpanId::INVALID, &[&attributes])
         });
     }
 }
@@ -169,7 +169,7 @@ impl Chat {
         let what = (span::SESSION, SpanKind::Client);
         trace.ended(&Ended {
             error: error.map(|(_, detail)| detail),
-            ..Ended::new((self.leg, now), what, self.open.id, &attributes)
+            ..Ended::new((self.leg, now), what, self.open.id, &[&attributes])
         });
     }
 
@@ -196,11 +196,11 @@ impl Chat {
             answered.as_deref().map(|json| (key::OUTPUT_MESSAGES, Field::Text(json))),
             error_type(error),
         ];
-        let all = [&own[..], &request::settings(&self.asked), &report.map(said).unwrap_or_default()];
+        let (asked, said) = (request::settings(&self.asked), report.map(said).unwrap_or_default());
         trace.ended(&Ended {
             event: self.first_chunk.map(|at| (span::FIRST_CHUNK, at)),
             error: error.map(|(_, detail)| detail),
-            ..Ended::new((self.open, now), (&self.name, SpanKind::Client), trace.root, &all.concat())
+            ..Ended::new((self.open, now), (&self.name, SpanKind::Client), trace.root, &[&own, &asked, &said])
         });
     }
 }
