@@ -1,6 +1,7 @@
 //! The encoding against the library's own, and the sender against collectors that refuse.
 
 mod grpc;
+mod tasks;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -29,11 +30,8 @@ use super::{
     encode::{self, Request},
 };
 use crate::telemetry::{
-    Content,
     export::{Losses, Worker},
-    in_memory,
     settings::{Export, Protocol},
-    spans::{Ended, Field, Open, Trace},
 };
 
 fn scope() -> InstrumentationScope {
@@ -160,77 +158,6 @@ proptest! {
         prop_assert_eq!(request.as_bytes_value().encode_to_vec(), request.whole().to_vec());
         let ours = ExportTraceServiceRequest::decode(request.whole()).unwrap();
         let theirs = group_spans_by_resource_and_scope(spans, &(&resource()).into());
-        prop_assert_eq!(ours.resource_spans, theirs);
-    }
-}
-
-/// The value as it lies where the span ends.
-fn field(value: &Own) -> Field<'_> {
-    match value {
-        Own::Text(text) => Field::Text(text),
-        Own::Whole(number) => Field::Whole(*number),
-        Own::Real(number) => Field::Real(*number),
-        Own::Flag(flag) => Field::Flag(*flag),
-        Own::Texts(all) => Field::Texts(all),
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Own {
-    Text(String),
-    Whole(i64),
-    Real(f64),
-    Flag(bool),
-    Texts(Vec<String>),
-}
-
-fn own() -> impl Strategy<Value = Option<Own>> {
-    proptest::option::of(prop_oneof![
-        text().prop_map(Own::Text),
-        any::<i64>().prop_map(Own::Whole),
-        (-1e300..1e300).prop_map(Own::Real),
-        any::<bool>().prop_map(Own::Flag),
-        vec(text(), 0..3).prop_map(Own::Texts),
-    ])
-}
-
-proptest! {
-    /// What a test or the demo sees of a task's span is what a collector gets.
-    #[test]
-    fn a_tasks_span_is_encoded_like_the_librarys_own(
-        caller in proptest::option::of(context()),
-        values in vec(own(), 0..6),
-        name in text(),
-        event in proptest::option::of(text()),
-        link in proptest::option::of(context()),
-        error in proptest::option::of(text()),
-        (after, lasted) in (0..1_u64 << 40, 0..1_u64 << 40),
-        remote in any::<bool>(),
-    ) {
-        let (handle, collected) = in_memory(Content::LeftOut);
-        let trace = Trace::start(handle.spans.as_ref().unwrap(), caller.as_ref());
-        prop_assume!(trace.sampled);
-        let attributes: Vec<_> = values.iter().map(|v| v.as_ref().map(|v| ("a.key", field(v)))).collect();
-        let attributes = [&attributes[..]];
-        let began = trace.began + Duration::from_nanos(after);
-        let span = Ended {
-            parent_is_remote: remote,
-            event: event.as_deref().map(|name| (name, began + Duration::from_nanos(lasted / 2))),
-            link: link.as_ref(),
-            error: error.as_deref(),
-            ..Ended::new(
-                (Open::new(began), began + Duration::from_nanos(lasted)),
-                (&name, SpanKind::Consumer),
-                trace.caller.unwrap_or(SpanId::INVALID),
-                &attributes,
-            )
-        };
-        trace.ended(&span);
-        let frame = Frame::new(&resource(), &crate::telemetry::setup::scope());
-        let mut bytes = vec![0; frame.room()];
-        encode::ended(&mut bytes, &trace, &span);
-        let ours = ExportTraceServiceRequest::decode(frame.close(bytes).whole()).unwrap();
-        let theirs = group_spans_by_resource_and_scope(collected.take(), &(&resource()).into());
         prop_assert_eq!(ours.resource_spans, theirs);
     }
 }
