@@ -7,11 +7,11 @@ use clap::ValueEnum;
 use eventsource_stream::Parser;
 use mcprelay::{
     domain::{Provider, ProviderName, ProviderState, Task},
-    openai::{RequestFacts, Stamp, StreamBuffer},
+    openai::{Stamp, StreamBuffer},
     pb::{SessionResponse, TaskOffer, session_response::Payload},
     telemetry::{ChannelTrace, Ending, Handle, Server, TaskReport, TaskTrace},
     upstream::{
-        contract::{CHUNK_HEAD, CHUNK_TAIL},
+        contract::{CHUNK_HEAD, CHUNK_TAIL, ReadFacts},
         task_event::read_task,
     },
 };
@@ -67,7 +67,6 @@ struct Untraced {
     handle: Handle,
     channel: ChannelTrace,
     task: Arc<Task>,
-    facts: RequestFacts,
     provider: Provider,
     mcpd: Server,
 }
@@ -112,7 +111,7 @@ impl Bench {
     fn task(&mut self) {
         self.parser.push(black_box(&self.event));
         let event = self.parser.next_event().expect("the event is small").expect("the event is whole");
-        black_box(read_task(&event.data).expect("the event is a task"));
+        black_box(read_task(&event.data, ReadFacts::OfStreams).expect("the event is a task"));
     }
 
     fn offer(&mut self) {
@@ -146,8 +145,8 @@ impl Untraced {
         let data = event.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");
         let provider = Provider {
             name: ProviderName::new("bench").expect("a name"),
-            kind: "openai".to_owned(),
-            model: "m".to_owned(),
+            kind: "openai".into(),
+            model: "m".into(),
             tier: String::new(),
             description: String::new(),
             publish: true,
@@ -158,11 +157,10 @@ impl Untraced {
             context_tokens: None,
             max_output_tokens: None,
         };
-        let task = read_task(data).expect("the event is a task");
+        let task = read_task(data, ReadFacts::OfStreams).expect("the event is a task");
         Self {
             handle: Handle::off(),
             channel: ChannelTrace::default(),
-            facts: RequestFacts::read(&task.request).expect("the body is an object"),
             task: task.into(),
             provider,
             mcpd: Server::of("http://127.0.0.1:8080"),
@@ -171,7 +169,7 @@ impl Untraced {
 
     fn task(&self) {
         let mut trace = TaskTrace::start(black_box(&self.handle), &self.task, &self.channel);
-        trace.running(&self.provider, &self.facts, &self.task.request);
+        trace.running(&self.provider);
         black_box(trace.offer_context());
         black_box(trace.answer_text());
         let posts = trace.posts(&self.mcpd, "/api/v1/llms/_provider-task/0198a5b2-77/result");

@@ -5,7 +5,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     domain::{MAX_TASK_ID_BYTES, Task, TaskId},
     upstream::{
-        contract::{idempotency_key, restart_key, result_path},
+        contract::{ReadFacts, idempotency_key, restart_key, result_path},
         task_event::{BadTask, read_task},
     },
 };
@@ -13,7 +13,7 @@ use crate::{
 /// Reads one event's data; the channel's own reader has made it text before.
 pub fn check(data: &[u8]) {
     let data = &*String::from_utf8_lossy(data);
-    match read_task(data) {
+    match read_task(data, ReadFacts::OfAll) {
         Ok(task) => {
             check_task(&task);
             check_request(&task, data);

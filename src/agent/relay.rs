@@ -10,8 +10,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     domain::{EndKind, FailureCode, SessionKey, Task, TaskId},
-    openai::RequestFacts,
-    telemetry::{TaskLine, log_task_end},
+    telemetry::{TaskLine, TraceWord, log_task_end},
     upstream::outbox::{Outbox, Summary},
 };
 
@@ -22,8 +21,6 @@ const RECENT: usize = 50;
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) task: Arc<Task>,
-    /// What its body asks for.
-    pub(super) facts: RequestFacts,
     pub(super) arrived: Instant,
     pub(super) outbox: Arc<Outbox>,
     /// Who has it.
@@ -58,7 +55,7 @@ impl Relay {
             took: duration,
             first_chunk: first_token,
             usage: summary.usage,
-            trace_id: summary.trace_id.as_deref(),
+            trace_id: summary.trace_id.as_ref().map(TraceWord::as_str),
         });
         Ended {
             id: self.task.id.clone(),

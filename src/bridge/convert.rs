@@ -49,8 +49,8 @@ pub fn provider(p: pb::Provider) -> Pushed {
     Ok(Provider {
         name,
         state: provider_state(p.state()),
-        kind: p.r#type,
-        model: p.model,
+        kind: p.r#type.into(),
+        model: p.model.into(),
         tier: p.tier,
         description: p.description,
         publish: p.publish,
@@ -82,8 +82,8 @@ pub fn provider_to_pb(p: &Provider) -> pb::Provider {
     };
     pb::Provider {
         name: p.name.as_str().to_owned(),
-        r#type: p.kind.clone(),
-        model: p.model.clone(),
+        r#type: p.kind.to_string(),
+        model: p.model.to_string(),
         tier: p.tier.clone(),
         description: p.description.clone(),
         publish: p.publish,

@@ -16,5 +16,5 @@ pub use numbers::{NumberMap, NumberSet};
 pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
 pub use task::{
     Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,
-    Taken, Task, TaskSink, ToolCallDelta, Usage,
+    RequestFacts, Taken, Task, TaskSink, ToolCallDelta, Usage,
 };

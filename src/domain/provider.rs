@@ -1,5 +1,7 @@
 //! A provider as its owner pushed it, the session that did, and what became of it.
 
+use std::sync::Arc;
+
 use super::{Failure, ProviderName};
 
 /// What a session said in its Hello.
@@ -26,10 +28,10 @@ pub type Verdicts = Vec<(String, Verdict)>;
 pub struct Provider {
     /// Its name, unique among what is published.
     pub name: ProviderName,
-    /// The kind of server behind it: "ollama", "vllm", ...
-    pub kind: String,
+    /// The kind of server behind it: "ollama", "vllm", ... May be empty. Each inference's trace keeps it, and the model.
+    pub kind: Arc<str>,
     /// The model it serves.
-    pub model: String,
+    pub model: Arc<str>,
     /// The owner's word for its class; may be empty.
     pub tier: String,
     /// For people; may be empty.

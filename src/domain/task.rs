@@ -14,7 +14,7 @@ use super::{Failure, FailureCode, TaskId};
 pub const MAX_TRACESTATE_BYTES: usize = 4096;
 
 /// One task as mcpd handed it over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     /// mcpd's id.
     pub id: TaskId,
@@ -24,12 +24,40 @@ pub struct Task {
     pub streaming: bool,
     /// The OpenAI chat body, byte for byte.
     pub request: Bytes,
+    /// What it asks for, where anybody needs to know.
+    pub asked: RequestFacts,
     /// Time left for the whole task, from its arrival, if mcpd set one.
     pub deadline: Option<Duration>,
     /// `traceparent` and `tracestate`, where mcpd sent them.
     pub trace_context: BTreeMap<String, String>,
     /// A display name of who called, where mcpd sent it.
     pub caller: Option<String>,
+}
+
+/// What an OpenAI chat body asks for. A member that is missing or is not what OpenAI says is `None`: whether it is wrong is
+/// for the provider to say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestFacts {
+    /// `stream`.
+    pub stream: Option<bool>,
+    /// `stream_options.include_usage`.
+    pub include_usage: bool,
+    /// `max_completion_tokens`, or the older `max_tokens`.
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature.
+    pub temperature: Option<f64>,
+    /// Nucleus sampling.
+    pub top_p: Option<f64>,
+    /// Sampling among the likeliest, which is not OpenAI's own but most servers'.
+    pub top_k: Option<f64>,
+    /// Frequency penalty.
+    pub frequency_penalty: Option<f64>,
+    /// Presence penalty.
+    pub presence_penalty: Option<f64>,
+    /// The seed.
+    pub seed: Option<i64>,
+    /// How many choices.
+    pub n: Option<u32>,
 }
 
 /// What an inference used, as its provider counted; never estimated.

@@ -39,7 +39,6 @@ pub use facts::Facts;
 pub use gather::Gather;
 
 pub use plain::Stamp;
-pub use request::RequestFacts;
 pub use room::{Room, Share};
 pub use stream::{Pushed, StreamBuffer};
 

@@ -2,44 +2,21 @@
 
 use super::{
     Malformed,
-    scan::{self, Scanner, number},
+    scan::{self, Scanner, Span, number},
 };
-
-/// What an OpenAI chat body asks for. A member that is missing or is not what OpenAI says is `None`: whether it is wrong is
-/// for the provider to say.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RequestFacts {
-    /// `stream`.
-    pub stream: Option<bool>,
-    /// `stream_options.include_usage`.
-    pub include_usage: bool,
-    /// `max_completion_tokens`, or the older `max_tokens`.
-    pub max_tokens: Option<u32>,
-    /// Sampling temperature.
-    pub temperature: Option<f64>,
-    /// Nucleus sampling.
-    pub top_p: Option<f64>,
-    /// Sampling among the likeliest, which is not OpenAI's own but most servers'.
-    pub top_k: Option<f64>,
-    /// Frequency penalty.
-    pub frequency_penalty: Option<f64>,
-    /// Presence penalty.
-    pub presence_penalty: Option<f64>,
-    /// The seed.
-    pub seed: Option<i64>,
-    /// How many choices.
-    pub n: Option<u32>,
-}
+use crate::domain::RequestFacts;
 
 impl RequestFacts {
     /// Reads a body, which must be one JSON object.
     pub fn read(body: &[u8]) -> Result<Self, Malformed> {
         let mut facts = Self::default();
-        scan::object(body, |scan, key| facts.member(scan, scan.of(key)))?;
+        scan::object(body, |scan, key| facts.member(scan, key))?;
         Ok(facts)
     }
 
-    fn member(&mut self, scan: &mut Scanner<'_>, key: &[u8]) -> Result<(), Malformed> {
+    /// Reads the value of one member of the body.
+    pub(crate) fn member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Result<(), Malformed> {
+        let key = scan.of(key);
         if key == b"stream_options" && scan.peek()? == b'{' {
             scan.object(|scan, key| {
                 let value = scan.skip()?;

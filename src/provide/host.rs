@@ -157,8 +157,8 @@ impl Served {
         let readiness = self.readiness();
         let info = domain::Provider {
             name: entry.name.clone(),
-            kind: entry.kind.clone(),
-            model: entry.model.clone(),
+            kind: entry.kind.as_str().into(),
+            model: entry.model.as_str().into(),
             tier: entry.tier.clone(),
             description: entry.description.clone(),
             publish: entry.publish,

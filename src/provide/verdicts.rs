@@ -105,8 +105,8 @@ mod tests {
         let provider = providers::open(&entry, &Clients::default()).unwrap().provider;
         let info = Provider {
             name: entry.name,
-            kind: entry.kind,
-            model: entry.model,
+            kind: entry.kind.into(),
+            model: entry.model.into(),
             tier: entry.tier,
             description: entry.description,
             publish: true,

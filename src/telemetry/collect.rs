@@ -6,10 +6,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use opentelemetry::{
-    Array, KeyValue, Value,
-    trace::{Event, Link, SpanId, Status},
-};
+use opentelemetry::trace::{Event, Link, SpanId, Status};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
@@ -20,7 +17,7 @@ use opentelemetry_sdk::{
 use super::{
     page::Page,
     setup::scope,
-    spans::{Ended, Field, Sink, Trace},
+    spans::{Attributes, Ended, Sink, Trace},
 };
 
 /// What a telemetry in memory has recorded. Cheap to clone. It grows with every span until [`Collected::take`].
@@ -81,8 +78,10 @@ impl Memory {
     }
 
     /// Takes a span of a task.
-    pub(super) fn add(&self, trace: &Trace, span: &Ended<'_>) {
-        let time = |at| UNIX_EPOCH + Duration::from_nanos(trace.nanos(at));
+    pub(super) fn add(&self, trace: &Trace, span: &Ended<'_>, attributes: impl FnOnce(&mut Attributes<'_>)) {
+        let mut values = Vec::new();
+        attributes(&mut Attributes::Values(&mut values));
+        let time = |at| UNIX_EPOCH + Duration::from_nanos(at);
         let mut events = SpanEvents::default();
         events.events.extend(span.event.map(|(name, at)| Event::new(name.to_owned(), time(at), vec![], 0)));
         let mut links = SpanLinks::default();
@@ -92,28 +91,15 @@ impl Memory {
             parent_span_id: span.parent.unwrap_or(SpanId::INVALID),
             parent_span_is_remote: span.parent_is_remote,
             span_kind: span.kind.clone(),
-            name: span.name.to_owned().into(),
+            name: span.name.concat().into(),
             start_time: time(span.open.began),
             end_time: time(span.at),
-            attributes: span.present().map(|(k, v)| KeyValue::new(k, value(v))).collect(),
+            attributes: values,
             dropped_attributes_count: 0,
             events,
             links,
             status: span.error.map_or(Status::Unset, |error| Status::error(error.to_owned())),
             instrumentation_scope: scope(),
         });
-    }
-}
-
-fn value(field: Field<'_>) -> Value {
-    match field {
-        Field::Text(text) => text.to_owned().into(),
-        Field::Whole(number) => number.into(),
-        Field::Real(number) => number.into(),
-        Field::Flag(flag) => flag.into(),
-        Field::Texts(all) => {
-            Value::Array(Array::String(Field::texts(all).map(|text| text.to_owned().into()).collect()))
-        }
-        Field::Array(array) => Value::Array(array.clone()),
     }
 }

@@ -28,13 +28,9 @@ pub(super) fn inject(context: &SpanContext) -> BTreeMap<String, String> {
     if !context.is_valid() {
         return map;
     }
-    let mut parent = String::with_capacity(55);
-    parent.push_str("00-");
-    push_hex(&mut parent, &context.trace_id().to_bytes());
-    parent.push('-');
-    push_hex(&mut parent, &context.span_id().to_bytes());
-    parent.push_str(if context.is_sampled() { "-01" } else { "-00" });
-    map.insert(TRACEPARENT.into(), parent);
+    let flags = if context.is_sampled() { "-01" } else { "-00" };
+    let (trace, span) = (TraceWord::new(context.trace_id()), hex_of::<8, 16>(context.span_id().to_bytes()));
+    map.insert(TRACEPARENT.into(), ["00-", trace.as_str(), "-", text(&span), flags].concat());
     let state = context.trace_state().header();
     if !state.is_empty() {
         map.insert(TRACESTATE.into(), state);
@@ -42,20 +38,33 @@ pub(super) fn inject(context: &SpanContext) -> BTreeMap<String, String> {
     map
 }
 
-/// A trace's id as 32 hexadecimal digits.
-pub(super) fn hex_of(trace: TraceId) -> String {
-    let mut digits = String::with_capacity(32);
-    push_hex(&mut digits, &trace.to_bytes());
+/// A trace's id in the form that people see: 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceWord([u8; 32]);
+
+impl TraceWord {
+    pub(super) fn new(trace: TraceId) -> Self {
+        Self(hex_of(trace.to_bytes()))
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        text(&self.0)
+    }
+}
+
+/// Ids are written several times for every task, and formatting them as numbers costs ten times as much.
+fn hex_of<const BYTES: usize, const DIGITS: usize>(id: [u8; BYTES]) -> [u8; DIGITS] {
+    const { assert!(DIGITS == 2 * BYTES) };
+    let mut digits = [0; DIGITS];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(id) {
+        pair.copy_from_slice(&[byte >> 4, byte & 0xf].map(|half| b"0123456789abcdef"[usize::from(half)]));
+    }
     digits
 }
 
-/// Both ids are written for every task, where formatting them as numbers costs ten times as much.
-fn push_hex(text: &mut String, bytes: &[u8]) {
-    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
-    for byte in bytes {
-        text.push(digit(byte >> 4));
-        text.push(digit(byte & 0xf));
-    }
+fn text(digits: &[u8]) -> &str {
+    std::str::from_utf8(digits).expect("digits are ASCII")
 }
 
 fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {

@@ -1,7 +1,7 @@
 //! The instruments, and what may be a label: only what is bounded by the set of providers. No task id, no session id.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -61,7 +61,8 @@ pub struct Metrics(Option<Arc<Measured>>);
 /// The instruments, and the series of them that are in use: to find a series by its labels costs fifty times as much as to add to it.
 struct Measured {
     instruments: Instruments,
-    providers: Mutex<HashMap<ProviderName, Arc<Series>>>,
+    /// Few, mostly, so that comparing their names is less work than hashing one.
+    providers: Mutex<BTreeMap<ProviderName, Arc<Series>>>,
     /// Nearly every POST ends like the one before.
     posts: Mutex<Option<LastPost>>,
 }
@@ -332,8 +333,8 @@ impl Series {
         Self {
             labels: [
                 KeyValue::new(key::OPERATION_NAME, value::CHAT),
-                KeyValue::new(key::PROVIDER_NAME, provider_kind(provider)),
-                KeyValue::new(key::REQUEST_MODEL, Arc::<str>::from(&*provider.model)),
+                KeyValue::new(key::PROVIDER_NAME, Arc::<str>::from(provider_kind(&provider.kind))),
+                KeyValue::new(key::REQUEST_MODEL, Arc::clone(&provider.model)),
                 KeyValue::new(key::LLM, Arc::<str>::from(provider.name.as_str())),
             ],
             running: OnceLock::new(),
@@ -353,8 +354,8 @@ impl Series {
 
     /// Whether the provider is still what it was when its series were looked up.
     fn are_of(&self, provider: &Provider) -> bool {
-        self.labels[Self::MODEL].value.as_str() == provider.model
-            && *self.labels[Self::KIND].value.as_str() == *provider_kind(provider)
+        *self.labels[Self::MODEL].value.as_str() == *provider.model
+            && self.labels[Self::KIND].value.as_str() == provider_kind(&provider.kind)
     }
 
     fn with(&self, more: KeyValue) -> Vec<KeyValue> {
@@ -363,8 +364,8 @@ impl Series {
 }
 
 /// The provider's kind, which the conventions want even where its owner gave none.
-pub(super) fn provider_kind(provider: &Provider) -> Arc<str> {
-    if provider.kind.is_empty() { value::OTHER } else { &provider.kind }.into()
+pub(super) fn provider_kind(owners: &str) -> &str {
+    if owners.is_empty() { value::OTHER } else { owners }
 }
 
 #[cfg(test)]

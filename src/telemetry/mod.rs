@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 pub use answer::AnswerText;
 pub use collect::Collected;
+pub use context::TraceWord;
 pub use link::{ChannelOpening, ChannelTrace};
 pub use log::{LastLines, LogFormat, TaskLine, log_task_end, say};
 pub use metrics::Metrics;
@@ -53,6 +54,11 @@ impl Handle {
     /// The counters and histograms.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Whether tasks have spans.
+    pub fn traces(&self) -> bool {
+        self.spans.is_some()
     }
 
     /// Whether [`TaskReport::answer`] is looked at, so that nobody collects it in vain.

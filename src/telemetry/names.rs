@@ -21,7 +21,7 @@ pub mod span {
     /// The wait for a slot; INTERNAL.
     pub const QUEUE: &str = "queue";
     /// The inference; CLIENT. The model's name follows.
-    pub const CHAT: &str = "chat";
+    pub const CHAT: &str = "chat ";
     /// The task's leg on the bridge's stream; CLIENT, since the agent asks and the provider host answers.
     pub const SESSION: &str = "mcprelay.bridge.v1.BridgeService/Session";
     /// One POST of a result part; CLIENT.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     Handle, Metrics,
     names::{key, span, value},
-    spans::{Ended, Field, Open, Trace},
+    spans::{Ended, Open, Trace},
 };
 
 /// mcpd as the target of POSTs; made once, since reading a URL costs more than a span.
@@ -96,20 +96,20 @@ impl UnderWay {
     fn ended(&self, at: Instant, reply: Option<Option<u16>>) {
         let Some(trace) = &self.target.trace else { return };
         let error = reply.and_then(error_type);
-        let resent = (self.resend_count > 0).then_some(i64::from(self.resend_count));
-        let attributes = [
-            Some((key::HTTP_REQUEST_METHOD, Field::Text(value::POST))),
-            Some((key::SERVER_ADDRESS, Field::Text(&self.target.server.host))),
-            Some((key::SERVER_PORT, Field::Whole(self.target.server.port))),
-            Some((key::URL_FULL, Field::Text(&self.target.url))),
-            resent.map(|count| (key::HTTP_RESEND_COUNT, Field::Whole(count))),
-            reply.flatten().map(|status| (key::HTTP_RESPONSE_STATUS_CODE, Field::Whole(status.into()))),
-            error.as_deref().map(|error| (key::ERROR_TYPE, Field::Text(error))),
-        ];
-        let open = Open::new(self.began);
-        trace.ended(&Ended {
+        let server = &self.target.server;
+        let open = Open::new(trace.time(self.began));
+        let span = Ended {
             error: error.as_ref().map(|_| ""),
-            ..Ended::new((open, at), (span::POST, SpanKind::Client), trace.root, &[&attributes])
+            ..Ended::new((open, trace.time(at)), (span::POST, SpanKind::Client), trace.root)
+        };
+        trace.ended(&span, |to| {
+            to.text(key::HTTP_REQUEST_METHOD, value::POST);
+            to.text(key::SERVER_ADDRESS, &*server.host);
+            to.whole(key::SERVER_PORT, server.port);
+            to.text(key::URL_FULL, &*self.target.url);
+            to.whole(key::HTTP_RESEND_COUNT, (self.resend_count > 0).then_some(self.resend_count.into()));
+            to.whole(key::HTTP_RESPONSE_STATUS_CODE, reply.flatten().map(i64::from));
+            to.text(key::ERROR_TYPE, error.as_deref());
         });
     }
 }

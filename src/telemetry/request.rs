@@ -3,30 +3,23 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{
-    names::key,
-    spans::{Attribute, Field},
-};
-use crate::openai::RequestFacts;
+use super::{names::key, spans::Attributes};
+use crate::domain::RequestFacts;
 
 /// Most content that one attribute takes, in bytes. A span waits in the export's queue, so its size bounds that memory.
 pub(super) const MAX_CONTENT_BYTES: usize = 16 * 1024;
 
-/// The `gen_ai.request.*` attributes of what was asked for.
-pub(super) fn settings(facts: &RequestFacts) -> [Option<Attribute<'static>>; 9] {
-    let whole = |key, value: Option<i64>| value.map(|v| (key, Field::Whole(v)));
-    let real = |key, value: Option<f64>| value.map(|v| (key, Field::Real(v)));
-    [
-        whole(key::REQUEST_MAX_TOKENS, facts.max_tokens.map(i64::from)),
-        whole(key::REQUEST_SEED, facts.seed),
-        whole(key::REQUEST_CHOICE_COUNT, facts.n.filter(|n| *n != 1).map(i64::from)),
-        real(key::REQUEST_TEMPERATURE, facts.temperature),
-        real(key::REQUEST_TOP_P, facts.top_p),
-        real(key::REQUEST_TOP_K, facts.top_k),
-        real(key::REQUEST_FREQUENCY_PENALTY, facts.frequency_penalty),
-        real(key::REQUEST_PRESENCE_PENALTY, facts.presence_penalty),
-        facts.stream.map(|v| (key::REQUEST_STREAM, Field::Flag(v))),
-    ]
+/// Writes the `gen_ai.request.*` attributes of what was asked for.
+pub(super) fn settings(to: &mut Attributes<'_>, facts: &RequestFacts) {
+    to.whole(key::REQUEST_MAX_TOKENS, facts.max_tokens.map(i64::from));
+    to.whole(key::REQUEST_SEED, facts.seed);
+    to.whole(key::REQUEST_CHOICE_COUNT, facts.n.filter(|n| *n != 1).map(i64::from));
+    to.real(key::REQUEST_TEMPERATURE, facts.temperature);
+    to.real(key::REQUEST_TOP_P, facts.top_p);
+    to.real(key::REQUEST_TOP_K, facts.top_k);
+    to.real(key::REQUEST_FREQUENCY_PENALTY, facts.frequency_penalty);
+    to.real(key::REQUEST_PRESENCE_PENALTY, facts.presence_penalty);
+    to.flag(key::REQUEST_STREAM, facts.stream);
 }
 
 #[derive(Deserialize)]
@@ -76,16 +69,15 @@ mod tests {
     use super::*;
 
     fn shown(facts: &RequestFacts) -> Vec<String> {
-        settings(facts).iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect()
+        let mut values = Vec::new();
+        settings(&mut Attributes::Values(&mut values), facts);
+        values.iter().map(|each| format!("{}={}", each.key, each.value)).collect()
     }
 
     #[test]
     fn what_was_asked_for_becomes_attributes_and_what_was_not_does_not() {
         let facts = RequestFacts { n: Some(2), temperature: Some(0.5), ..RequestFacts::default() };
-        assert_eq!(
-            shown(&facts),
-            ["gen_ai.request.choice.count=Whole(2)", "gen_ai.request.temperature=Real(0.5)"]
-        );
+        assert_eq!(shown(&facts), ["gen_ai.request.choice.count=2", "gen_ai.request.temperature=0.5"]);
         assert!(shown(&RequestFacts { n: Some(1), ..RequestFacts::default() }).is_empty());
     }
 

@@ -10,13 +10,17 @@ use std::{
 };
 
 use opentelemetry::{
-    Array, Value,
+    Array, KeyValue, Value,
     trace::{SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SdkTracer};
 use tokio::time::Instant;
 
-use super::{collect::Memory, otlp::Batches, settings::Sampling};
+use super::{
+    collect::Memory,
+    otlp::{Batches, attributes},
+    settings::Sampling,
+};
 
 /// Longest text from a peer that becomes an attribute, in bytes: a name fits, a hostile megabyte does not.
 const MAX_TEXT_BYTES: usize = 256;
@@ -51,6 +55,9 @@ impl Spans {
     }
 }
 
+/// Nanoseconds since 1970.
+pub(super) type Time = u64;
+
 /// What all spans of one task share.
 pub(super) struct Trace {
     spans: Arc<Spans>,
@@ -63,8 +70,8 @@ pub(super) struct Trace {
     /// The task's own span.
     pub(super) root: SpanId,
     /// When it began, by both clocks. The wall clock is read once, so that it may jump while the task runs.
-    wall_nanos: u64,
-    pub(super) began: Instant,
+    pub(super) began: Time,
+    began_at: Instant,
 }
 
 impl Trace {
@@ -80,8 +87,8 @@ impl Trace {
             state: caller.map(|c| c.trace_state().clone()).unwrap_or_default(),
             caller: caller.map(SpanContext::span_id),
             root: new.new_span_id(),
-            wall_nanos: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
-            began: Instant::now(),
+            began: u64::try_from(wall.as_nanos()).unwrap_or(Time::MAX),
+            began_at: Instant::now(),
         }
     }
 
@@ -94,22 +101,23 @@ impl Trace {
         SpanContext::new(self.id, span, self.flags(), false, self.state.clone())
     }
 
-    /// Nanoseconds since 1970.
-    pub(super) fn nanos(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.began).as_nanos();
-        self.wall_nanos.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+    /// What this trace takes `at` for.
+    pub(super) fn time(&self, at: Instant) -> Time {
+        let since = at.saturating_duration_since(self.began_at).as_nanos();
+        self.began.saturating_add(u64::try_from(since).unwrap_or(Time::MAX))
     }
 
     pub(super) fn captures_content(&self) -> bool {
         self.spans.capture_content
     }
 
-    /// Hands on a span of this trace.
-    pub(super) fn ended(&self, span: &Ended<'_>) {
+    /// Hands on a span of this trace. `attributes` is asked only where somebody takes it.
+    #[inline]
+    pub(super) fn ended(&self, span: &Ended<'_>, attributes: impl FnOnce(&mut Attributes<'_>)) {
         match &self.spans.sink {
             _ if !self.sampled => {}
-            Sink::Export(batches) => batches.add(self, span),
-            Sink::Memory(memory) => memory.add(self, span),
+            Sink::Export(batches) => batches.add(self, span, attributes),
+            Sink::Memory(memory) => memory.add(self, span, attributes),
         }
     }
 }
@@ -118,12 +126,12 @@ impl Trace {
 #[derive(Clone, Copy)]
 pub(super) struct Open {
     pub(super) id: SpanId,
-    pub(super) began: Instant,
+    pub(super) began: Time,
 }
 
 impl Open {
     /// A span begins.
-    pub(super) fn new(began: Instant) -> Self {
+    pub(super) fn new(began: Time) -> Self {
         Self { id: RandomIdGenerator::default().new_span_id(), began }
     }
 }
@@ -131,41 +139,29 @@ impl Open {
 /// A span that has ended.
 pub(super) struct Ended<'a> {
     pub(super) open: Open,
-    pub(super) at: Instant,
-    pub(super) name: &'a str,
+    pub(super) at: Time,
+    /// In two pieces, of which the second may be empty.
+    pub(super) name: [&'a str; 2],
     pub(super) kind: SpanKind,
     pub(super) parent: Option<SpanId>,
     /// Whether the parent is another process's.
     pub(super) parent_is_remote: bool,
-    /// In as many parts as they come from; absent ones are `None`.
-    pub(super) attributes: &'a [&'a [Option<Attribute<'a>>]],
-    pub(super) event: Option<(&'a str, Instant)>,
+    pub(super) event: Option<(&'a str, Time)>,
     pub(super) link: Option<&'a SpanContext>,
     /// Why it is an error, if it is one; empty where the reason is content that nobody asked for.
     pub(super) error: Option<&'a str>,
 }
 
 impl<'a> Ended<'a> {
-    /// Those that are there.
-    pub(super) fn present(&self) -> impl Iterator<Item = Attribute<'a>> {
-        self.attributes.iter().copied().flatten().copied().flatten()
-    }
-
     /// One without anything that most spans do not have.
-    pub(super) fn new(
-        (open, at): (Open, Instant),
-        (name, kind): (&'a str, SpanKind),
-        parent: SpanId,
-        attributes: &'a [&'a [Option<Attribute<'a>>]],
-    ) -> Self {
+    pub(super) fn new((open, at): (Open, Time), (name, kind): (&'a str, SpanKind), parent: SpanId) -> Self {
         Self {
             open,
             at,
-            name,
+            name: [name, ""],
             kind,
             parent: Some(parent),
             parent_is_remote: false,
-            attributes,
             event: None,
             link: None,
             error: None,
@@ -173,43 +169,73 @@ impl<'a> Ended<'a> {
     }
 }
 
-/// An attribute's key and value.
-pub(super) type Attribute<'a> = (&'static str, Field<'a>);
-
-/// An attribute's value, wherever it lies.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Field<'a> {
-    Text(&'a str),
-    Whole(i64),
-    Real(f64),
-    Flag(bool),
-    /// Each of a peer's, so read them by [`Field::texts`].
-    Texts(&'a [String]),
-    /// The SDK's.
-    Array(&'a Array),
+/// Where a span's attributes go. Each is written where it is known, and those that are `None` are not: nothing is gathered in between.
+pub(super) enum Attributes<'a> {
+    /// Into a request to the collector.
+    Wire(&'a mut Vec<u8>),
+    /// To whoever looks at them in this process.
+    Values(&'a mut Vec<KeyValue>),
 }
 
-impl<'a> Field<'a> {
-    /// A peer's text, cut to what an attribute may cost.
-    pub(super) fn peers(text: &'a str) -> Self {
-        Self::Text(cut(text))
+impl Attributes<'_> {
+    #[inline(always)]
+    pub(super) fn text<'v>(&mut self, key: &'static str, value: impl Into<Option<&'v str>>) {
+        match (self, value.into()) {
+            (_, None) => {}
+            (Self::Wire(out), Some(value)) => attributes::text_attribute(out, key, value),
+            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value.to_owned())),
+        }
     }
 
-    /// The texts of [`Field::Texts`], each cut likewise.
-    pub(super) fn texts(all: &'a [String]) -> impl Iterator<Item = &'a str> {
-        all.iter().map(|text| cut(text))
+    /// A text of a peer's, cut to what an attribute may cost.
+    #[inline(always)]
+    pub(super) fn peers<'v>(&mut self, key: &'static str, value: impl Into<Option<&'v str>>) {
+        self.text(key, value.into().map(cut));
     }
 
-    /// The API may get more types than are known here.
-    pub(super) fn of(value: &'a Value) -> Option<Self> {
-        Some(match value {
-            Value::String(text) => Self::Text(text.as_str()),
-            Value::Bool(flag) => Self::Flag(*flag),
-            Value::I64(number) => Self::Whole(*number),
-            Value::F64(number) => Self::Real(*number),
-            Value::Array(array) => Self::Array(array),
-            _ => return None,
-        })
+    #[inline(always)]
+    pub(super) fn whole(&mut self, key: &'static str, value: impl Into<Option<i64>>) {
+        match (self, value.into()) {
+            (_, None) => {}
+            (Self::Wire(out), Some(value)) => attributes::whole_attribute(out, key, value),
+            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn real(&mut self, key: &'static str, value: impl Into<Option<f64>>) {
+        match (self, value.into()) {
+            (_, None) => {}
+            (Self::Wire(out), Some(value)) => attributes::real_attribute(out, key, value),
+            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn flag(&mut self, key: &'static str, value: impl Into<Option<bool>>) {
+        match (self, value.into()) {
+            (_, None) => {}
+            (Self::Wire(out), Some(value)) => attributes::flag_attribute(out, key, value),
+            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
+        }
+    }
+
+    /// A peer's texts, each cut likewise; none is no attribute.
+    #[inline(always)]
+    pub(super) fn peers_all<'v>(
+        &mut self,
+        key: &'static str,
+        values: impl ExactSizeIterator<Item = &'v str> + Clone,
+    ) {
+        let values = values.map(cut);
+        match self {
+            _ if values.len() == 0 => {}
+            Self::Wire(out) => attributes::texts_attribute(out, key, values),
+            Self::Values(all) => {
+                let values = values.map(|value| value.to_owned().into()).collect();
+                all.push(KeyValue::new(key, Value::Array(Array::String(values))));
+            }
+        }
     }
 }
 

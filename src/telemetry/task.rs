@@ -19,15 +19,12 @@ use tokio::time::Instant;
 
 use self::tree::TaskSpans;
 use super::{
-    AnswerText, Handle, context,
+    AnswerText, Handle, TraceWord, context,
     link::ChannelTrace,
     metrics::Series,
     posts::{Posts, Server},
 };
-use crate::{
-    domain::{CancelReason, Failure, FailureCode, Provider, Task, Usage},
-    openai::RequestFacts,
-};
+use crate::domain::{CancelReason, Failure, FailureCode, Provider, Task, Usage};
 
 /// How a task ended, as its owner reports it to [`TaskTrace::end`].
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +65,8 @@ pub struct TaskReport<'a> {
     pub response_id: Option<&'a str>,
     /// The answer's `model`.
     pub response_model: Option<&'a str>,
-    /// Why each choice ended, in the order of the choices.
-    pub finish_reasons: &'a [String],
+    /// Each choice that has ended, and why.
+    pub finish_reasons: &'a [(u32, String)],
     /// What the provider counted.
     pub usage: Usage,
     /// The answer's text; only looked at when [`Handle::wants_content`].
@@ -104,7 +101,7 @@ pub struct TaskTrace {
 enum Meter {
     Off,
     Queued,
-    Running(Box<Running>),
+    Running(Running),
 }
 
 struct Running {
@@ -125,25 +122,19 @@ impl TaskTrace {
         Self { handle: handle.clone(), caller, spans, meter }
     }
 
-    /// Whether [`Self::running`] looks at what was read of the request.
-    pub fn wants_facts(&self) -> bool {
-        self.spans.is_some()
-    }
-
-    /// The task has its slot and is about to be offered: ends the queue, begins the inference. `request` is the OpenAI
-    /// body and `facts` what was read of it.
-    pub fn running(&mut self, provider: &Provider, facts: &RequestFacts, request: &[u8]) {
+    /// The task has its slot and is about to be offered: ends the queue, begins the inference.
+    pub fn running(&mut self, provider: &Provider) {
         if self.is_off() {
             return;
         }
         let now = Instant::now();
         if let Some(spans) = &mut self.spans {
-            spans.offered(now, provider, facts, request);
+            spans.offered(now, provider);
         }
         if let (Meter::Queued, Some(series)) = (&self.meter, self.handle.metrics.series(provider)) {
             self.handle.metrics.queued(-1);
             self.handle.metrics.running(1, &series);
-            self.meter = Meter::Running(Box::new(Running { series, offered: now, last_chunk: None }));
+            self.meter = Meter::Running(Running { series, offered: now, last_chunk: None });
         }
     }
 
@@ -192,9 +183,9 @@ impl TaskTrace {
     }
 
     /// The trace's id as 32 hexadecimal digits, for log lines.
-    pub fn trace_id(&self) -> Option<String> {
+    pub fn trace_id(&self) -> Option<TraceWord> {
         let own = self.spans.as_ref().map(|s| s.trace.id);
-        own.or(self.caller.as_ref().map(SpanContext::trace_id)).map(context::hex_of)
+        own.or(self.caller.as_ref().map(SpanContext::trace_id)).map(TraceWord::new)
     }
 
     /// The parent of this task's POSTs to `path` (with a slash in front) of `server`, for whoever delivers its result.

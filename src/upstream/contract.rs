@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, value::RawValue};
 
-pub use self::task::{TaskEvent, readable_task_id};
+pub use self::task::{ReadFacts, TaskEvent, readable_task_id};
 use crate::domain::{Provider, TaskId};
 
 /// `POST`: registers the whole set of this session's providers.

@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use super::{
     Event,
     client::Mcpd,
-    contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, TASK_EVENT},
+    contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, ReadFacts, TASK_EVENT},
     task_event::{BadTask, oversized_task, read_task},
 };
 use crate::domain::{CallFailure, Printable, TaskId, root_cause};
@@ -43,6 +43,8 @@ pub struct Channel {
     pub event_limit: usize,
     /// A channel that has shown a keep-alive and then stays silent so long is given up.
     pub idle_timeout: Duration,
+    /// Of which tasks it is read what they ask for.
+    pub facts: ReadFacts,
     /// Where events go.
     pub events: mpsc::Sender<Delivered>,
     /// A place for every task under way: where there is none the channel is not read on, and mcpd has to wait.
@@ -179,7 +181,7 @@ impl Channel {
     async fn take(&self, event: SourceEvent, mcpd: &Mcpd) {
         let SourceEvent::Message(message) = event else { return };
         match message.event.as_str() {
-            TASK_EVENT => match read_task(&message.data) {
+            TASK_EVENT => match read_task(&message.data, self.facts) {
                 Ok(task) => self.emit_task(Event::Task(task), mcpd).await,
                 Err(BadTask::Answerable(task, failure)) => {
                     self.emit_task(Event::BadTask(*task, failure), mcpd).await

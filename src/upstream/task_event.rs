@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::contract::{INFER_KIND, TaskEvent, is_answerable, readable_task_id};
-use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, Task, TaskId};
+use super::contract::{INFER_KIND, ReadFacts, TaskEvent, is_answerable, readable_task_id};
+use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, RequestFacts, Task, TaskId};
 
 /// Longest display name of a caller that is kept, in characters.
 const MAX_CALLER: usize = 64;
@@ -22,8 +22,8 @@ pub enum BadTask {
 }
 
 /// Reads the data of one `task` event.
-pub fn read_task(data: &str) -> Result<Task, BadTask> {
-    let event = TaskEvent::read(data).map_err(|error| unreadable(data, &error))?;
+pub fn read_task(data: &str, facts: ReadFacts) -> Result<Task, BadTask> {
+    let event = TaskEvent::read(data, facts).map_err(|error| unreadable(data, &error))?;
     let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;
     if !is_answerable(&id) {
         return Err(BadTask::Lost("its taskId cannot be put into a URL".to_owned()));
@@ -34,6 +34,7 @@ pub fn read_task(data: &str) -> Result<Task, BadTask> {
         streaming: event.streaming,
         request: Bytes::copy_from_slice(event.request.unwrap_or_default().as_bytes()),
         deadline: event.deadline(),
+        asked: event.asked.clone(),
         trace_context: trace_context(&event),
         caller: event.caller.map(|c| c.chars().take(MAX_CALLER).collect()),
     };
@@ -72,6 +73,7 @@ fn nameless(id: TaskId) -> Task {
         llm: String::new(),
         streaming: false,
         request: Bytes::new(),
+        asked: RequestFacts::default(),
         deadline: None,
         trace_context: BTreeMap::new(),
         caller: None,
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     fn answer(data: &str) -> (String, FailureCode) {
-        match read_task(data) {
+        match read_task(data, ReadFacts::OfStreams) {
             Err(BadTask::Answerable(task, failure)) => (task.id.as_str().to_owned(), failure.code),
             other => panic!("{other:?}"),
         }
@@ -114,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_task_event_becomes_a_task_with_its_request_untouched() {
-        let task = read_task(r#"{"kind":"infer","taskId":"t/1","llmName":"a","streaming":true,"request":{ "x" : 1.0 },"deadlineMs":1500,"caller":"bob"}"#).unwrap();
+        let task = read_task(r#"{"kind":"infer","taskId":"t/1","llmName":"a","streaming":true,"request":{ "x" : 1.0 },"deadlineMs":1500,"caller":"bob"}"#, ReadFacts::OfStreams).unwrap();
         assert_eq!(&task.request[..], br#"{ "x" : 1.0 }"#);
         assert_eq!((task.id.as_str(), task.llm.as_str(), task.streaming), ("t/1", "a", true));
         assert_eq!(
@@ -128,7 +130,7 @@ mod tests {
         for (len, kept) in [(MAX_TRACESTATE_BYTES, true), (MAX_TRACESTATE_BYTES + 1, false)] {
             let state = format!("a={}", "x".repeat(len - 2));
             let event = serde_json::json!({"kind": "infer", "taskId": "t", "request": {}, "traceparent": "p", "tracestate": state});
-            let task = read_task(&event.to_string()).unwrap();
+            let task = read_task(&event.to_string(), ReadFacts::OfStreams).unwrap();
             assert_eq!(task.trace_context.contains_key("tracestate"), kept, "{len} bytes");
         }
     }
@@ -167,7 +169,7 @@ mod tests {
             r#"{"kind":"infer","taskId":""}"#,
             r#"{"kind":"infer","taskId":".."}"#,
         ] {
-            assert!(matches!(read_task(data), Err(BadTask::Lost(_))), "{data}");
+            assert!(matches!(read_task(data, ReadFacts::OfAll), Err(BadTask::Lost(_))), "{data}");
         }
     }
 }

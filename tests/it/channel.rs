@@ -9,6 +9,7 @@ use mcprelay::{
         Event,
         client::{Access, Mcpd},
         connect::HttpSettings,
+        contract::ReadFacts,
         events::{Channel, Delivered},
     },
 };
@@ -41,6 +42,7 @@ async fn a_task_that_was_read_is_said_although_the_channel_is_closed_while_it_wa
         session,
         event_limit: 1 << 20,
         idle_timeout: Duration::from_secs(60),
+        facts: ReadFacts::OfStreams,
         events: events.clone(),
         places: Arc::clone(&places),
     };

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mcprelay::{
     core::{Core, Effect, Input, Settings, link},
     domain::{
-        Activity, End, FailureCode, Provider, ProviderName, ProviderState, SessionHello, SessionKey, Task,
-        TaskId,
+        Activity, End, FailureCode, Provider, ProviderName, ProviderState, RequestFacts, SessionHello,
+        SessionKey, Task, TaskId,
     },
 };
 
@@ -31,8 +31,8 @@ fn settings() -> Settings {
 fn provider() -> Provider {
     Provider {
         name: ProviderName::new("llama").expect("a name"),
-        kind: "ollama".to_owned(),
-        model: "m".to_owned(),
+        kind: "ollama".into(),
+        model: "m".into(),
         tier: String::new(),
         description: String::new(),
         publish: true,
@@ -51,6 +51,7 @@ fn task(id: &str, deadline: Duration) -> Task {
         llm: "llama".to_owned(),
         streaming: false,
         request: Bytes::from_static(b"{}"),
+        asked: RequestFacts::default(),
         deadline: Some(deadline),
         trace_context: std::collections::BTreeMap::new(),
         caller: None,

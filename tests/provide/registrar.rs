@@ -71,8 +71,8 @@ impl Provider for Does {
 fn offered(name: &str, does: Does) -> Offered {
     let info = domain::Provider {
         name: ProviderName::new(name).unwrap(),
-        kind: "test".to_owned(),
-        model: "m".to_owned(),
+        kind: "test".into(),
+        model: "m".into(),
         tier: "fast".to_owned(),
         description: "d".to_owned(),
         publish: true,

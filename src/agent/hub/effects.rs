@@ -11,9 +11,8 @@ use crate::{
     bridge::{CloseReason, Offer},
     core::{Effect, LinkEffect},
     domain::{FailureCode, SessionKey, Task, TaskKey},
-    openai::RequestFacts,
     telemetry::{ChannelOpening, TaskTrace},
-    upstream::{self, events::Channel, outbox::Outbox, results::Delivery},
+    upstream::{self, contract::ReadFacts, events::Channel, outbox::Outbox, results::Delivery},
 };
 
 impl Hub {
@@ -80,28 +79,18 @@ impl Hub {
         let mcpd = mcpd.unwrap_or_else(|| self.mcpd.clone());
         self.tasks_file.begun(&task.id, mcpd.url().as_deref());
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
-        // A request can be long, and the answer to a plain one depends on nothing in it.
-        let wanted = task.streaming || trace.wants_facts();
-        let facts = wanted.then(|| RequestFacts::read(&task.request).ok()).flatten().unwrap_or_default();
         let outbox = Outbox::new(Arc::clone(&task), mcpd.room(), trace);
         let mut delivery = Delivery::new(
             (key, Arc::clone(&task)),
-            facts.include_usage,
+            task.asked.include_usage,
             Arc::clone(&outbox),
             mcpd,
             self.rng.u64(..),
             self.channels.reports.0.clone(),
         );
         self.spawn(async move { delivery.run().await });
-        let relay = Relay {
-            task,
-            facts,
-            arrived: Instant::now(),
-            outbox,
-            session: None,
-            recorded: false,
-            _place: place,
-        };
+        let relay =
+            Relay { task, arrived: Instant::now(), outbox, session: None, recorded: false, _place: place };
         self.relays.insert(key, relay);
     }
 
@@ -115,9 +104,8 @@ impl Hub {
             return;
         };
         relay.session = Some(session);
-        let (facts, request) = (&relay.facts, &relay.task.request);
         let trace_context = relay.outbox.trace(|trace| {
-            trace.running(provider, facts, request);
+            trace.running(provider);
             trace.offer_context()
         });
         let offer = Offer {
@@ -197,6 +185,7 @@ impl Hub {
             session,
             event_limit: self.event_limit,
             idle_timeout: self.channel_idle_timeout,
+            facts: if self.surroundings.telemetry.traces() { ReadFacts::OfAll } else { ReadFacts::OfStreams },
             events: self.channels.upstream.0.clone(),
             places: Arc::clone(&self.places),
         };

@@ -15,7 +15,8 @@ use std::{
 
 use super::*;
 use crate::domain::{
-    Activity, End, FailureCode, Provider, ProviderName, ProviderState, SessionHello, SessionKey, Task, TaskId,
+    Activity, End, FailureCode, Provider, ProviderName, ProviderState, RequestFacts, SessionHello,
+    SessionKey, Task, TaskId,
 };
 
 pub(super) const MS: Duration = Duration::from_millis(1);
@@ -45,8 +46,8 @@ pub(super) fn name(text: &str) -> ProviderName {
 pub(super) fn provider(text: &str, max_in_flight: u32) -> Provider {
     Provider {
         name: name(text),
-        kind: "ollama".to_owned(),
-        model: "m".to_owned(),
+        kind: "ollama".into(),
+        model: "m".into(),
         tier: String::new(),
         description: String::new(),
         publish: true,
@@ -65,6 +66,7 @@ pub(super) fn task(id: &str, llm: &str, streaming: bool) -> Task {
         llm: llm.to_owned(),
         streaming,
         request: "{}".into(),
+        asked: RequestFacts::default(),
         deadline: None,
         trace_context: BTreeMap::new(),
         caller: None,

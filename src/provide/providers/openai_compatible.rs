@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use hyper::Uri;
 use reqwest::{
     Client, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -52,6 +52,8 @@ const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Checked once and not for every request.
 static JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 const fn kind(name: &'static str) -> Kind {
     Kind { name, needs_model: true, open }
@@ -372,8 +374,8 @@ fn headers(task: &Task) -> HeaderMap {
     // With room for what the client adds.
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, JSON.clone());
-    for name in ["traceparent", "tracestate"] {
-        let value = task.trace_context.get(name).and_then(|value| HeaderValue::from_str(value).ok());
+    for name in [TRACEPARENT, TRACESTATE] {
+        let value = task.trace_context.get(name.as_str()).and_then(|value| HeaderValue::from_str(value).ok());
         if let Some(value) = value {
             headers.insert(name, value);
         }

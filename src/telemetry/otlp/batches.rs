@@ -19,7 +19,7 @@ use tokio::{
 use super::{encode, send::Sender};
 use crate::telemetry::{
     export::Losses,
-    spans::{Ended, Trace},
+    spans::{Attributes, Ended, Trace},
 };
 
 /// Spans of one request at most, in bytes: collectors take 4 MiB by gRPC unless told otherwise, and a span with a conversation on it is
@@ -119,8 +119,14 @@ impl Batches {
     }
 
     /// Takes a span of a task.
-    pub(in crate::telemetry) fn add(&self, trace: &Trace, span: &Ended<'_>) {
-        self.take(|out| encode::ended(out, trace, span));
+    #[inline]
+    pub(in crate::telemetry) fn add(
+        &self,
+        trace: &Trace,
+        span: &Ended<'_>,
+        attributes: impl FnOnce(&mut Attributes<'_>),
+    ) {
+        self.take(|out| encode::ended(out, trace, span, attributes));
     }
 
     fn take(&self, encode: impl FnOnce(&mut Vec<u8>)) {

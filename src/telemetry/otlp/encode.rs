@@ -7,18 +7,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use opentelemetry::{
-    Array, InstrumentationScope, KeyValue,
+    InstrumentationScope,
     trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_sdk::{Resource, trace::SpanData};
 
-use crate::telemetry::spans::{Ended, Field, Trace};
-
-/// Protobuf's wire types.
-const VARINT: u64 = 0;
-const FIXED64: u64 = 1;
-const LENGTH: u64 = 2;
-const FIXED32: u64 = 5;
+use super::{
+    attributes::{Any, attribute, attributes},
+    wire::{FIXED32, LENGTH, bytes, fixed, header, key, nested, number, text, varint},
+};
+use crate::telemetry::spans::{Attributes, Ended, Trace};
 
 /// `SpanFlags`: that the next bit is known, and that the parent is another process's.
 const HAS_IS_REMOTE: u32 = 0x100;
@@ -63,7 +61,7 @@ impl Frame {
         let (mut fields, mut schema) = (Vec::new(), Vec::new());
         nested(&mut fields, 1, |out| {
             for (key, value) in resource.iter() {
-                attribute(out, 1, key.as_str(), Field::of(value));
+                attribute(out, 1, key.as_str(), Any::of(value));
             }
         });
         text(&mut schema, 3, resource.schema_url().unwrap_or_default());
@@ -112,7 +110,7 @@ pub(super) fn span(out: &mut Vec<u8>, span: &SpanData) {
         let context = &span.span_context;
         ids(out, context.trace_id(), context.span_id(), context.trace_state());
         parent(out, span.parent_span_id);
-        what(out, &span.name, &span.span_kind);
+        what(out, [&*span.name, ""], &span.span_kind);
         fixed(out, 7, nanos(span.start_time));
         fixed(out, 8, nanos(span.end_time));
         attributes(out, 9, &span.attributes);
@@ -131,28 +129,40 @@ pub(super) fn span(out: &mut Vec<u8>, span: &SpanData) {
 }
 
 /// Appends a span of a task likewise.
-pub(super) fn ended(out: &mut Vec<u8>, trace: &Trace, span: &Ended<'_>) {
+#[inline]
+pub(super) fn ended(
+    out: &mut Vec<u8>,
+    trace: &Trace,
+    span: &Ended<'_>,
+    attributes: impl FnOnce(&mut Attributes<'_>),
+) {
     nested(out, 2, |out| {
-        ids(out, trace.id, span.open.id, &trace.state);
-        parent(out, span.parent.unwrap_or(SpanId::INVALID));
-        what(out, span.name, &span.kind);
-        fixed(out, 7, trace.nanos(span.open.began));
-        fixed(out, 8, trace.nanos(span.at));
-        for (key, value) in span.present() {
-            attribute(out, 9, key, Some(value));
-        }
-        if let Some((name, at)) = span.event {
-            nested(out, 11, |out| {
-                fixed(out, 1, trace.nanos(at));
-                text(out, 2, name);
-            });
-        }
-        if let Some(context) = span.link {
-            nested(out, 13, |out| linked(out, context));
-        }
-        nested(out, 15, |out| span.error.map_or((), |error| failed(out, error)));
-        flags(out, 16, trace.flags(), span.parent_is_remote);
+        before_attributes(out, trace, span);
+        attributes(&mut Attributes::Wire(out));
+        behind_attributes(out, trace, span);
     });
+}
+
+fn before_attributes(out: &mut Vec<u8>, trace: &Trace, span: &Ended<'_>) {
+    ids(out, trace.id, span.open.id, &trace.state);
+    parent(out, span.parent.unwrap_or(SpanId::INVALID));
+    what(out, span.name, &span.kind);
+    fixed(out, 7, span.open.began);
+    fixed(out, 8, span.at);
+}
+
+fn behind_attributes(out: &mut Vec<u8>, trace: &Trace, span: &Ended<'_>) {
+    if let Some((name, at)) = span.event {
+        nested(out, 11, |out| {
+            fixed(out, 1, at);
+            text(out, 2, name);
+        });
+    }
+    if let Some(context) = span.link {
+        nested(out, 13, |out| linked(out, context));
+    }
+    nested(out, 15, |out| span.error.map_or((), |error| failed(out, error)));
+    flags(out, 16, trace.flags(), span.parent_is_remote);
 }
 
 fn event(out: &mut Vec<u8>, event: &Event) {
@@ -174,6 +184,7 @@ fn linked(out: &mut Vec<u8>, context: &SpanContext) {
 }
 
 /// A span and a link have these three fields alike.
+#[inline]
 fn ids(out: &mut Vec<u8>, trace: TraceId, span: SpanId, state: &TraceState) {
     bytes(out, 1, &trace.to_bytes());
     bytes(out, 2, &span.to_bytes());
@@ -182,17 +193,24 @@ fn ids(out: &mut Vec<u8>, trace: TraceId, span: SpanId, state: &TraceState) {
     }
 }
 
+#[inline]
 fn parent(out: &mut Vec<u8>, parent: SpanId) {
     if parent != SpanId::INVALID {
         bytes(out, 4, &parent.to_bytes());
     }
 }
 
-fn what(out: &mut Vec<u8>, name: &str, kind: &SpanKind) {
-    text(out, 5, name);
+#[inline]
+fn what(out: &mut Vec<u8>, name: [&str; 2], kind: &SpanKind) {
+    let length = name[0].len() + name[1].len();
+    if length > 0 {
+        header(out, 5, length);
+        name.iter().for_each(|piece| out.extend_from_slice(piece.as_bytes()));
+    }
     number(out, 6, self::kind(kind));
 }
 
+#[inline]
 fn flags(out: &mut Vec<u8>, field: u64, flags: TraceFlags, remote: bool) {
     let remote = if remote { IS_REMOTE } else { 0 };
     key(out, field, FIXED32);
@@ -222,156 +240,8 @@ fn failed(out: &mut Vec<u8>, description: &str) {
     number(out, 3, 2);
 }
 
-fn attributes<'a>(out: &mut Vec<u8>, field: u64, all: impl IntoIterator<Item = &'a KeyValue>) {
-    for each in all {
-        attribute(out, field, each.key.as_str(), Field::of(&each.value));
-    }
-}
-
-/// Attributes are most of a span, so their lengths are computed instead of made room for. A collector sees a value of a type that is
-/// not known here as one without a type.
-fn attribute(out: &mut Vec<u8>, field: u64, name: &str, value: Option<Field<'_>>) {
-    let value_length = value.map_or(0, any_value_length);
-    header(out, field, prefixed(name.len()) + prefixed(value_length));
-    bytes(out, 1, name.as_bytes());
-    header(out, 2, value_length);
-    if let Some(value) = value {
-        any_value(out, value);
-    }
-}
-
-/// The one field of an `AnyValue`. A value says its type even where it is empty or zero.
-fn any_value(out: &mut Vec<u8>, value: Field<'_>) {
-    match value {
-        Field::Text(value) => bytes(out, 1, value.as_bytes()),
-        Field::Flag(value) => {
-            key(out, 2, VARINT);
-            varint(out, value.into());
-        }
-        Field::Whole(value) => {
-            key(out, 3, VARINT);
-            varint(out, value.cast_unsigned());
-        }
-        Field::Real(value) => {
-            key(out, 4, FIXED64);
-            out.extend_from_slice(&value.to_le_bytes());
-        }
-        Field::Texts(_) | Field::Array(_) => {
-            header(out, 5, elements_length(value));
-            for_each(value, |element| {
-                header(out, 1, any_value_length(element));
-                any_value(out, element);
-            });
-        }
-    }
-}
-
-/// What [`any_value`] writes, in bytes.
-fn any_value_length(value: Field<'_>) -> usize {
-    match value {
-        Field::Text(value) => prefixed(value.len()),
-        Field::Flag(_) => 2,
-        Field::Whole(value) => 1 + varint_length(value.cast_unsigned()),
-        Field::Real(_) => 9,
-        Field::Texts(_) | Field::Array(_) => prefixed(elements_length(value)),
-    }
-}
-
-fn elements_length(array: Field<'_>) -> usize {
-    let mut length = 0;
-    for_each(array, |element| length += prefixed(any_value_length(element)));
-    length
-}
-
-fn for_each(array: Field<'_>, mut each: impl FnMut(Field<'_>)) {
-    match array {
-        Field::Texts(values) => Field::texts(values).for_each(|v| each(Field::Text(v))),
-        Field::Array(Array::Bool(values)) => values.iter().for_each(|v| each(Field::Flag(*v))),
-        Field::Array(Array::I64(values)) => values.iter().for_each(|v| each(Field::Whole(*v))),
-        Field::Array(Array::F64(values)) => values.iter().for_each(|v| each(Field::Real(*v))),
-        Field::Array(Array::String(values)) => values.iter().for_each(|v| each(Field::Text(v.as_str()))),
-        _ => {}
-    }
-}
-
 /// Nanoseconds since 1970; what is before is 1970.
 fn nanos(time: SystemTime) -> u64 {
     let nanos = time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos());
     u64::try_from(nanos).unwrap_or(u64::MAX)
-}
-
-fn fixed(out: &mut Vec<u8>, field: u64, value: u64) {
-    key(out, field, FIXED64);
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-/// An unsigned number; 0 is the default and not written.
-fn number(out: &mut Vec<u8>, field: u64, value: u64) {
-    if value != 0 {
-        key(out, field, VARINT);
-        varint(out, value);
-    }
-}
-
-/// A string; an empty one is the default and not written.
-fn text(out: &mut Vec<u8>, field: u64, text: &str) {
-    if !text.is_empty() {
-        bytes(out, field, text.as_bytes());
-    }
-}
-
-fn bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-    header(out, field, bytes.len());
-    out.extend_from_slice(bytes);
-}
-
-/// What is in front of `length` bytes of a field whose number is below 16. Nearly every length fits into one byte, and both go in at once.
-fn header(out: &mut Vec<u8>, field: u64, length: usize) {
-    if length < 0x80 {
-        out.extend_from_slice(&[(field << 3 | LENGTH) as u8, length as u8]);
-    } else {
-        key(out, field, LENGTH);
-        varint(out, length as u64);
-    }
-}
-
-/// A message: one byte is kept for its length, which most need, and a longer one moves up.
-pub(super) fn nested(out: &mut Vec<u8>, field: u64, write: impl FnOnce(&mut Vec<u8>)) {
-    key(out, field, LENGTH);
-    let at = out.len();
-    out.push(0);
-    write(out);
-    let end = out.len();
-    let mut length = end - at - 1;
-    let more = varint_length(length as u64) - 1;
-    if more > 0 {
-        out.resize(end + more, 0);
-        out.copy_within(at + 1..end, at + 1 + more);
-    }
-    for byte in &mut out[at..at + more] {
-        *byte = (length & 0x7f) as u8 | 0x80;
-        length >>= 7;
-    }
-    out[at + more] = length as u8;
-}
-
-/// The length of a field with `length` bytes, whose number is below 16.
-fn prefixed(length: usize) -> usize {
-    1 + varint_length(length as u64) + length
-}
-
-fn varint_length(value: u64) -> usize {
-    (u64::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
-}
-
-fn key(out: &mut Vec<u8>, field: u64, wire_type: u64) {
-    varint(out, field << 3 | wire_type);
-}
-
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }

@@ -10,11 +10,13 @@
 //! into a second tree of OTLP's types, and free both there. A span that is encoded where it ends is a few hundred bytes behind the previous
 //! one. What that saves: `docs/decisions/0014-spans-are-encoded-where-they-end.md`.
 
+pub(super) mod attributes;
 mod batches;
 mod encode;
 mod send;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub(super) use batches::{Batches, Batching};
 pub(super) use encode::Frame;

@@ -166,7 +166,7 @@ proptest! {
 fn a_length_of_any_size_is_written_right() {
     for length in [0, 1, 127, 128, 129, 16_383, 16_384, 2_097_151, 2_097_152] {
         let mut bytes = vec![b'x'];
-        encode::nested(&mut bytes, 1, |out| out.resize(out.len() + length, b'y'));
+        super::wire::nested(&mut bytes, 1, |out| out.resize(out.len() + length, b'y'));
         // Protobuf's own reader of one field of bytes.
         assert_eq!(Vec::<u8>::decode(&bytes[1..]).unwrap(), vec![b'y'; length]);
     }

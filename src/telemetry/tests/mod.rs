@@ -9,9 +9,8 @@ use opentelemetry_sdk::trace::SpanData;
 use tokio::time::Instant;
 
 use super::*;
-use crate::{
-    domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, Task, TaskId, Usage},
-    openai::RequestFacts,
+use crate::domain::{
+    Failure, FailureCode, Provider, ProviderName, ProviderState, RequestFacts, Task, TaskId, Usage,
 };
 
 /// Stands for a text that must not leave the agent: in the prompt, the answer and the provider's error.
@@ -28,6 +27,7 @@ fn task(traceparent: Option<&str>) -> Arc<Task> {
         id: TaskId::new("t-1").unwrap(),
         llm: "my-llm".into(),
         streaming: true,
+        asked: RequestFacts::read(body.as_bytes()).unwrap(),
         request: body.into(),
         deadline: None,
         trace_context: traceparent
@@ -35,10 +35,6 @@ fn task(traceparent: Option<&str>) -> Arc<Task> {
             .unwrap_or_default(),
         caller: None,
     })
-}
-
-fn facts(task: &Task) -> RequestFacts {
-    RequestFacts::read(&task.request).unwrap()
 }
 
 fn provider() -> Provider {
@@ -67,14 +63,14 @@ fn run(handle: &Handle, traceparent: Option<&str>, ending: Ending<'_>) -> BTreeM
     let channel = ChannelOpening::start(handle).opened();
     let task = task(traceparent);
     let mut trace = TaskTrace::start(handle, &task, &channel);
-    trace.running(&provider(), &facts(&task), &task.request);
+    trace.running(&provider());
     let offered = trace.offer_context();
     let posts = trace.posts(&Server::of(MCPD), PATH);
     for (resend, status) in [(0, Some(200)), (0, Some(503)), (1, Some(200))] {
         trace.chunk(Instant::now());
         posts.post(resend).end(status);
     }
-    let reasons = ["stop".to_owned()];
+    let reasons = [(0, "stop".to_owned())];
     let answer = format!("about {MARKER}");
     trace.end(&TaskReport {
         response_id: Some("chatcmpl-1"),

@@ -9,10 +9,13 @@ use serde::{
 use serde_json::{Value, value::RawValue};
 
 use super::{number_or_none, text_or_none};
-use crate::openai::{
-    Malformed,
-    scan::{Scanner, number},
-    usual::{self, Names, UNUSUAL},
+use crate::{
+    domain::RequestFacts,
+    openai::{
+        Malformed,
+        scan::{Scanner, number},
+        usual::{self, Names, UNUSUAL},
+    },
 };
 
 /// The data of a [`TASK_EVENT`](super::TASK_EVENT). It borrows from the event, so that the request goes on byte for byte and uncopied.
@@ -34,6 +37,9 @@ pub struct TaskEvent<'a> {
     /// The OpenAI chat body, byte for byte; absent for other kinds.
     #[serde(borrow, default, deserialize_with = "as_written")]
     pub request: Option<&'a str>,
+    /// What the body asks for, where that was to be read.
+    #[serde(skip)]
+    pub asked: RequestFacts,
     /// W3C trace context of the caller.
     #[serde(default, deserialize_with = "text_or_none")]
     pub traceparent: Option<String>,
@@ -48,23 +54,54 @@ pub struct TaskEvent<'a> {
     pub caller: Option<String>,
 }
 
+/// Of which bodies it is read what they ask for. A plain task is relayed alike whatever stands in its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFacts {
+    /// What the relay itself needs.
+    OfStreams,
+    /// For traces.
+    OfAll,
+}
+
 impl<'a> TaskEvent<'a> {
     /// Reads the data of an event.
-    pub fn read(data: &'a str) -> Result<Self, serde_json::Error> {
-        Self::usual(data).map_or_else(|_| serde_json::from_str(data), Ok)
+    ///
+    /// # Errors
+    ///
+    /// It is not a task event.
+    pub fn read(data: &'a str, facts: ReadFacts) -> Result<Self, serde_json::Error> {
+        Self::usual(data, facts).map_or_else(|_| Self::unusual(data, facts), Ok)
+    }
+
+    /// Lets serde read.
+    pub(super) fn unusual(data: &'a str, facts: ReadFacts) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(data).map(|event| Self::with_asked(event, facts))
+    }
+
+    fn with_asked(mut self, facts: ReadFacts) -> Self {
+        if self.streaming || facts == ReadFacts::OfAll {
+            let body = self.request.unwrap_or_default().as_bytes();
+            self.asked = RequestFacts::read(body).unwrap_or_default();
+        }
+        self
     }
 
     /// Reads what is written in the usual way, with the same result as serde.
-    pub(super) fn usual(data: &'a str) -> Result<Self, Malformed> {
+    pub(super) fn usual(data: &'a str, facts: ReadFacts) -> Result<Self, Malformed> {
         let mut event = Self::default();
         let mut names = Names::default();
+        let mut read = false;
         Scanner::of_text(data)?.whole_object(|scan, key| {
             match scan.of(key) {
                 b"kind" => event.kind = names.first(KIND).and_then(|()| usual::text(scan))?.into(),
                 b"taskId" => event.task_id = names.first(TASK_ID).and_then(|()| usual::text(scan))?.into(),
                 b"llmName" => event.llm_name = names.first(LLM).and_then(|()| usual::text(scan))?.into(),
                 b"streaming" => event.streaming = names.first(STREAMING).and_then(|()| flag(scan))?,
-                b"request" => event.request = names.first(REQUEST).and_then(|()| not_null(scan))?,
+                b"request" => {
+                    names.first(REQUEST)?;
+                    read = event.streaming || facts == ReadFacts::OfAll;
+                    event.request = body(scan, read.then_some(&mut event.asked))?;
+                }
                 b"traceparent" => {
                     event.traceparent = names.first(PARENT).and_then(|()| text_or_null(scan))?
                 }
@@ -77,7 +114,11 @@ impl<'a> TaskEvent<'a> {
             }
             Ok(())
         })?;
-        if names.has(KIND | TASK_ID) { Ok(event) } else { Err(UNUSUAL) }
+        if !names.has(KIND | TASK_ID) {
+            return Err(UNUSUAL);
+        }
+        // mcpd says that it is a stream before it gives the body; whoever does otherwise has it read a second time.
+        Ok(if read { event } else { event.with_asked(facts) })
     }
 
     /// Time left for the whole task, counted from the event's arrival; zero when it has passed.
@@ -118,8 +159,16 @@ fn flag(scan: &mut Scanner<'_>) -> Result<bool, Malformed> {
     }
 }
 
-fn not_null<'a>(scan: &mut Scanner<'a>) -> Result<Option<&'a str>, Malformed> {
-    if usual::null(scan)? { Ok(None) } else { usual::value(scan).map(Some) }
+/// The body's way through here is the only one on which all of it is looked at, so what it asks for is read on it.
+fn body<'a>(scan: &mut Scanner<'a>, asked: Option<&mut RequestFacts>) -> Result<Option<&'a str>, Malformed> {
+    if usual::null(scan)? {
+        return Ok(None);
+    }
+    let body = match asked {
+        Some(asked) if scan.peek()? == b'{' => scan.object(|scan, name| asked.member(scan, name))?,
+        _ => scan.skip()?,
+    };
+    Ok(Some(scan.text_of(body)))
 }
 
 fn text_or_null(scan: &mut Scanner<'_>) -> Result<Option<String>, Malformed> {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::domain::RequestFacts;
 
 fn id(text: &str) -> TaskId {
     TaskId::new(text).expect("a valid id")
@@ -89,7 +90,7 @@ fn result_parts_look_as_the_contract_says() {
 fn a_value() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => prop::sample::select(vec![
-            r#""infer""#, r#""t-1""#, "true", "false", "null", "0", "1500", r#"{"model":"m","stream":true}"#, r#" { "a" : [ 1.50 ] } "#,
+            r#""infer""#, r#""t-1""#, "true", "false", "null", "0", "1500", r#"{"model":"m","stream":true,"max_tokens":7,"stream_options":{"include_usage":true}}"#, r#"{"n":2,"n":3,"seed":-1,"top_p":1e999}"#, r#" { "a" : [ 1.50 ] } "#,
         ]).prop_map(str::to_owned),
         1 => prop::sample::select(vec![
             r#""a\/b""#, r#""\ud83d""#, "\"\u{1}\"", "-1", "1e3", "1.5", "007", "1e999", "4294967296", "99999999999999999999", "[]", "[1,]", "{", "tru",
@@ -129,12 +130,13 @@ fn an_event() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn a_task_event_is_read_as_serde_reads_it(text in an_event()) {
-        let by_serde = serde_json::from_str::<TaskEvent<'_>>(&text);
-        if let Ok(usual) = TaskEvent::usual(&text) {
+    fn a_task_event_is_read_as_serde_reads_it(text in an_event(), all: bool) {
+        let facts = if all { ReadFacts::OfAll } else { ReadFacts::OfStreams };
+        let by_serde = TaskEvent::unusual(&text, facts);
+        if let Ok(usual) = TaskEvent::usual(&text, facts) {
             prop_assert_eq!(by_serde.as_ref().ok(), Some(&usual));
         }
-        match (TaskEvent::read(&text), by_serde) {
+        match (TaskEvent::read(&text, facts), by_serde) {
             (Ok(read), Ok(by_serde)) => prop_assert_eq!(read, by_serde),
             (read, by_serde) => prop_assert_eq!(read.map_err(|e| e.to_string()), by_serde.map_err(|e| e.to_string())),
         }
@@ -150,17 +152,38 @@ proptest! {
 
 #[test]
 fn a_task_event_as_mcpd_writes_it_needs_no_serde() {
-    let text = r#"{"kind":"infer","taskId":"t","llmName":"a","streaming":true,"request":{"a":1},"traceparent":null,"deadlineMs":1500,"caller":"bob","new":[1]}"#;
-    let event = TaskEvent::usual(text).expect("it is usual");
+    let text = r#"{"kind":"infer","taskId":"t","llmName":"a","streaming":true,"request":{"n":2},"traceparent":null,"deadlineMs":1500,"caller":"bob","new":[1]}"#;
+    let event = TaskEvent::usual(text, ReadFacts::OfStreams).expect("it is usual");
     let expected = TaskEvent {
         kind: Cow::Borrowed("infer"),
         task_id: Cow::Borrowed("t"),
         llm_name: Cow::Borrowed("a"),
         streaming: true,
-        request: Some(r#"{"a":1}"#),
+        request: Some(r#"{"n":2}"#),
+        asked: RequestFacts { n: Some(2), ..RequestFacts::default() },
         deadline_ms: Some(1500.0),
         caller: Some("bob".to_owned()),
         ..TaskEvent::default()
     };
     assert_eq!(event, expected);
+}
+
+#[test]
+fn what_a_stream_asks_for_is_read_wherever_it_says_that_it_is_one() {
+    for (streaming, facts, read) in [
+        (true, ReadFacts::OfStreams, true),
+        (false, ReadFacts::OfStreams, false),
+        (false, ReadFacts::OfAll, true),
+    ] {
+        let flag = format!(r#""streaming":{streaming}"#);
+        let body = r#""request":{"stream_options":{"include_usage":true}}"#;
+        for (first, then) in [(&*flag, body), (body, &flag)] {
+            // An escape in a name makes it serde's.
+            for more in ["", r#","\u0061":1"#] {
+                let text = format!(r#"{{"kind":"infer","taskId":"t",{first},{then}{more}}}"#);
+                let event = TaskEvent::read(&text, facts).expect("it is an event");
+                assert_eq!(event.asked.include_usage, read, "{text} {facts:?}");
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use crate::{
     domain::{CancelReason, End, EndKind, Usage},
     openai::Facts,
-    telemetry::{Ending, TaskReport, TaskTrace},
+    telemetry::{Ending, TaskReport, TaskTrace, TraceWord},
 };
 
 /// What a task's delivery came to.
@@ -24,7 +24,7 @@ pub struct Summary {
     /// Parts that mcpd took.
     pub posts: u32,
     /// The trace's id, where there is a trace.
-    pub trace_id: Option<String>,
+    pub trace_id: Option<TraceWord>,
 }
 
 pub(super) fn end_trace(
@@ -39,12 +39,10 @@ pub(super) fn end_trace(
         End::Failed(failure) => Ending::Failed(failure),
         End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
     };
-    let reasons = facts.into_iter().flat_map(|facts| &facts.finish_reasons);
-    let finish_reasons: Vec<_> = reasons.map(|(_, reason)| reason.clone()).collect();
     trace.end(&TaskReport {
         response_id: facts.and_then(|facts| facts.response_id.as_deref()),
         response_model: facts.and_then(|facts| facts.model.as_deref()),
-        finish_reasons: &finish_reasons,
+        finish_reasons: facts.map_or(&[], |facts| &facts.finish_reasons),
         usage: summary.usage,
         answer,
         ..TaskReport::new(ending)

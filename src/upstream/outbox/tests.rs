@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::{
-    domain::{Delta, TaskId},
+    domain::{Delta, RequestFacts, TaskId},
     telemetry::{ChannelTrace, Handle},
 };
 
@@ -16,6 +16,7 @@ fn outbox(room: &Room, streaming: bool) -> Arc<Outbox> {
         llm: "llm".to_owned(),
         streaming,
         request: Bytes::new(),
+        asked: RequestFacts::default(),
         deadline: None,
         trace_context: BTreeMap::new(),
         caller: None,

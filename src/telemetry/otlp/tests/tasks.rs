@@ -3,17 +3,18 @@
 use super::*;
 use crate::telemetry::{
     Content, in_memory, setup,
-    spans::{Ended, Field, Open, Trace},
+    spans::{Attributes, Ended, Open, Trace},
 };
 
-/// The value as it lies where the span ends.
-fn field(value: &Own) -> Field<'_> {
-    match value {
-        Own::Text(text) => Field::Text(text),
-        Own::Whole(number) => Field::Whole(*number),
-        Own::Real(number) => Field::Real(*number),
-        Own::Flag(flag) => Field::Flag(*flag),
-        Own::Texts(all) => Field::Texts(all),
+fn write(to: &mut Attributes<'_>, values: &[Own]) {
+    for value in values {
+        match value {
+            Own::Text(text) => to.text("a.key", &**text),
+            Own::Whole(number) => to.whole("a.key", *number),
+            Own::Real(number) => to.real("a.key", *number),
+            Own::Flag(flag) => to.flag("a.key", *flag),
+            Own::Texts(all) => to.peers_all("a.key", all.iter().map(String::as_str)),
+        }
     }
 }
 
@@ -26,14 +27,14 @@ enum Own {
     Texts(Vec<String>),
 }
 
-fn own() -> impl Strategy<Value = Option<Own>> {
-    proptest::option::of(prop_oneof![
+fn own() -> impl Strategy<Value = Own> {
+    prop_oneof![
         text().prop_map(Own::Text),
         any::<i64>().prop_map(Own::Whole),
         (-1e300..1e300).prop_map(Own::Real),
         any::<bool>().prop_map(Own::Flag),
         vec(text(), 0..3).prop_map(Own::Texts),
-    ])
+    ]
 }
 
 proptest! {
@@ -42,7 +43,7 @@ proptest! {
     fn a_tasks_span_is_encoded_like_the_librarys_own(
         caller in proptest::option::of(context()),
         values in vec(own(), 0..6),
-        name in text(),
+        (name, more) in (text(), text()),
         event in proptest::option::of(text()),
         link in proptest::option::of(context()),
         error in proptest::option::of(text()),
@@ -52,25 +53,23 @@ proptest! {
         let (handle, collected) = in_memory(Content::LeftOut);
         let trace = Trace::start(handle.spans.as_ref().unwrap(), caller.as_ref());
         prop_assume!(trace.sampled);
-        let attributes: Vec<_> = values.iter().map(|v| v.as_ref().map(|v| ("a.key", field(v)))).collect();
-        let attributes = [&attributes[..]];
-        let began = trace.began + Duration::from_nanos(after);
+        let began = trace.began + after;
         let span = Ended {
+            name: [&name, &more],
             parent_is_remote: remote,
-            event: event.as_deref().map(|name| (name, began + Duration::from_nanos(lasted / 2))),
+            event: event.as_deref().map(|name| (name, began + lasted / 2)),
             link: link.as_ref(),
             error: error.as_deref(),
             ..Ended::new(
-                (Open::new(began), began + Duration::from_nanos(lasted)),
-                (&name, SpanKind::Consumer),
+                (Open::new(began), began + lasted),
+                ("", SpanKind::Consumer),
                 trace.caller.unwrap_or(SpanId::INVALID),
-                &attributes,
             )
         };
-        trace.ended(&span);
+        trace.ended(&span, |to| write(to, &values));
         let frame = Frame::new(&resource(), &setup::scope());
         let mut bytes = vec![0; frame.room()];
-        encode::ended(&mut bytes, &trace, &span);
+        encode::ended(&mut bytes, &trace, &span, |to| write(to, &values));
         let ours = ExportTraceServiceRequest::decode(frame.close(bytes).whole()).unwrap();
         let theirs = group_spans_by_resource_and_scope(collected.take(), &(&resource()).into());
         prop_assert_eq!(ours.resource_spans, theirs);
