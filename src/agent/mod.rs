@@ -20,7 +20,7 @@ use crate::{
     core,
     domain::LinkState,
     telemetry,
-    upstream::connect::{HttpError, HttpSettings},
+    upstream::connect::HttpSettings,
 };
 
 pub use clock::{SleepClock, SleptFor};
@@ -97,9 +97,6 @@ pub enum AgentError {
     /// There is no socket.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// No HTTP client could be built.
-    #[error(transparent)]
-    Http(#[from] HttpError),
     /// The socket's server failed.
     #[error("the bridge's server failed: {0}")]
     Serve(String),
@@ -139,7 +136,7 @@ impl Agent {
             max_message_bytes,
             serving,
         };
-        let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes)?;
+        let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes);
         Ok(Self { hub, socket, serve, home_lock })
     }
 
