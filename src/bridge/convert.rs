@@ -235,9 +235,7 @@ fn error_code(code: FailureCode) -> pb::ErrorCode {
         F::ProviderAuth => pb::ErrorCode::ProviderAuth,
         F::RateLimited => pb::ErrorCode::RateLimited,
         F::Overloaded => pb::ErrorCode::Overloaded,
-        F::Unavailable | F::ProviderLost | F::ShuttingDown | F::Restarted => {
-            pb::ErrorCode::ProviderUnavailable
-        }
+        F::Unavailable | F::ProviderLost | F::ShuttingDown => pb::ErrorCode::ProviderUnavailable,
         F::ProviderTimeout
         | F::QueueTimeout
         | F::FirstTokenTimeout

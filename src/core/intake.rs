@@ -21,8 +21,8 @@ impl Core {
         now: Instant,
         fx: &mut Vec<Effect>,
     ) {
+        // mcpd may deliver a task twice.
         if self.tasks.is_known(&task.id, now) {
-            self.tasks.duplicates += 1;
             return;
         }
         let (key, entry) = self.tasks.begin(task, &self.settings, now);

@@ -102,11 +102,6 @@ impl Core {
         self.tasks.iter().count()
     }
 
-    /// How often mcpd delivered a task that was under way or had ended lately.
-    pub fn duplicates(&self) -> u64 {
-        self.tasks.duplicates
-    }
-
     /// The connected local programs.
     pub fn sessions(&self) -> Vec<SessionView> {
         let connected = self.providers.sessions.iter().filter(|(_, s)| !matches!(s.life, Life::Lost(_)));

@@ -81,8 +81,6 @@ pub(super) struct Tasks {
     recent: Recent,
     next_key: u64,
     held_bytes: usize,
-    /// Deliveries of a task that was under way or had ended lately.
-    pub(super) duplicates: u64,
 }
 
 impl Tasks {

@@ -47,8 +47,6 @@ pub enum FailureCode {
     DeliveryFailed,
     /// The agent is stopping.
     ShuttingDown,
-    /// The agent was restarted while the task ran.
-    Restarted,
     /// mcpd's task event makes no sense.
     BadTask,
     /// Anything else.
@@ -79,7 +77,6 @@ impl FailureCode {
             Self::BadOutput => "bad_provider_output",
             Self::DeliveryFailed => "delivery_failed",
             Self::ShuttingDown => "shutting_down",
-            Self::Restarted => "agent_restarted",
             Self::BadTask => "bad_task",
             Self::Internal => "internal",
         }
@@ -93,7 +90,7 @@ impl FailureCode {
             Self::Duplicate => 409,
             Self::TooLarge => 413,
             Self::RateLimited | Self::Overloaded => 429,
-            Self::Unavailable | Self::ShuttingDown | Self::SlowConsumer | Self::Restarted => 503,
+            Self::Unavailable | Self::ShuttingDown | Self::SlowConsumer => 503,
             Self::ProviderTimeout
             | Self::QueueTimeout
             | Self::FirstTokenTimeout

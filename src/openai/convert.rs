@@ -25,6 +25,23 @@ pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
 /// to see it, one with the usage. Members that are not known are kept as they are.
 pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
     let facts = read_completion(body)?;
+    let (mut whole, mut usage_only, usage) = begun_chunks(body)?;
+    put(&mut whole, b"object", CHUNK);
+    let Some(usage) = usage.filter(|_| include_usage) else {
+        whole.push(b'}');
+        return Ok((facts, vec![whole.into()]));
+    };
+    put(&mut whole, b"usage", b"null");
+    whole.push(b'}');
+    put(&mut usage_only, b"object", CHUNK);
+    put(&mut usage_only, b"choices", b"[]");
+    put(&mut usage_only, b"usage", usage);
+    usage_only.push(b'}');
+    Ok((facts, vec![whole.into(), usage_only.into()]))
+}
+
+/// What a body says, as the open objects of two chunks: one with its choices, one without them; and its usage, unless that is null.
+fn begun_chunks(body: &[u8]) -> Result<(Vec<u8>, Vec<u8>, Option<&[u8]>), Failure> {
     let mut whole = Vec::with_capacity(body.len() + 64);
     let mut usage_only = vec![b'{'];
     let (mut usage, mut any) = (None, false);
@@ -53,18 +70,7 @@ pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Fact
     if !any {
         return Err(bad_output("the provider's answer has no choices"));
     }
-    put(&mut whole, b"object", CHUNK);
-    let Some(usage) = usage.filter(|_| include_usage) else {
-        whole.push(b'}');
-        return Ok((facts, vec![whole.into()]));
-    };
-    put(&mut whole, b"usage", b"null");
-    whole.push(b'}');
-    put(&mut usage_only, b"object", CHUNK);
-    put(&mut usage_only, b"choices", b"[]");
-    put(&mut usage_only, b"usage", usage);
-    usage_only.push(b'}');
-    Ok((facts, vec![whole.into(), usage_only.into()]))
+    Ok((whole, usage_only, usage))
 }
 
 fn choices(scan: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {

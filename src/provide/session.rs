@@ -76,13 +76,8 @@ pub(super) async fn run(
     welcomed: impl FnMut(),
 ) -> Result<End, Status> {
     let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
-    let hello = wire::request(Out::Hello(pb::Hello {
-        client_id: config.client_id.clone(),
-        client_version: config.client_version.clone(),
-        max_message_bytes: config.max_message_bytes,
-    }));
     // The channel is new and empty, so this cannot fail.
-    let _ = outgoing.try_send(hello);
+    let _ = outgoing.try_send(hello(config));
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX));
     let accepted = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)));
@@ -90,25 +85,15 @@ pub(super) async fn run(
         accepted = accepted => accepted.map_err(|_| Status::unavailable("it does not answer"))??.into_inner(),
         _ = stop_asked(&mut stopping) => return Ok(End::Stopped),
     };
-    let offered = providers.borrow().clone();
-    Session {
-        inbound,
-        outgoing,
-        offered,
-        providers,
-        running: HashMap::new(),
-        tasks: JoinSet::new(),
-        snapshot_due: true,
-        goodbye_due: None,
-        generation: 0,
-        max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
-        agent_leaves: false,
-        drain_until: None,
-        goodbye_at: None,
-        verdicts: Verdicts::default(),
-    }
-    .run(stopping, welcomed)
-    .await
+    Session::new(inbound, outgoing, providers).run(stopping, welcomed).await
+}
+
+fn hello(config: &RegistrarConfig) -> pb::SessionRequest {
+    wire::request(Out::Hello(pb::Hello {
+        client_id: config.client_id.clone(),
+        client_version: config.client_version.clone(),
+        max_message_bytes: config.max_message_bytes,
+    }))
 }
 
 struct Session {
@@ -143,6 +128,31 @@ struct Running {
 type Ended = Result<(tokio::task::Id, Arc<str>), tokio::task::JoinError>;
 
 impl Session {
+    /// A session that has still to say which providers there are.
+    fn new(
+        inbound: Streaming<pb::SessionResponse>,
+        outgoing: mpsc::Sender<pb::SessionRequest>,
+        providers: watch::Receiver<ProviderSet>,
+    ) -> Self {
+        let offered = providers.borrow().clone();
+        Self {
+            inbound,
+            outgoing,
+            offered,
+            providers,
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+            snapshot_due: true,
+            goodbye_due: None,
+            generation: 0,
+            max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
+            agent_leaves: false,
+            drain_until: None,
+            goodbye_at: None,
+            verdicts: Verdicts::default(),
+        }
+    }
+
     async fn run(
         mut self,
         mut stopping: watch::Receiver<Option<Duration>>,

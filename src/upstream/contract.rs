@@ -3,6 +3,10 @@
 //! Nothing else in the agent spells one of these names, so a name that turns out different is a change of one line.
 //! Fields that mcpd adds are ignored, and what it leaves out is absent, never an error, unless the type says otherwise.
 
+mod task;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -314,8 +318,3 @@ where
         _ => Vec::new(),
     })
 }
-
-mod task;
-
-#[cfg(test)]
-mod tests;

@@ -337,14 +337,13 @@ impl Outbox {
         Ok(parts)
     }
 
-    pub(super) fn summary(&self, end: End, undelivered: bool) -> Summary {
+    pub(super) fn summary(&self, end: End) -> Summary {
         let mut guard = self.lock();
         let state = &mut *guard;
         let trace = state.trace.take();
         let reported = state.pending.facts().and_then(|facts| facts.usage).unwrap_or_default();
         let summary = Summary {
             outcome: end.kind(),
-            undelivered,
             usage: Usage {
                 input_tokens: state.usage.input_tokens.or(reported.input_tokens),
                 output_tokens: state.usage.output_tokens.or(reported.output_tokens),

@@ -185,7 +185,7 @@ impl Delivery {
     }
 
     async fn finish(&self, end: End, told: bool, undelivered: bool) {
-        let summary = self.outbox.summary(end, undelivered);
+        let summary = self.outbox.summary(end);
         if undelivered {
             warn!(task_id = %self.task.id, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
         }
@@ -223,18 +223,10 @@ impl Delivery {
         let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         loop {
             let (said, asked) = match self.post(key, &body, attempt, place.take()).await {
-                PartReply::Accepted => {
-                    self.outbox.posted();
-                    return Sent::Delivered;
-                }
+                PartReply::Accepted => return self.delivered(),
                 // The end that mcpd may have got is what it is done with.
                 PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
-                PartReply::NobodyWaits(said) => {
-                    if first && attempt == 0 {
-                        warn!(task_id = %self.task.id, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
-                    }
-                    return Sent::NobodyWaits;
-                }
+                PartReply::NobodyWaits(said) => return self.nobody_waits(&said, first && attempt == 0),
                 PartReply::TooLarge(said) => return Sent::Lost(too_large(&said, body.len())),
                 PartReply::Refused(said) => return Sent::Lost(refused(&said)),
                 PartReply::Unauthorized(_, true) if !renewed => {
@@ -256,6 +248,19 @@ impl Delivery {
             sleep(wait).await;
             attempt += 1;
         }
+    }
+
+    fn delivered(&self) -> Sent {
+        self.outbox.posted();
+        Sent::Delivered
+    }
+
+    /// Warns where the very first POST of a task is answered so: it can be the path that mcpd does not know.
+    fn nobody_waits(&self, said: &str, at_the_first_post: bool) -> Sent {
+        if at_the_first_post {
+            warn!(task_id = %self.task.id, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
+        }
+        Sent::NobodyWaits
     }
 
     /// One try of one part, with its span.

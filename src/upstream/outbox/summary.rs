@@ -13,8 +13,6 @@ use crate::{
 pub struct Summary {
     /// What mcpd was told.
     pub outcome: EndKind,
-    /// Whether mcpd never took the end.
-    pub undelivered: bool,
     /// Chunks that the provider sent.
     pub chunks: u32,
     /// What the provider said it used.
