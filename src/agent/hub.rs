@@ -1,10 +1,10 @@
-//! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
+//! The agent's one loop: events go in, the core decides, effects come out. Nothing in it waits.
 
 mod effects;
-mod happened;
+mod events;
 mod left_behind;
-mod outside;
-mod told;
+mod notices;
+mod polling;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use super::{
     http_settings,
     relay::{History, Relay},
 };
-use outside::access;
+use polling::access;
 
 use crate::{
     bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
@@ -39,11 +39,11 @@ use crate::{
     upstream::{client::Mcpd, events::Delivered, results::Report},
 };
 
-/// Room for what happened and was not looked at yet, per source. Sources wait when it is full, the loop never does.
+/// Events that may wait to be handled, per source. A source waits when there is no room; the loop never does.
 const EVENTS: usize = 1024;
-/// Most tasks under way at once; where there are more the control channel is not read on. At 16 KiB a task this is 256 MiB.
+/// Most tasks under way at once; beyond that the control channel is not read. At 16 KiB per task this is 256 MiB.
 const MAX_UNDER_WAY: usize = 16_384;
-/// Most events taken from one source before the next one has its turn.
+/// Most events taken from one source before the next source has its turn.
 const TURN: usize = 64;
 /// Least time between two publications of the status: a person cannot read faster.
 pub(super) const STATUS_SPACING: Duration = Duration::from_millis(250);
@@ -170,11 +170,11 @@ pub(super) struct Hub {
     credentials: CredentialsWatch,
     calls: Calls,
     files: Files,
-    /// Offers that go out once the ids of their tasks are on disk: all of a turn after one write.
+    /// Offers that go out once the ids of their tasks are on disk: all offers of a turn after one write.
     offers: Vec<(SessionKey, Offer)>,
     /// A place for each task that may be under way.
     places: Arc<Semaphore>,
-    /// The place of the task that is being taken, and whose it is.
+    /// The place of the task that is being taken, and the mcpd that handed it over.
     place: Option<(OwnedSemaphorePermit, Mcpd)>,
     /// Told `false` when the drain begins: the health service says NOT_SERVING from then on.
     serving: watch::Sender<bool>,
@@ -182,7 +182,7 @@ pub(super) struct Hub {
     told: Option<LinkStatus>,
     /// How long the machine had slept in all when that was last looked at.
     slept: Duration,
-    /// Ends everything the hub started, when it goes.
+    /// Ends everything that the hub started, when the hub is dropped.
     halt: CancellationToken,
     spawned: TaskTracker,
     rng: fastrand::Rng,
@@ -254,7 +254,7 @@ impl Hub {
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         let mut look_around = self.surroundings.clock.ticks();
-        // Made once: a new one a turn would have to be put into its token's list, and taken out again.
+        // Made once: a new future per turn would have to be added to its token's list, and removed again.
         let (mut aborted, mut drain) = (pin!(stop.abort.cancelled()), pin!(stop.drain.cancelled()));
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
@@ -276,7 +276,7 @@ impl Hub {
         self.stopped(Stopped::Drained).await
     }
 
-    /// Takes what else has come, each source in its turn: a flood of one does not hold up the others.
+    /// Takes what else has come, from each source in turn, so that a flood from one does not hold up the others.
     fn take_turns(&mut self) {
         for _ in 0..TURN {
             let report = self.channels.reports.1.try_recv().map(|(key, report)| self.reported(key, report));
@@ -290,7 +290,7 @@ impl Hub {
         self.files.tasks.flush();
     }
 
-    /// Lets the held offers go. A killed agent must leave behind every id that a provider may have seen.
+    /// Sends the offers that are held back. A killed agent must have written down every id that a provider may have seen.
     fn send_offers(&mut self) {
         if self.offers.is_empty() {
             return;

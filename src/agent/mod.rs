@@ -26,7 +26,7 @@ use crate::{
 pub use clock::{SleepClock, SleptFor};
 use hub::{Channels, Hub};
 
-/// What a bridge message may be larger than an event: the proto's framing and the trace context.
+/// By how many bytes a bridge message may be larger than an event: for the proto's framing and the trace context.
 const MESSAGE_MARGIN: usize = 1 << 20;
 /// How long open connections to the socket may take to end once everything else is over.
 const SERVER_STOP: Duration = Duration::from_secs(5);
@@ -36,18 +36,18 @@ const SERVER_STOP: Duration = Duration::from_secs(5);
 pub struct Surroundings {
     /// How it learns that the machine has slept.
     pub clock: SleepClock,
-    /// Fixes all jitter.
+    /// The seed of all jitter.
     pub seed: u64,
     /// Where spans and measurements go.
     pub telemetry: telemetry::Handle,
-    /// Where it says how it stands.
+    /// Where it reports how it is doing.
     pub standing: watch::Sender<Standing>,
 }
 
-/// How an agent stands, in a line: for a service manager's status.
+/// How an agent is doing, in one line: for a service manager's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// How the link is, once that is known.
+    /// The state of the link, once that is known.
     pub link: Option<LinkState>,
     /// Why, where there is something to say.
     pub detail: String,
@@ -91,10 +91,10 @@ pub enum Stopped {
     Aborted,
 }
 
-/// Why an agent did not start or run on.
+/// Why an agent did not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// There is no socket.
+    /// The socket or the lock of the home is not available.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The socket's server failed.

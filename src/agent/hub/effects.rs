@@ -1,4 +1,4 @@
-//! What the core decided, carried out.
+//! Carrying out what the core has decided.
 
 use std::{sync::Arc, time::Duration};
 
@@ -64,7 +64,7 @@ impl Hub {
         }
     }
 
-    /// Whether a session must have had its held offer before this is done: nobody can cancel or forget what he was not offered.
+    /// Whether held offers must go out before this effect: a session cannot cancel or forget a task that it was not offered.
     fn follows_an_offer(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Cancel(key, ..) | Effect::Forget(key) | Effect::Requeued(key) => {
@@ -80,7 +80,7 @@ impl Hub {
         let mcpd = mcpd.unwrap_or_else(|| self.mcpd.clone());
         self.files.tasks.begun(&task.id, mcpd.url().as_deref());
         let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.calls.trace);
-        // A request can be long, and the answer to a plain one depends on nothing in it.
+        // A request can be long, and how a plain task is answered depends on nothing in it.
         let wanted = task.streaming || trace.wants_facts();
         let facts = wanted.then(|| RequestFacts::read(&task.request).ok()).flatten().unwrap_or_default();
         let outbox = Outbox::new(Arc::clone(&task), mcpd.room(), trace);
@@ -136,7 +136,7 @@ impl Hub {
     fn forget(&mut self, key: TaskKey) {
         let Some(relay) = self.relays.remove(&key) else { return };
         self.files.tasks.over(&relay.task.id);
-        // Only now can no more of them come: its provider has ended it, or is no longer listened to.
+        // Only now is the count final: the provider has ended the task, or is no longer listened to.
         self.history.late_chunks += u64::from(relay.outbox.late());
         if let Some(session) = relay.session.and_then(|s| self.sessions.get(&s)) {
             session.handle.forget(&relay.task.id);
@@ -169,7 +169,7 @@ impl Hub {
         }
     }
 
-    /// Ends a register call that the link has given up, so that it cannot reach mcpd behind the one that follows.
+    /// Ends a register call that the link has given up, so that it cannot reach mcpd after the one that follows.
     fn next_register_call(&mut self) -> CancellationToken {
         self.calls.registering.cancel();
         self.calls.registering = CancellationToken::new();
@@ -212,7 +212,7 @@ impl Hub {
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        // Boxed, because each wrapper around it has a copy of what it wraps in its own size.
+        // Boxed, because each wrapper would contain the whole future and grow by its size.
         self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(Box::pin(work)));
     }
 }

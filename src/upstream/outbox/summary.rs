@@ -1,4 +1,4 @@
-//! What a task's delivery came to, for the agent and for its trace.
+//! The result of a task's delivery, for the agent and for its trace.
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::{
     telemetry::{Ending, TaskReport, TaskTrace},
 };
 
-/// What a task's delivery came to.
+/// The result of a task's delivery.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// What mcpd was told.

@@ -1,4 +1,4 @@
-//! What happened: each event's way into the core.
+//! The events from mcpd, the bridge and the deliveries, and what each of them tells the core.
 
 use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
@@ -75,8 +75,8 @@ impl Hub {
         }
     }
 
-    /// Ends what a former life left behind of this mcpd; the ids of another one wait for its return, as they may mean something else
-    /// here.
+    /// Ends the tasks of this mcpd that a former life left behind. Those of another mcpd wait until the agent uses that one again: here their
+    /// ids may mean something else.
     fn end_left_behind(&mut self) {
         let url = self.mcpd.url();
         let may_be_ours =
@@ -98,7 +98,7 @@ impl Hub {
         self.files.tasks.is_left_behind(id, url.as_deref())
     }
 
-    /// A task of a former life has its end; from now on its id is like that of any other that ended.
+    /// A task of a former life has its end; from now on its id is treated like that of any other task that has ended.
     pub(super) fn left_behind_is_over(&mut self, id: TaskId) {
         self.files.tasks.over(&id);
         self.feed(Input::Restored(vec![id]));
@@ -128,7 +128,7 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::SetPaused(name, paused, reply) => {
-                // Whoever asked may be gone; what it asked for is done.
+                // Whoever asked may be gone, but the request is carried out.
                 let _ = reply.send(self.set_paused(name, paused));
             }
             bridge::Event::StatusWanted => self.publish_status(),

@@ -1,4 +1,4 @@
-//! What the hub has to look at by itself, because nobody tells it: the sleep clock and the credentials.
+//! What the hub has to check once a second, because nothing notifies it: the sleep clock and the credentials.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     upstream::{client::Access, connect::HttpError},
 };
 
-/// A jump of the sleep clock over this is a sleep; less is how the two clocks are read one after the other.
+/// A jump of the sleep clock by more than this is a sleep; less can come from reading the two clocks one after the other.
 const SLEEP_JUMP: Duration = Duration::from_secs(5);
 
 impl Hub {
@@ -35,7 +35,7 @@ impl Hub {
         let read = self.take_credentials();
         match &read {
             Err(problem) => {
-                // One warning for one problem, however often the file changes.
+                // One warning per problem, however often the file changes.
                 if self.credentials.problem.as_ref() != Some(problem) {
                     let meanwhile = match self.mcpd.url() {
                         Some(_) => "until that is mended, what was read before is used",
@@ -45,7 +45,7 @@ impl Hub {
                     self.credentials.problem = Some(problem.clone());
                 }
                 if self.mcpd.url().is_some() {
-                    // What cannot be used is no reason to let go of the credentials that work.
+                    // Unusable credentials are no reason to drop those that work.
                     return;
                 }
             }
@@ -58,11 +58,11 @@ impl Hub {
         self.feed_link(LinkInput::Credentials(read));
     }
 
-    /// Goes over to what the files say now.
+    /// Switches to the credentials that the files hold now.
     fn take_credentials(&mut self) -> Result<UrlChange, String> {
         let (access, wide_mode) = access(&self.credentials.sources)?;
         self.warn_of_a_wide_mode(wide_mode);
-        // Credentials may come long after the start, and then the id on disk can be another mcpd's.
+        // Credentials may appear long after the start, and the id on disk may then be another mcpd's.
         let url = self.mcpd.url();
         let former =
             url.as_deref().or_else(|| self.files.session.as_ref().and_then(|s| s.mcpd_url.as_deref()));
@@ -71,7 +71,7 @@ impl Hub {
         Ok(if other { UrlChange::Other } else { UrlChange::Same })
     }
 
-    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
+    /// Switches to these credentials. Tasks that another mcpd handed over keep that mcpd: their answers belong to its callers alone.
     fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
         if !other {
             return self.mcpd.set_access(access);
@@ -82,7 +82,7 @@ impl Hub {
         Ok(())
     }
 
-    /// One warning for one mode, however often the files change or mcpd refuses the token.
+    /// Warns once per mode, however often the files change or mcpd refuses the token.
     fn warn_of_a_wide_mode(&mut self, found: Option<WideMode>) {
         if let Some(wide) = found.as_ref().filter(|_| found != self.credentials.wide_mode) {
             warn!("{wide}");
