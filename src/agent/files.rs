@@ -14,14 +14,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::domain::TaskId;
+use crate::{
+    credentials::{OTHERS, OTHERS_WRITE},
+    domain::TaskId,
+};
 
 /// Mode of everything the agent writes: for its owner only.
 const MODE: u32 = 0o600;
-/// Everybody but the owner.
-const OTHERS: u32 = 0o077;
-/// Everybody but the owner may write.
-const OTHERS_WRITE: u32 = 0o022;
 /// Most bytes read of the session file; an id has a few dozen.
 const SESSION_LIMIT: u64 = 64 << 10;
 /// Least size, in bytes, at which the tasks file is rewritten with only what is still under way. If that is more than half of this size, the

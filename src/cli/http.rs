@@ -12,7 +12,7 @@ use crate::{
     config::{Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
     domain::root_cause,
-    upstream::contract,
+    upstream::{connect::UNKNOWN_ISSUER, contract},
 };
 
 /// How long a connection may take, TLS included: an mcpd across the world answers within a second.
@@ -30,9 +30,6 @@ pub struct Mcpd {
     client: Client,
     credentials: Credentials,
 }
-
-/// What rustls says of a certificate that no authority it trusts has signed.
-const UNKNOWN_ISSUER: &str = "UnknownIssuer";
 
 /// Why a call to mcpd gave nothing usable. Never holds the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

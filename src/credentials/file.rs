@@ -13,8 +13,10 @@ use super::{CONFIG_FILE, CREDENTIALS_FILE, CredentialsProblem, McpdUrl, WideMode
 
 /// The most that is read of either file: far more than any real one, and little enough to be read on a whim.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
-/// The mode bits a file with a secret should not have: anything for others than its owner.
-const WIDE_MODE: u32 = 0o077;
+/// The mode bits that let anybody but the owner use a file: one with a secret should have none of them.
+pub const OTHERS: u32 = 0o077;
+/// The mode bits that let anybody but the owner write.
+pub const OTHERS_WRITE: u32 = 0o022;
 
 /// A file of the mcpctl system, parsed.
 pub(super) struct JsonFile {
@@ -52,7 +54,7 @@ impl JsonFile {
 
     pub(super) fn wide_mode(&self) -> Option<WideMode> {
         let (path, mode) = (self.path.clone(), self.mode);
-        (mode & WIDE_MODE != 0).then_some(WideMode { path, mode })
+        (mode & OTHERS != 0).then_some(WideMode { path, mode })
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-pub use file::Fingerprint;
+pub use file::{Fingerprint, OTHERS, OTHERS_WRITE};
 pub use url::{BadUrl, McpdUrl, is_loopback};
 
 use file::JsonFile;

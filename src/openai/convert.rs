@@ -25,7 +25,7 @@ pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
 /// to see it, one with the usage. Members that are not known are kept as they are.
 pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
     let facts = read_completion(body)?;
-    let (mut whole, mut usage_only, usage) = begun_chunks(body)?;
+    let Begun { mut whole, mut usage_only, usage } = Begun::read(body)?;
     put(&mut whole, b"object", CHUNK);
     let Some(usage) = usage.filter(|_| include_usage) else {
         whole.push(b'}');
@@ -40,37 +40,48 @@ pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Fact
     Ok((facts, vec![whole.into(), usage_only.into()]))
 }
 
-/// What a body says, as the open objects of two chunks: one with its choices, one without them; and its usage, unless that is null.
-fn begun_chunks(body: &[u8]) -> Result<(Vec<u8>, Vec<u8>, Option<&[u8]>), Failure> {
-    let mut whole = Vec::with_capacity(body.len() + 64);
-    let mut usage_only = vec![b'{'];
-    let (mut usage, mut any) = (None, false);
-    whole.push(b'{');
-    scan::object(body, |scan, key| {
-        match (scan.of(key), scan.peek()?) {
-            (b"object", _) => drop(scan.skip()?),
-            (b"usage", _) => {
-                let value = scan.skip()?;
-                usage = Some(scan.of(value)).filter(|value| *value != b"null");
+/// What a finished body says, as chunks that lack only their ends.
+struct Begun<'a> {
+    /// The chunk with the choices.
+    whole: Vec<u8>,
+    /// The same without them.
+    usage_only: Vec<u8>,
+    /// The value of `usage`, unless it is null.
+    usage: Option<&'a [u8]>,
+}
+
+impl<'a> Begun<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, Failure> {
+        let mut whole = Vec::with_capacity(body.len() + 64);
+        let mut usage_only = vec![b'{'];
+        let (mut usage, mut any) = (None, false);
+        whole.push(b'{');
+        scan::object(body, |scan, key| {
+            match (scan.of(key), scan.peek()?) {
+                (b"object", _) => drop(scan.skip()?),
+                (b"usage", _) => {
+                    let value = scan.skip()?;
+                    usage = Some(scan.of(value)).filter(|value| *value != b"null");
+                }
+                (b"choices", b'[') => {
+                    any = true;
+                    member(&mut whole, b"choices");
+                    choices(scan, &mut whole)?;
+                }
+                (name, _) => {
+                    let value = scan.skip()?;
+                    put(&mut whole, name, scan.of(value));
+                    put(&mut usage_only, name, scan.of(value));
+                }
             }
-            (b"choices", b'[') => {
-                any = true;
-                member(&mut whole, b"choices");
-                choices(scan, &mut whole)?;
-            }
-            (name, _) => {
-                let value = scan.skip()?;
-                put(&mut whole, name, scan.of(value));
-                put(&mut usage_only, name, scan.of(value));
-            }
+            Ok(())
+        })
+        .map_err(bad_body)?;
+        if !any {
+            return Err(bad_output("the provider's answer has no choices"));
         }
-        Ok(())
-    })
-    .map_err(bad_body)?;
-    if !any {
-        return Err(bad_output("the provider's answer has no choices"));
+        Ok(Self { whole, usage_only, usage })
     }
-    Ok((whole, usage_only, usage))
 }
 
 fn choices(scan: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {

@@ -8,9 +8,6 @@ use serde_json::Value;
 use super::providers;
 use crate::domain::{Printable, ProviderName};
 
-/// The file in the home folder.
-pub const FILE_NAME: &str = "config.json";
-
 /// One entry, as its owner wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {

@@ -10,13 +10,11 @@ use crate::domain::counted;
 
 use super::openai::{
     http::BaseUrl,
-    readiness::{Models, is_list, read_at_most},
+    readiness::{MAX_ANSWER_BYTES, Models, is_list, read_at_most},
 };
 
 /// How long a server on this machine may take to list its models.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The most that is read of a list, in bytes.
-const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// Where the usual servers listen on 127.0.0.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +84,7 @@ async fn look(client: &Client, usual: &'static str, port: u16) -> Option<Found> 
     let url = format!("http://127.0.0.1:{port}");
     let models = BaseUrl::parse(&url).ok()?.join("models");
     let mut response = client.get(models).send().await.ok()?.error_for_status().ok()?;
-    let list = read_at_most(&mut response, MAX_LIST_BYTES).await.ok()?;
+    let list = read_at_most(&mut response, MAX_ANSWER_BYTES).await.ok()?;
     // Without a list of models something else listens there.
     let list: Models = serde_json::from_slice(&list).ok().filter(|_| is_list(&list))?;
     let kind = list.data.iter().find_map(|model| owner(&model.owned_by)).unwrap_or(usual);

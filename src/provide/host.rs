@@ -8,12 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Clients, DEFAULT_MAX_MESSAGE_BYTES, Offered, Provider, Registrar, RegistrarConfig,
-    config_file::{self, Entry},
+    config_file::Entry,
     follow::{self, Entries},
     providers::{self, CannotOpen, Opened, Readiness},
     task::{Chunks, Finished, Task},
 };
-use crate::domain::{self, Failure, FailureCode, ProviderState};
+use crate::{
+    credentials::CONFIG_FILE,
+    domain::{self, Failure, FailureCode, ProviderState},
+};
 
 /// The host's id when it is a process of its own.
 pub const CLIENT_ID: &str = "mcprelay/provide";
@@ -88,7 +91,7 @@ impl Host {
                 let (keep, entries) = watch::channel(Entries::from(entries));
                 (Some(keep), entries)
             }
-            None => (None, follow::follow(self.config.home.join(config_file::FILE_NAME)).await),
+            None => (None, follow::follow(self.config.home.join(CONFIG_FILE)).await),
         };
         let mut serving = Serving { clients: Clients::default(), entries, served: Vec::new() };
         serving.update().await;

@@ -12,6 +12,8 @@ use crate::{
 
 /// What we call ourselves.
 pub(super) const OUR_NAME: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
+/// What rustls says about a certificate that no trusted authority has signed.
+pub const UNKNOWN_ISSUER: &str = "UnknownIssuer";
 /// For TCP and TLS together: a peer that needs longer is considered unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP keep-alive of the control channel: it detects a dead peer if mcpd sends no keep-alives itself.

@@ -8,6 +8,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::connect::UNKNOWN_ISSUER;
 use crate::domain::{Printable, root_cause};
 
 /// Most bytes read of a reply whose content does not matter.
@@ -113,9 +114,6 @@ fn unprocessed(cause: &(dyn StdError + 'static)) -> bool {
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(error.source(), |cause| (*cause).source())
 }
-
-/// What rustls says about a certificate that no trusted authority has signed.
-const UNKNOWN_ISSUER: &str = "UnknownIssuer";
 
 /// Why a call to the mcpd at `url` got no answer, and what helps, if that is known.
 pub(super) fn no_answer(url: &str, error: &reqwest::Error) -> String {

@@ -10,14 +10,10 @@ use nix::unistd::Uid;
 
 use crate::{
     cli::report::Finding,
+    credentials::{OTHERS, OTHERS_WRITE},
     domain::counted,
     provide::config_file::{self, Parsed},
 };
-
-/// Others than the owner.
-const OTHERS: u32 = 0o077;
-/// Others than the owner may write.
-const OTHERS_WRITE: u32 = 0o022;
 
 /// The folder of everything.
 pub(super) fn home(home: &Path) -> Vec<Finding> {

@@ -37,7 +37,7 @@ const FLOOR: Duration = Duration::from_millis(100);
 /// How long one question may take: a server whose every thread computes still answers this.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that is read of an answer, in bytes: a list of some thousand models.
-const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+pub(in crate::provide) const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// Anthropic wants to know which version of its interface is meant, even for the list of models.
 const ANTHROPIC_VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
 
