@@ -1,4 +1,4 @@
-//! A finished answer that was asked for as a stream.
+//! Turns a finished answer into chunks, for a caller who asked for a stream.
 
 use bytes::Bytes;
 
@@ -12,8 +12,8 @@ use crate::domain::{Failure, FailureCode};
 
 const CHUNK: &[u8] = b"\"chat.completion.chunk\"";
 
-/// Reads a finished `chat.completion` body before it is sent on unchanged. What is no JSON object is a failure, and so is an
-/// `error` in the place of an answer.
+/// Reads a finished `chat.completion` body before it is passed on unchanged. It is a failure if it is not a JSON object, or has an `error`
+/// instead of an answer.
 pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
     match Facts::of_completion(body).map_err(bad_body)? {
         (_, true) => Err(provider_failure(None, body)),
@@ -21,8 +21,8 @@ pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
     }
 }
 
-/// What a finished body says of itself, and the chunks that say the same as it: one with every choice whole and, if the caller wants
-/// to see it, one with the usage. Members that are not known are kept as they are.
+/// What a finished body says about itself, and the same answer as chunks: one with all choices complete and, if the caller wants to see
+/// it, one with the usage. Unknown members are kept as they are.
 pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
     let facts = read_completion(body)?;
     let Begun { mut whole, mut usage_only, usage } = Begun::read(body)?;
@@ -103,7 +103,7 @@ fn choices(scan: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Copies a choice with its message as a delta; an index and a finish reason are given to one that lacks them.
+/// Copies a choice with its message as a delta; adds an index and a finish reason if they are missing.
 fn choice(scan: &mut Scanner<'_>, out: &mut Vec<u8>, place: u32) -> Result<(), Malformed> {
     let (mut index, mut finish, mut calls) = (false, false, false);
     out.push(b'{');

@@ -5,8 +5,7 @@ use super::{
     scan::{self, Scanner, number},
 };
 
-/// What an OpenAI chat body asks for. A member that is missing or is not what OpenAI says is `None`: whether it is wrong is
-/// for the provider to say.
+/// What an OpenAI chat body asks for. A member that is missing or has an unexpected type is `None`: judging it is left to the provider.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestFacts {
     /// `stream`.
@@ -19,7 +18,7 @@ pub struct RequestFacts {
     pub temperature: Option<f64>,
     /// Nucleus sampling.
     pub top_p: Option<f64>,
-    /// Sampling among the likeliest, which is not OpenAI's own but most servers'.
+    /// Top-k sampling, which OpenAI does not have but most servers do.
     pub top_k: Option<f64>,
     /// Frequency penalty.
     pub frequency_penalty: Option<f64>,
