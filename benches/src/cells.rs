@@ -1,4 +1,4 @@
-//! What is measured: the loads, and what is expected of the agent under them.
+//! What is measured: the loads, and the goals for the agent under them.
 
 use crate::{
     load::LoadArgs,

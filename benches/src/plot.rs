@@ -1,4 +1,4 @@
-//! What a task costs against how many are under way, as a table and as a drawing.
+//! What a task costs, depending on how many are under way, as a table and as a drawing.
 
 use std::{fmt::Write as _, fs, path::PathBuf, process::ExitCode, time::Duration};
 
