@@ -30,6 +30,9 @@ const COMPACT_AT: u64 = 1 << 20;
 const WRITE_RETRY: Duration = Duration::from_secs(60);
 
 /// Writes `content` to a temporary file and renames it, so that no reader, crash or full disk ever sees or leaves half of it.
+///
+/// # Errors
+/// If the file cannot be written beside `path` or renamed.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()

@@ -114,12 +114,18 @@ pub struct Agent {
 
 impl Agent {
     /// Binds the socket and reads the files.
+    ///
+    /// # Errors
+    /// If the socket cannot be bound, or another agent has it or the home.
     pub fn new(config: &Config, surroundings: Surroundings) -> Result<Self, AgentError> {
         let socket = BoundSocket::bind(&config.socket, config.socket_mode)?;
         Self::with_socket(config, surroundings, socket)
     }
 
     /// The same on a socket that is bound already.
+    ///
+    /// # Errors
+    /// If another agent has the home.
     pub fn with_socket(
         config: &Config,
         surroundings: Surroundings,
@@ -141,6 +147,9 @@ impl Agent {
     }
 
     /// Runs until told to stop. Everything that it started has ended when this returns.
+    ///
+    /// # Errors
+    /// If the server of the socket failed.
     pub async fn run(self, stop: Stop) -> Result<Stopped, AgentError> {
         let _home_lock = self.home_lock;
         let shutdown = CancellationToken::new();

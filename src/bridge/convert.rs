@@ -29,6 +29,9 @@ pub fn millis(duration: Duration) -> u32 {
 }
 
 /// A provider of a snapshot, or its name as pushed and why it is refused.
+///
+/// # Errors
+/// The name as it was pushed, and why the provider is refused.
 pub fn provider(p: pb::Provider) -> Pushed {
     let name = match ProviderName::new(&p.name) {
         Ok(name) => name,

@@ -91,6 +91,9 @@ pub struct BoundSocket {
 
 impl BoundSocket {
     /// Binds `path` with exactly `mode` under the lock beside it. A stale socket is replaced; anything else there is an error.
+    ///
+    /// # Errors
+    /// If the folder, the lock or the socket cannot be made, another agent serves the path, or something else is there.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
         if let Some(folder) = path.parent() {
             make_folder(folder)?;
@@ -110,6 +113,9 @@ impl BoundSocket {
     }
 
     /// Serves a listener that somebody else bound (systemd's socket activation); its file is left to its owner.
+    ///
+    /// # Errors
+    /// If the lock beside `path` cannot be made, or another agent holds it.
     pub fn inherited(listener: UnixListener, path: &Path) -> Result<Self, BindError> {
         if let Some(folder) = path.parent() {
             make_folder(folder)?;
@@ -137,6 +143,9 @@ fn make_folder(folder: &Path) -> Result<(), BindError> {
 
 /// Takes the lock of a home, whose sticky session and tasks file are for one agent, whatever its socket. A home that is not writable has
 /// neither and needs no lock.
+///
+/// # Errors
+/// If another agent holds the lock.
 pub fn lock_home(home: &Path) -> Result<Option<File>, BindError> {
     match lock_file(&home.join(HOME_LOCK)) {
         Ok(lock) => Ok(Some(lock)),
@@ -239,6 +248,9 @@ const MAX_QUESTION_BYTES: usize = 4 << 10;
 const COMPILED_IN: &str = "the descriptors were compiled with this program";
 
 /// Serves the bridge until `shutdown`, which also ends every open stream, so that this returns in bounded time.
+///
+/// # Errors
+/// If the server fails.
 pub async fn serve(
     mut socket: BoundSocket,
     serve: Serve,

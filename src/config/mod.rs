@@ -136,6 +136,9 @@ fn home(path: &Path, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
 
 impl FolderArgs {
     /// Resolves `~`.
+    ///
+    /// # Errors
+    /// If the path needs HOME and that is not set, or is relative to a folder that is gone.
     pub fn path(&self, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
         home(&self.home, env)
     }
@@ -143,6 +146,9 @@ impl FolderArgs {
 
 impl HomeArgs {
     /// Resolves `~` and the socket's default.
+    ///
+    /// # Errors
+    /// As [`FolderArgs::path`], for either path; and if the path of the socket is too long.
     pub fn places(&self, env: Lookup<'_>) -> Result<Places, ConfigError> {
         let home = home(&self.home, env)?;
         let socket = match &self.socket {
@@ -158,6 +164,9 @@ impl HomeArgs {
 
 impl McpdArgs {
     /// Where the commands that call mcpd look for its URL and token.
+    ///
+    /// # Errors
+    /// If the token in the environment cannot be sent in a header.
     pub fn sources(&self, home: &Path, env: Lookup<'_>) -> Result<credentials::Sources, ConfigError> {
         Ok(credentials::Sources {
             mcpd_url: self.mcpd_url.clone(),
@@ -170,6 +179,9 @@ impl McpdArgs {
 
 impl Config {
     /// Checks what concerns several settings, and takes the token from the environment.
+    ///
+    /// # Errors
+    /// If a path cannot be resolved, the settings contradict each other, or the token cannot be sent in a header.
     pub fn new(args: AgentArgs, env: Lookup<'_>) -> Result<Self, ConfigError> {
         let Places { home, socket } = args.home.places(env)?;
         if args.reconnect_min > args.reconnect_max {
@@ -202,6 +214,9 @@ impl Config {
     }
 
     /// The defaults in `home`, whatever the environment says, for the demo and for tests.
+    ///
+    /// # Errors
+    /// If `home` is relative to a folder that is gone, or too long for a socket in it.
     pub fn defaults(home: &Path) -> Result<Self, ConfigError> {
         let nothing: Lookup<'_> = &|_| None;
         let mut args: AgentArgs = parse_args(&[], nothing).expect("the defaults parse");

@@ -10,6 +10,9 @@ const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const EVENT_LIMIT_RANGE: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 30;
 
 /// A duration as people write it, greater than zero.
+///
+/// # Errors
+/// What to write instead.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_zero(text)? {
         Duration::ZERO => Err("it must be more than nothing".into()),

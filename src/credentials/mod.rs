@@ -107,6 +107,9 @@ pub enum CredentialsProblem {
 
 /// Finds the URL and the token: in the flag or the environment, else in the credentials file, and the URL else in config.json. Files that
 /// are not needed are not read.
+///
+/// # Errors
+/// Why there are none that can be used.
 pub fn load(sources: &Sources) -> Result<Credentials, CredentialsProblem> {
     let path = sources.home.join(CREDENTIALS_FILE);
     let file = match (&sources.mcpd_url, &sources.token) {

@@ -27,6 +27,9 @@ pub enum BadUrl {
 
 impl McpdUrl {
     /// Parses the base URL of an mcpd, which may have a path.
+    ///
+    /// # Errors
+    /// If it is not a URL with a host, is neither http nor https, or has credentials, a query or a fragment.
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
         let url = Url::parse(text.trim()).map_err(|_| BadUrl::NotAUrl)?;
         if !matches!(url.scheme(), "http" | "https") {

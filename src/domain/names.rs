@@ -33,6 +33,9 @@ pub enum BadName {
 
 impl TaskId {
     /// Takes any non-empty text of at most [`MAX_TASK_ID_BYTES`].
+    ///
+    /// # Errors
+    /// If the text is empty or too long.
     pub fn new(text: &str) -> Result<Self, BadName> {
         match text.len() {
             0 => Err(BadName::Empty),
@@ -56,6 +59,9 @@ impl Borrow<str> for TaskId {
 
 impl ProviderName {
     /// Takes any non-empty text of at most [`MAX_NAME_BYTES`] without control characters.
+    ///
+    /// # Errors
+    /// If the text is empty, too long, or has control characters.
     pub fn new(text: &str) -> Result<Self, BadName> {
         match text.len() {
             0 => Err(BadName::Empty),

@@ -12,8 +12,10 @@ use crate::domain::{Failure, FailureCode};
 
 const CHUNK: &[u8] = b"\"chat.completion.chunk\"";
 
-/// Reads a finished `chat.completion` body before it is passed on unchanged. It is a failure if it is not a JSON object, or has an `error`
-/// instead of an answer.
+/// Reads a finished `chat.completion` body before it is passed on unchanged.
+///
+/// # Errors
+/// If the body is not a JSON object, or has an `error` instead of an answer.
 pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
     match Facts::of_completion(body).map_err(bad_body)? {
         (_, true) => Err(provider_failure(None, body)),
@@ -23,6 +25,9 @@ pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
 
 /// What a finished body says about itself, and the same answer as chunks: one with all choices complete and, if the caller wants to see
 /// it, one with the usage. Unknown members are kept as they are.
+///
+/// # Errors
+/// As [`read_completion`], and if the body has no choices.
 pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
     let facts = read_completion(body)?;
     let Begun { mut whole, mut usage_only, usage } = Begun::read(body)?;

@@ -51,12 +51,18 @@ impl Gather {
     }
 
     /// Takes one chunk, as [`StreamBuffer::push_raw`] does.
+    ///
+    /// # Errors
+    /// If the chunk is not a JSON object or is an error of the provider, or the answer becomes too large.
     pub fn push_raw(&mut self, chunk: Bytes) -> Result<Pushed, ChunkError> {
         let pushed = self.buffer.push_raw(chunk);
         self.settle(pushed)
     }
 
     /// Takes a plain piece of the first choice.
+    ///
+    /// # Errors
+    /// If the answer becomes too large.
     pub fn push_delta(&mut self, delta: &Delta) -> Result<Pushed, ChunkError> {
         let pushed = self.buffer.push_delta(delta);
         self.settle(pushed)
@@ -74,6 +80,9 @@ impl Gather {
 
     /// The whole answer as one `chat.completion` body, once the provider has sent its last piece. It must have ended as
     /// [`StreamBuffer::finish`] requires. `usage` is used if the chunks have none.
+    ///
+    /// # Errors
+    /// If the answer has not ended properly.
     pub fn finish(mut self, usage: Option<Usage>) -> Result<Bytes, Failure> {
         self.buffer.finish(usage, false)?;
         self.fold()?;

@@ -32,6 +32,9 @@ pub struct RequestFacts {
 
 impl RequestFacts {
     /// Reads a body, which must be one JSON object.
+    ///
+    /// # Errors
+    /// If the body is not one JSON object.
     pub fn read(body: &[u8]) -> Result<Self, Malformed> {
         let mut facts = Self::default();
         scan::object(body, |scan, key| facts.member(scan, scan.of(key)))?;

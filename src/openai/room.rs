@@ -47,6 +47,9 @@ pub struct Share {
 
 impl Share {
     /// Makes this a share of `held` bytes, unless that is more than the room has left.
+    ///
+    /// # Errors
+    /// If there is no more room; the share stays as it was.
     pub fn claim(&mut self, held: usize) -> Result<(), ChunkError> {
         let wanted = counted(held);
         if wanted > self.counted && self.room.taken() + (wanted - self.counted) > self.room.limit {

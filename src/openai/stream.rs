@@ -114,11 +114,17 @@ impl StreamBuffer {
 
     /// Takes one chunk, byte for byte as the provider gave it. `[DONE]` ends the stream; whatever comes after it is ignored, as OpenAI's own
     /// clients do. A chunk larger than the limit is accepted if nothing else waits.
+    ///
+    /// # Errors
+    /// If the chunk is not a JSON object or is an error of the provider, or too much waits.
     pub fn push_raw(&mut self, chunk: Bytes) -> Result<Pushed, ChunkError> {
         self.push(&chunk, || chunk.clone())
     }
 
     /// Takes a plain piece of the first choice. An empty one is ignored.
+    ///
+    /// # Errors
+    /// If too much waits.
     pub fn push_delta(&mut self, delta: &Delta) -> Result<Pushed, ChunkError> {
         if *delta == Delta::default() {
             return Ok(Pushed::Ignored);
@@ -140,6 +146,9 @@ impl StreamBuffer {
 
     /// Ends the stream when the provider has sent its last piece. Raw output must have ended by itself, with a `finish_reason`
     /// or `[DONE]`; plain output gets the `finish_reason` that it lacks and, if the caller wants to see it, the usage.
+    ///
+    /// # Errors
+    /// If the provider has not ended its output properly, or too much waits.
     pub fn finish(&mut self, usage: Option<Usage>, include_usage: bool) -> Result<(), Failure> {
         let ended = self.facts.done || !self.facts.finish_reasons.is_empty();
         if !ended && !self.plain.any {

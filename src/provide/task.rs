@@ -125,16 +125,25 @@ impl Chunks {
     }
 
     /// Sends one OpenAI `chat.completion.chunk`, byte for byte as the provider gave it.
+    ///
+    /// # Errors
+    /// If the session has ended, or the chunk is too large for the agent.
     pub async fn raw(&self, chunk_json: Bytes) -> Result<(), NotSent> {
         self.send(Some(PbOutput::ChunkJson(chunk_json))).await
     }
 
     /// Sends a plain piece, which the agent turns into an OpenAI chunk.
+    ///
+    /// # Errors
+    /// If the session has ended, or the piece is too large for the agent.
     pub async fn delta(&self, delta: Delta) -> Result<(), NotSent> {
         self.send(Some(PbOutput::Delta(wire::delta(delta)))).await
     }
 
     /// Says that the provider is alive although it has no output yet: this postpones the agent's token deadlines.
+    ///
+    /// # Errors
+    /// If the session has ended.
     pub async fn alive(&self) -> Result<(), NotSent> {
         self.send(None).await
     }

@@ -107,6 +107,9 @@ impl Mcpd {
     }
 
     /// Uses other credentials from the next call on. Connections are kept where only the token changed.
+    ///
+    /// # Errors
+    /// If the token cannot be sent in a header, or no HTTP client can be built.
     pub fn set_access(&self, access: &Access) -> Result<(), HttpError> {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", access.token.expose_secret()))
             .map_err(|_| HttpError::Token)?;
@@ -156,6 +159,9 @@ impl Mcpd {
     }
 
     /// Registers the whole set; returns the session's sticky id.
+    ///
+    /// # Errors
+    /// Why mcpd did not accept the set, or may not have got it.
     pub async fn register(
         &self,
         session: Option<&str>,
@@ -197,6 +203,9 @@ impl Mcpd {
     }
 
     /// Tells mcpd that the session is alive.
+    ///
+    /// # Errors
+    /// Why mcpd did not take it.
     pub async fn heartbeat(&self, session: &str, after_wake: bool) -> Result<(), CallFailure> {
         if after_wake {
             self.drop_connections();

@@ -23,6 +23,9 @@ pub enum BadTask {
 }
 
 /// Reads the data of one `task` event.
+///
+/// # Errors
+/// If there is no task in it that can be run; with the error that its caller gets, if there is one.
 pub fn read_task(data: &str) -> Result<Task, BadTask> {
     let event = TaskEvent::read(data).map_err(|error| unreadable(data, &error))?;
     let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;

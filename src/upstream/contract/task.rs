@@ -50,6 +50,9 @@ pub struct TaskEvent<'a> {
 
 impl<'a> TaskEvent<'a> {
     /// Reads the data of an event.
+    ///
+    /// # Errors
+    /// If the data is not JSON, lacks `kind` or `taskId`, or has a field of a wrong type that cannot count as absent.
     pub fn read(data: &'a str) -> Result<Self, serde_json::Error> {
         Self::usual(data).map_or_else(|_| serde_json::from_str(data), Ok)
     }
