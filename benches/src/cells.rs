@@ -2,7 +2,7 @@
 
 use crate::{
     load::LoadArgs,
-    rig::{RATHOLE, TRACED_GRPC, TRACED_HTTP},
+    system::{RATHOLE, TRACED_GRPC, TRACED_HTTP},
 };
 
 /// How much of a load there is.

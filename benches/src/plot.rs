@@ -6,7 +6,8 @@ use clap::Args;
 
 use crate::{
     cells::Cell,
-    rig::{McpdKind, Rig, System, beside, build},
+    rig::{Rig, beside, build},
+    system::{McpdKind, System},
 };
 
 /// Tasks under way at once.
