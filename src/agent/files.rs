@@ -23,8 +23,8 @@ use crate::{
 const MODE: u32 = 0o600;
 /// Most bytes read of the session file; an id has a few dozen.
 const SESSION_LIMIT: u64 = 64 << 10;
-/// Least size, in bytes, at which the tasks file is rewritten with only what is still under way. If that is more than half of this size, the
-/// file may grow to twice what is under way.
+/// Least size, in bytes, at which the tasks file is rewritten with only what is still under way. If that is more than half of this size,
+/// the file may grow to twice what is under way.
 const COMPACT_AT: u64 = 1 << 20;
 /// How long the agent waits before it tries again to write the tasks file: somebody has to make room first.
 const WRITE_RETRY: Duration = Duration::from_secs(60);
@@ -129,8 +129,8 @@ type Owner = Option<Arc<str>>;
 
 /// The ids of the tasks under way, so that a successor of a killed agent can end them.
 ///
-/// One line per change: `+id` when a task comes in, `-id` when it is over, and `@url` for the mcpd that hands over the tasks in the lines that
-/// follow; all percent-encoded. A task is written down before it is offered to anybody. Its end may be written late, which at worst
+/// One line per change: `+id` when a task comes in, `-id` when it is over, and `@url` for the mcpd that hands over the tasks in the lines
+/// that follow; all percent-encoded. A task is written down before it is offered to anybody. Its end may be written late, which at worst
 /// costs one needless answer.
 #[derive(Debug)]
 pub struct TaskFile {

@@ -1,5 +1,5 @@
-//! `mcprelay doctor`: checks everything that the agent needs, and says what to do. It changes nothing, and never touches the running agent's
-//! session with mcpd.
+//! `mcprelay doctor`: checks everything that the agent needs, and says what to do. It changes nothing, and never touches the running
+//! agent's session with mcpd.
 
 mod files;
 mod link;

@@ -83,8 +83,8 @@ impl Core {
         fx.push(Effect::Requeued(key));
     }
 
-    /// To be called after any change of sessions, snapshots or pauses: updates the verdicts, the published set, and the queues that can move
-    /// or must be emptied.
+    /// To be called after any change of sessions, snapshots or pauses: updates the verdicts, the published set, and the queues that can
+    /// move or must be emptied.
     pub(super) fn providers_changed(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.providers.changed_verdicts(fx);
         for key in self.providers.strand_queues() {

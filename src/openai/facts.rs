@@ -32,8 +32,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise accepted as it is. Also returns whether it has an
-    /// `error` instead of an answer.
+    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise accepted as it is. Also returns whether it has
+    /// an `error` instead of an answer.
     pub(super) fn of_completion(body: &[u8]) -> Result<(Self, bool), Malformed> {
         let mut facts = Self::default();
         let (mut error, mut choices) = (false, false);

@@ -112,8 +112,8 @@ impl StreamBuffer {
         }
     }
 
-    /// Takes one chunk, byte for byte as the provider gave it. `[DONE]` ends the stream; whatever comes after it is ignored, as OpenAI's own
-    /// clients do. A chunk larger than the limit is accepted if nothing else waits.
+    /// Takes one chunk, byte for byte as the provider gave it. `[DONE]` ends the stream; whatever comes after it is ignored, as OpenAI's
+    /// own clients do. A chunk larger than the limit is accepted if nothing else waits.
     ///
     /// # Errors
     /// If the chunk is not a JSON object or is an error of the provider, or too much waits.
@@ -169,8 +169,8 @@ impl StreamBuffer {
         Ok(())
     }
 
-    /// Whether something is worth sending now. A chunk with a role and no text is not: if it were sent alone, the first token, which follows
-    /// it, would have to wait for a POST.
+    /// Whether something is worth sending now. A chunk with a role and no text is not: if it were sent alone, the first token, which
+    /// follows it, would have to wait for a POST.
     pub fn is_ready(&self) -> bool {
         self.queue.front().is_some_and(|part| self.queue.len() > 1 || self.finished || !part.is_role_only())
     }

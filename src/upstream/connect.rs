@@ -18,7 +18,8 @@ pub const UNKNOWN_ISSUER: &str = "UnknownIssuer";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// TCP keep-alive of the control channel: it detects a dead peer if mcpd sends no keep-alives itself.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
-/// This many unanswered probes mean a dead peer. It is detected one minute after its last word, instead of eleven with the system's default.
+/// This many unanswered probes mean a dead peer. It is detected one minute after its last word, instead of eleven with the system's
+/// default.
 const TCP_KEEPALIVE_RETRIES: u32 = 3;
 /// Between two pings on an HTTP/2 connection with a call on it; the same numbers as the bridge's keep-alive.
 const HTTP2_PING: Duration = Duration::from_secs(20);

@@ -203,7 +203,8 @@ impl Outbox {
         state.end.clone().map(|(end, until)| Next::End(end, until))
     }
 
-    /// Resolves once the part that is being sent must not be waited for any longer. For the end itself, that is only when the caller has left.
+    /// Resolves once the part that is being sent must not be waited for any longer. For the end itself, that is only when the caller has
+    /// left.
     pub(super) async fn overtaken(&self, terminal: bool) {
         loop {
             let woken = self.wake.notified();

@@ -75,8 +75,8 @@ impl Hub {
         }
     }
 
-    /// Ends the tasks of this mcpd that a former life left behind. Those of another mcpd wait until the agent uses that one again: here their
-    /// ids may mean something else.
+    /// Ends the tasks of this mcpd that a former life left behind. Those of another mcpd wait until the agent uses that one again: here
+    /// their ids may mean something else.
     fn end_left_behind(&mut self) {
         let url = self.mcpd.url();
         let may_be_ours =
