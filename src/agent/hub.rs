@@ -79,7 +79,7 @@ pub(super) struct Connected {
     pub(super) since: SystemTime,
 }
 
-/// What of the configuration the hub needs while it runs.
+/// The part of the configuration that the hub needs while it runs.
 struct Limits {
     /// Most bytes of one event of the control channel.
     event_bytes: usize,
@@ -102,13 +102,13 @@ impl Limits {
     }
 }
 
-/// The agent's own files, and what they said at its start.
+/// The agent's own files, and what is kept of their content.
 struct Files {
     session_path: PathBuf,
     /// What the session file holds.
     session: Option<StickySession>,
     tasks: TaskFile,
-    /// What a former life left behind and is not being ended yet, each with the mcpd that is to be told.
+    /// Tasks that a former life left behind and that are not being ended yet, each with the mcpd that is to be told.
     left_behind: Vec<(TaskId, Option<Arc<str>>)>,
 }
 
