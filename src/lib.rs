@@ -1,36 +1,39 @@
 //! mcprelay: the local agent between mcpd and the LLM providers of a workstation.
 //!
-//! mcpd, the central server, knows *virtual LLMs*: rows in its list whose inferences are relayed to a provider on somebody's
-//! machine. The agent is what relays them: upwards it speaks HTTP and server-sent events with mcpd, downwards gRPC on a unix socket with
-//! the programs that own the providers.
+//! mcpd, the central server, lists *virtual LLMs*: rows whose inferences are relayed to a provider on somebody's machine. The agent
+//! does the relaying. Upstream it speaks HTTP and server-sent events with mcpd, downstream gRPC on a unix socket with the programs that
+//! own the providers.
 //!
 //! # The modules
 //!
 //! ```text
-//!  main ──► cli ──► agent ──┬──► upstream ──┬──► openai
-//!                           ├──► bridge     │
-//!                           ├──► core       └──► telemetry
-//!                           └──────────┬───► domain ◄── everybody
-//!           cli ──► provide ──(the socket)──► bridge; provide ──► openai
+//!  main ──► cli ──┬──► agent ──┬──► core
+//!                 │            ├──► bridge ◄──(the socket)── provide
+//!                 │            └──► upstream ──┬──► openai
+//!                 │                            └──► plain_http
+//!                 └──► provide ──┬──► openai
+//!                                └──► plain_http
 //! ```
+//!
+//! The picture leaves out what several modules use: `domain`, `config`, `credentials` and `telemetry`.
 //!
 //! | module | what it is |
 //! | --- | --- |
 //! | [`config`], [`credentials`] | flags, environment and files become checked values |
-//! | [`domain`] | the words everybody shares: names, tasks, failures; no I/O |
+//! | [`domain`] | the vocabulary that all modules share: names, tasks, failures; no I/O |
 //! | [`core`] | every decision, without I/O and without a clock |
 //! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown |
 //! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results |
-//! | [`bridge`] | the unix socket: one actor per session, proto to domain and back |
-//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide read with |
-//! | [`provide`] | the provider host: a client of the bridge like any other |
+//! | [`bridge`] | the unix socket: one actor per session, conversion between proto and domain |
+//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use |
+//! | [`provide`] | the provider host, an ordinary client of the bridge |
 //! | [`telemetry`] | traces, metrics, the log |
-//! | `plain_http` | the shorter way to servers without TLS and proxy in between, for upstream and provide |
+//! | `plain_http` | the shorter path to servers that need neither TLS nor a proxy, for upstream and provide |
 //! | [`cli`] | the commands, one file each |
 //!
-//! `upstream` and `bridge` never see each other, and `core` knows no runtime: `tests/it/house.rs` holds these walls.
+//! `upstream` and `bridge` do not depend on each other, and `core` does not depend on the runtime: `tests/it/house.rs` checks this.
 //!
-//! # One task's way through them
+//! # The path of one task
 //!
 //! ```text
 //!  mcpd                        agent (one process, one thread)                                  provider
@@ -55,13 +58,14 @@
 //!   │              └───────────────────┘      openai merges what waits
 //! ```
 //!
-//! 1. [`upstream::events`] reads a `task` from the control channel and makes a [`domain::Task`] of it; the request stays the bytes it came as.
-//! 2. The hub writes its id to the tasks file, makes its [`upstream::outbox::Outbox`] and asks the [`core`], which admits, queues or refuses it.
-//! 3. Once a slot is free the core answers with an offer, and [`bridge`] sends it to the session that serves the provider.
-//! 4. What the provider answers goes from the session's actor straight into the outbox: the first token wakes the delivery at once, later ones merge
+//! 1. [`upstream::events`] reads a `task` event from the control channel and turns it into a [`domain::Task`]; the request stays as it came, in bytes.
+//! 2. The hub asks the [`core`], which admits, queues or refuses the task. Unless it is a duplicate, the hub notes its id in the tasks file and
+//!    creates its [`upstream::outbox::Outbox`].
+//! 3. Once a slot is free, the core makes an offer, and [`bridge`] sends it to the session that serves the provider.
+//! 4. The provider's answer goes from the session's actor straight into the outbox. The first token wakes the delivery at once; later ones merge
 //!    while a POST is under way.
-//! 5. One [`upstream::results::Delivery`] per task posts the parts in order, repeats what has to be repeated, and ends it exactly once. It reports to
-//!    the hub, the core frees the slot, and the next task in the queue goes out.
+//! 5. One [`upstream::results::Delivery`] per task posts the parts in order, repeats what has to be repeated, and ends the task exactly once. It
+//!    reports to the hub, the core frees the slot, and the next task in the queue goes out.
 
 pub mod agent;
 pub mod bridge;

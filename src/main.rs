@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    // Before everything else, because it has to be dropped after everything else has been said.
+    // Created before everything else, because it has to be dropped after everything else has been logged.
     let _last_lines = LastLines;
     if !cli::sets_up_its_own_log(&arguments) {
         init_logging();

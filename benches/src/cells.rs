@@ -1,8 +1,8 @@
-//! What is measured: the loads, and what is expected of the agent under them.
+//! What is measured: the loads, and the goals for the agent under them.
 
 use crate::{
     load::LoadArgs,
-    rig::{RATHOLE, TRACED_GRPC, TRACED_HTTP},
+    system::{RATHOLE, TRACED_GRPC, TRACED_HTTP},
 };
 
 /// How much of a load there is.

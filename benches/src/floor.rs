@@ -1,5 +1,5 @@
 //! The floor: the same HTTP calls and the same gRPC round trip as the agent's, with the same libraries, and no logic. No
-//! deadlines, no retries, no queue, no checks, no merging; one POST per token. What the agent costs beyond it is its own doing.
+//! deadlines, no retries, no queue, no checks, no merging; one POST per token. What the agent costs beyond that is due to its own logic.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 

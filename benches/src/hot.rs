@@ -1,4 +1,4 @@
-//! The agent's own work on a task's way, without any I/O: what the micro-benchmarks time and the instruction counts count.
+//! The agent's own work for a task, without any I/O: what the micro-benchmarks time and callgrind counts.
 
 use std::{collections::BTreeMap, hint::black_box, sync::Arc};
 

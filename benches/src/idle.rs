@@ -6,8 +6,9 @@ use clap::Args;
 use tokio::time::sleep;
 
 use crate::{
-    rig::{McpdKind, Rig, System, beside, build},
+    rig::{Rig, beside, build},
     stats::median,
+    system::{McpdKind, System},
 };
 
 /// How long a started agent is left alone before anything is counted.

@@ -24,6 +24,7 @@ mod rig;
 mod run;
 mod sink;
 mod stats;
+mod system;
 mod tunnel;
 
 /// The load bench of mcprelay.

@@ -1,4 +1,4 @@
-//! What a task costs against how many are under way, as a table and as a drawing.
+//! What a task costs, depending on how many are under way, as a table and as a drawing.
 
 use std::{fmt::Write as _, fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -6,7 +6,8 @@ use clap::Args;
 
 use crate::{
     cells::Cell,
-    rig::{McpdKind, Rig, System, beside, build},
+    rig::{Rig, beside, build},
+    system::{McpdKind, System},
 };
 
 /// Tasks under way at once.

@@ -1,4 +1,4 @@
-//! A reverse tunnel that people use, `rathole`, where it is installed.
+//! `rathole`, a reverse tunnel that people use, if it is installed.
 
 use std::{
     env, fs, io,

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
 use tempfile::TempDir;
 use tokio::{
     process::Command,
@@ -23,6 +22,7 @@ use crate::{
     process::{Running, Usage, myself},
     rathole,
     sink::SPANS_PATH,
+    system::{EXPORT_INTERVAL, McpdKind, Registrar, System},
 };
 
 /// What a caller of the provider itself POSTs to.
@@ -33,109 +33,8 @@ const INFER_PATH: &str = "/api/v1/llms/bench/infer";
 const IN_FLIGHT: u32 = 20_000;
 /// How long a relay may take to be online.
 const ONLINE: Duration = Duration::from_secs(10);
-/// How often a traced agent exports what has not filled a batch: more often than by default, so that a load's last spans are counted.
-const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often mcpd's list is looked at until then. It is the error of a start's time.
 const LOOK: Duration = Duration::from_micros(500);
-
-/// One way from a caller to the provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum System {
-    /// No relay.
-    Direct,
-    /// The data path of a reverse tunnel.
-    Tunnel,
-    /// A real reverse tunnel; the relay is the end beside the provider.
-    Rathole(PathBuf),
-    /// The agent's I/O without its logic.
-    Floor,
-    /// `mcprelay run --provide`, under the name that the table gives it.
-    Agent(String, PathBuf),
-    /// The same with everything traced and exported.
-    Traced(Otlp, PathBuf),
-    /// `mcprelay run` and `mcprelay provide`, each a process of its own; the relay is the first.
-    Apart(PathBuf),
-    /// A registrar in Node.js.
-    Node(Registrar),
-}
-
-/// What a Node.js developer writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Registrar {
-    /// `node:http` with a keep-alive agent; a stream's answer in one chunk.
-    Whole,
-    /// The same, one awaited POST per token.
-    PerToken,
-    /// `fetch`, which is what one writes first; a stream's answer in one chunk.
-    Fetch,
-}
-
-impl System {
-    /// Its name in the table.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Direct => "direct",
-            Self::Tunnel => "tunnel",
-            Self::Rathole(_) => RATHOLE,
-            Self::Floor => "floor",
-            Self::Agent(name, _) => name,
-            Self::Traced(Otlp::Http, _) => TRACED_HTTP,
-            Self::Traced(Otlp::Grpc, _) => TRACED_GRPC,
-            Self::Apart(_) => "agent-apart",
-            Self::Node(Registrar::Whole) => "node",
-            Self::Node(Registrar::PerToken) => "node-per-token",
-            Self::Node(Registrar::Fetch) => "node-fetch",
-        }
-    }
-
-    /// Whether it speaks with mcpd, and does not only carry bytes.
-    pub fn is_relay(&self) -> bool {
-        !matches!(self, Self::Direct | Self::Tunnel | Self::Rathole(_))
-    }
-}
-
-/// The real tunnel, in the table.
-pub const RATHOLE: &str = "rathole";
-/// The agent that exports over HTTP, in the table.
-pub const TRACED_HTTP: &str = "agent-otlp-http";
-/// The agent that exports over gRPC, in the table.
-pub const TRACED_GRPC: &str = "agent-otlp-grpc";
-
-/// How telemetry goes to its collector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Otlp {
-    /// `http/protobuf`.
-    Http,
-    /// `grpc`.
-    Grpc,
-}
-
-impl Otlp {
-    /// What makes an agent export every span to the collector at `address`.
-    fn variables(self, address: &str) -> [(&'static str, String); 5] {
-        let protocol = match self {
-            Self::Http => "http/protobuf",
-            Self::Grpc => "grpc",
-        };
-        let interval = EXPORT_INTERVAL.as_millis().to_string();
-        [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()),
-            ("OTEL_TRACES_SAMPLER", "always_on".to_owned()),
-            ("OTEL_BSP_SCHEDULE_DELAY", interval.clone()),
-            ("OTEL_METRIC_EXPORT_INTERVAL", interval),
-        ]
-    }
-}
-
-/// Which mcpd the load goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum McpdKind {
-    /// The bench's own stand-in: the contract's happy path and nothing else.
-    Lean,
-    /// `fake-mcpd --journal 0`.
-    Fake,
-}
 
 /// A running system. Dropping it ends its processes.
 #[derive(Debug)]
@@ -229,19 +128,9 @@ impl Rig {
         let home = self.home.path();
         let mut command = match system {
             System::Agent(_, program) | System::Traced(_, program) => {
-                write_home(home, mcpd, provider)
-                    .map_err(|error| format!("the home cannot be written: {error}"))?;
-                let mut command = Command::new(program);
-                command.args(["run", "--provide", "--home"]).arg(home);
-                command
+                self.agent(program, &["run", "--provide"], mcpd, provider)?
             }
-            System::Apart(program) => {
-                write_home(home, mcpd, provider)
-                    .map_err(|error| format!("the home cannot be written: {error}"))?;
-                let mut command = Command::new(program);
-                command.args(["run", "--home"]).arg(home);
-                command
-            }
+            System::Apart(program) => self.agent(program, &["run"], mcpd, provider)?,
             System::Node(registrar) => {
                 let (script, mode) = match registrar {
                     Registrar::Whole => ("peers/registrar.mjs", "whole"),
@@ -264,6 +153,21 @@ impl Rig {
             .env_remove("RUST_LOG")
             .stdout(Stdio::null())
             .stderr(log);
+        Ok(command)
+    }
+
+    /// An agent in a home that leads it to `mcpd` and `provider`.
+    fn agent(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        mcpd: &str,
+        provider: &str,
+    ) -> Result<Command, String> {
+        let home = self.home.path();
+        write_home(home, mcpd, provider).map_err(|error| format!("the home cannot be written: {error}"))?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg("--home").arg(home);
         Ok(command)
     }
 

@@ -12,7 +12,8 @@ use crate::{
     process::Usage,
     rathole,
     report::Report,
-    rig::{McpdKind, Otlp, Registrar, Rig, System, beside, build},
+    rig::{Rig, beside, build},
+    system::{McpdKind, Otlp, Registrar, System},
 };
 
 /// How long a relay does nothing before its idle memory is read.

@@ -1,4 +1,4 @@
-//! Many numbers as few.
+//! Summaries of many numbers.
 
 use serde::{Deserialize, Serialize};
 

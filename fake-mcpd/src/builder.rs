@@ -173,7 +173,10 @@ impl Builder {
         self
     }
 
-    /// Starts it on the current runtime. The error is the listener's.
+    /// Starts it on the current runtime.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
     pub async fn start(self) -> io::Result<FakeMcpd> {
         FakeMcpd::launch(self.settings, self.listen, self.steps).await
     }

@@ -1,4 +1,4 @@
-//! The one place where state, journal, faults and verdict meet, so that there is one order of things.
+//! The one place where state, journal, faults and verdict meet, so that everything happens in one order.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What may go wrong on order.
+//! The faults that a test can inject.
 
 use std::time::Duration;
 

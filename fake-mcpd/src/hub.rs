@@ -1,4 +1,4 @@
-//! What every connection shares: the core under its lock, and what tells others that something happened.
+//! What all connections share: the core under its lock, and the notification that something has happened.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! What happened, in order: every request with the status it was answered, every event that was sent.
+//! What happened, in order: every request with the status of its answer, and every event that was sent.
 
 use std::collections::VecDeque;
 

@@ -13,6 +13,9 @@ impl FakeMcpd {
     }
 
     /// Reads a fault as the command line does and puts it into effect when its trigger says, counted from now.
+    ///
+    /// # Errors
+    /// If the text is not a fault.
     pub fn order(&self, spec: &str) -> Result<(), BadFault> {
         self.schedule([Step::parse(spec)?]);
         Ok(())

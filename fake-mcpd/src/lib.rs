@@ -78,7 +78,10 @@ pub struct FakeMcpd {
 }
 
 impl FakeMcpd {
-    /// Starts one on a free loopback port, with every setting at its default. The error is the listener's.
+    /// Starts one on a free loopback port, with every setting at its default.
+    ///
+    /// # Errors
+    /// If no port can be listened on.
     pub async fn start() -> io::Result<Self> {
         Self::builder().start().await
     }
@@ -168,7 +171,10 @@ impl FakeMcpd {
         self.hub.look(|core| self.hub.llms(core, None))
     }
 
-    /// Makes a task of a request; the error is what an HTTP caller would have got at once.
+    /// Makes a task of a request.
+    ///
+    /// # Errors
+    /// The reply that an HTTP caller would have got at once.
     pub fn submit(&self, request: InferRequest) -> Result<Call, InferReply> {
         callers::submit(&self.hub, request).map_err(|refusal| {
             let (status, body) = refusal.answer();
@@ -185,6 +191,9 @@ impl FakeMcpd {
     }
 
     /// Infers with a stream (`"stream": true` is put into the body).
+    ///
+    /// # Errors
+    /// The reply that an HTTP caller would have got at once.
     pub fn infer_stream(&self, llm: &str, body: &Value) -> Result<Call, InferReply> {
         self.submit(InferRequest::streaming(llm, body))
     }

@@ -1,4 +1,4 @@
-//! The way of a request: read, checked, hit by faults, answered.
+//! How a request is handled: it is read, checked, hit by faults, and answered.
 
 use std::sync::Arc;
 

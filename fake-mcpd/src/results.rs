@@ -1,4 +1,4 @@
-//! Result parts: read, held against the verdict, applied, answered.
+//! Result parts: they are read, checked by the verdict, applied, and answered.
 
 use bytes::Bytes;
 use tokio::sync::mpsc;

@@ -33,6 +33,9 @@ struct Line {
 }
 
 /// Reads `[{"atMs": 5000, "fault": "drop"}, {"atTask": 3, "fault": {"kind": "silent"}}]`.
+///
+/// # Errors
+/// If the text is not such a list; for a bad fault with its number, from 1.
 pub fn parse(json: &str) -> Result<Vec<Step>, BadScenario> {
     let lines: Vec<Line> = serde_json::from_str(json)?;
     let step = |(index, line): (usize, Line)| {

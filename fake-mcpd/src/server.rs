@@ -1,4 +1,4 @@
-//! Connections: accepted or reset, served, cut on order, closed when idle.
+//! Connections: accepted or reset, served, cut on demand, closed when idle.
 
 use std::convert::Infallible;
 use std::sync::Arc;

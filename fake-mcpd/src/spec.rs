@@ -72,6 +72,9 @@ const GREEDY: [&str; 3] = ["body", "json", "frame"];
 
 impl Step {
     /// Reads `NAME[,KEY=VALUE]...`.
+    ///
+    /// # Errors
+    /// If there is no such fault, or a key or value that it does not have.
     pub fn parse(text: &str) -> Result<Self, BadFault> {
         let bad = |reason: String| BadFault { text: text.to_owned(), reason };
         let mut fields = Map::new();
@@ -89,6 +92,9 @@ impl Step {
     }
 
     /// Reads a fault's JSON: an object with the fault's fields, or a text as on the command line.
+    ///
+    /// # Errors
+    /// As [`Step::parse`], and if it is neither an object nor a text.
     pub fn from_json(value: Value) -> Result<Self, BadFault> {
         match value {
             Value::String(text) => Self::parse(&text),

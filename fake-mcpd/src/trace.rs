@@ -1,4 +1,4 @@
-//! W3C trace context: a caller's trace is continued, a new one is begun where there is none.
+//! W3C trace context: a caller's trace is continued, or a new one begun if there is none.
 
 /// The place of one inference in its trace: fake-mcpd's own span, and whose child it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

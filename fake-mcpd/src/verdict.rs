@@ -1,7 +1,7 @@
-//! Did the agent under test keep the contract? Every call of its providers' side is held against the rules.
+//! Did the agent under test keep the contract? Every call on the providers' side is checked against the rules.
 //!
-//! Only what cannot be an honest agent's bad luck counts: a part that a fault refused, a reply that was cut, a
-//! heartbeat that a refused connection kept away are no violations.
+//! Only what cannot be bad luck of a correct agent counts: a part that a fault refused, a reply that was cut, or a
+//! heartbeat that was lost with a refused connection is not a violation.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hasher};

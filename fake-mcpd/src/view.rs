@@ -1,4 +1,4 @@
-//! What conditions of tests look at: a copy of the state at one moment.
+//! What the conditions of tests are evaluated on: a copy of the state at one moment.
 
 use serde::Serialize;
 

@@ -1,6 +1,6 @@
 //! Everything that has a name on the wire: paths, headers, events and JSON shapes of the provider contract.
 //!
-//! A name that turns out different in a real mcpd is changed here and nowhere else.
+//! A name that turns out to be different in a real mcpd is changed only here.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The pending output of a stream: whatever is pushed and whenever it is sent, the same is said, within the limit.
+//! The pending output of a stream: whatever is pushed and whenever it is sent, its meaning stays the same, within the limit.
 
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;

@@ -1,7 +1,6 @@
 //! Whatever sessions, mcpd and the clock do, and in whatever order: every task has one end and every slot one holder.
 //!
-//! A step is a thing that happens; [`World`] plays the agent around the core, and [`Ledger`] keeps what the effects have
-//! promised so far.
+//! A step is one event; [`World`] plays the agent around the core, and [`Ledger`] records what the effects have promised so far.
 
 mod ledger;
 mod step;

@@ -1,4 +1,4 @@
-//! The machine's sleep, and the look at it once a second.
+//! How long the machine has slept, and the tick with which the hub checks it once a second.
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ pub enum SleepClock {
     /// CLOCK_BOOTTIME less CLOCK_MONOTONIC.
     #[default]
     Machine,
-    /// Somebody says it, on the runtime's clock, so that tests can put an agent to sleep.
+    /// A function tells, on the runtime's clock, so that tests can put an agent to sleep.
     Told(SleptFor),
 }
 
@@ -51,8 +51,8 @@ impl SleepClock {
     }
 }
 
-/// A tick a second. The runtime's own timers wake the process two or three times for one, on their way through its wheel; the
-/// kernel's wakes it once, and at once when the machine has slept past it.
+/// One tick per second. A timer of the runtime wakes the process two or three times per tick, as it moves through the timer wheel; a
+/// timer of the kernel wakes it once, and immediately if the machine has slept past the tick.
 pub(super) enum Ticks {
     Kernel(AsyncFd<OwnedFd>),
     Runtime(Interval),
@@ -65,12 +65,12 @@ impl Ticks {
         Self::Runtime(ticks)
     }
 
-    /// Waits for the next one; those that were missed are one.
+    /// Waits for the next tick; missed ticks count as one.
     pub(super) async fn tick(&mut self) {
         match self {
             Self::Runtime(ticks) => drop(ticks.tick().await),
             Self::Kernel(timer) => {
-                // Eight bytes that count the ticks; an error would be a timer that is none, and the look that follows harms nobody.
+                // The eight bytes count the ticks. An error would mean that it is not a timer, and one check too many does no harm.
                 let _ =
                     timer.async_io(Interest::READABLE, |fd| read(fd, &mut [0; 8]).map_err(Into::into)).await;
             }

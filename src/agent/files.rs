@@ -14,23 +14,25 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::domain::TaskId;
+use crate::{
+    credentials::{OTHERS, OTHERS_WRITE},
+    domain::TaskId,
+};
 
-/// Mode of everything the agent writes: its owner's business.
+/// Mode of everything the agent writes: for its owner only.
 const MODE: u32 = 0o600;
-/// Everybody but the owner.
-const OTHERS: u32 = 0o077;
-/// Everybody but the owner may write.
-const OTHERS_WRITE: u32 = 0o022;
 /// Most bytes read of the session file; an id has a few dozen.
 const SESSION_LIMIT: u64 = 64 << 10;
-/// Least size at which the tasks file is written anew with what is still under way, in bytes; where that is more than half of it, the
-/// file may grow to twice that.
+/// Least size, in bytes, at which the tasks file is rewritten with only what is still under way. If that is more than half of this size,
+/// the file may grow to twice what is under way.
 const COMPACT_AT: u64 = 1 << 20;
-/// How long a tasks file that could not be written is left alone: somebody has to make room first.
+/// How long the agent waits before it tries again to write the tasks file: somebody has to make room first.
 const WRITE_RETRY: Duration = Duration::from_secs(60);
 
-/// Writes `content` so that a reader, a crash or a full disk never leaves half of it: beside the file, then in its place.
+/// Writes `content` to a temporary file and renames it, so that no reader, crash or full disk ever sees or leaves half of it.
+///
+/// # Errors
+/// If the file cannot be written beside `path` or renamed.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
@@ -44,13 +46,13 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The name of the file beside says nothing to anybody, and the error has no field for it.
+/// Removes the temporary file's path from the error's text: it means nothing to anybody, and the error has no field for it.
 fn without_path(error: io::Error) -> io::Error {
     let text = error.to_string();
     io::Error::new(error.kind(), text.split(" at path ").next().unwrap_or(&text))
 }
 
-/// Says what others could do to the home's files. Nobody's mode is changed: that is for the owner to do.
+/// Warns of modes that let others change the home's files. No mode is changed: that is up to the owner.
 pub fn warn_of_wide_modes(home: &Path, session_file: &Path) {
     let wide = |found: io::Result<fs::Metadata>, others: u32| {
         let mode = found.ok()?.permissions().mode() & 0o7777;
@@ -60,7 +62,7 @@ pub fn warn_of_wide_modes(home: &Path, session_file: &Path) {
         let home = home.display();
         warn!("{home} has mode {mode:04o}, so others may replace the files in it: run chmod 700 on it");
     }
-    // What else lies there is no session, and says so when it is read.
+    // Anything but a file is not a session, which is reported when it is read.
     let session = fs::metadata(session_file);
     if session.as_ref().is_ok_and(fs::Metadata::is_file)
         && let Some(mode) = wide(session, OTHERS)
@@ -74,15 +76,15 @@ pub fn warn_of_wide_modes(home: &Path, session_file: &Path) {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StickySession {
-    /// mcpd's id of our session.
+    /// mcpd's id of the agent's session.
     pub provider_session_id: String,
-    /// Which mcpd's; absent in a file that another program wrote.
+    /// The URL of that mcpd; absent in a file that another program wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mcpd_url: Option<String>,
 }
 
 impl StickySession {
-    /// Reads the file; nothing usable in it is the same as no file, with a warning.
+    /// Reads the file. A file without a usable id is treated as missing, with a warning.
     pub fn read(path: &Path) -> Option<Self> {
         let text = match fs::metadata(path)
             .and_then(|m| if m.len() > SESSION_LIMIT { Ok(String::new()) } else { fs::read_to_string(path) })
@@ -101,7 +103,7 @@ impl StickySession {
         session
     }
 
-    /// A file that holds just an id is accepted.
+    /// Accepts JSON, and also a file that holds nothing but an id.
     fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let session = if text.starts_with('{') {
@@ -113,7 +115,7 @@ impl StickySession {
         (!id.is_empty() && id.len() <= 1024 && id.bytes().all(|b| b.is_ascii_graphic())).then_some(session)
     }
 
-    /// Writes the file; a failure is a warning, because the session works without it until the next restart.
+    /// Writes the file. A failure is only a warning, because the session works without the file until the next restart.
     pub fn write(&self, path: &Path) {
         let text = serde_json::to_string(self).expect("two texts always serialise") + "\n";
         if let Err(error) = write_atomically(path, text.as_bytes()) {
@@ -127,9 +129,9 @@ type Owner = Option<Arc<str>>;
 
 /// The ids of the tasks under way, so that a successor of a killed agent can end them.
 ///
-/// One line a change: `+id` when a task comes in, `-id` when it is over, and `@url` for the mcpd that hands over what comes in from
-/// there on; all percent-encoded. Begun tasks are written before anything is done about them; ends may lag, which costs nothing but one
-/// needless answer.
+/// One line per change: `+id` when a task comes in, `-id` when it is over, and `@url` for the mcpd that hands over the tasks in the lines
+/// that follow; all percent-encoded. A task is written down before it is offered to anybody. Its end may be written late, which at worst
+/// costs one needless answer.
 #[derive(Debug)]
 pub struct TaskFile {
     path: PathBuf,
@@ -137,17 +139,17 @@ pub struct TaskFile {
     buffer: String,
     written: u64,
     compact_at: u64,
-    /// Since when the file could not be written, or when that was last tried.
+    /// When writing last failed; `None` while the file can be written.
     given_up: Option<Instant>,
     under_way: BTreeMap<TaskId, Owner>,
     /// Those of them that a former life left behind.
     left_behind: BTreeSet<TaskId>,
-    /// Whom the file names last.
+    /// The mcpd that the file names last.
     named: Owner,
 }
 
 impl TaskFile {
-    /// Opens the file, and gives the ids that a former life left behind. They stay in it until [`TaskFile::over`].
+    /// Opens the file, and returns the ids that a former life left behind. They stay in it until [`TaskFile::over`].
     pub fn open(path: PathBuf) -> (Self, Vec<(TaskId, Owner)>) {
         let left = read_left(&path);
         let mut tasks = Self {
@@ -165,11 +167,11 @@ impl TaskFile {
         (tasks, left)
     }
 
-    /// A task came in from the mcpd at `url`. Not on disk before [`TaskFile::flush`].
+    /// A task came in from the mcpd at `url`. It is on disk only after [`TaskFile::flush`].
     pub fn begun(&mut self, id: &TaskId, url: Option<&str>) {
         match self.under_way.get(id) {
             Some(owner) if owner.as_deref() == url => return,
-            // Another mcpd's task of this name is not found again behind this one.
+            // The table has one entry per id, so another mcpd's task with this id gives way.
             Some(_) => self.over(id),
             None => {}
         }
@@ -196,7 +198,7 @@ impl TaskFile {
         }
     }
 
-    /// Writes what has changed. A failure is told once, and the agent works without the file until it can be written again.
+    /// Writes what has changed. A failure is reported once, and the agent works without the file until it can be written again.
     pub fn flush(&mut self) {
         if self.buffer.is_empty() {
             return;
@@ -242,7 +244,7 @@ impl TaskFile {
         }
     }
 
-    /// What is under way as the lines of a new file, and whom they name last.
+    /// What is under way, as the lines of a new file, and the mcpd that they name last.
     fn lines(&self) -> (String, Owner) {
         let mut by_owner = BTreeMap::<&Owner, Vec<&TaskId>>::new();
         self.under_way.iter().for_each(|(id, owner)| by_owner.entry(owner).or_default().push(id));
@@ -267,7 +269,7 @@ impl Drop for TaskFile {
 fn read_left(path: &Path) -> Vec<(TaskId, Owner)> {
     let Ok(text) = fs::read(path) else { return Vec::new() };
     let (mut left, mut owner) = (Vec::new(), None);
-    // A line without its end was cut off by a crash, and what is left of it can be another id.
+    // A line without its end was cut off by a crash, and the part that is left could be another task's id.
     for line in String::from_utf8_lossy(&text).split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')) {
         let Some((sign, text)) = line.split_at_checked(1) else { continue };
         let Some(text) = decode(text) else { continue };

@@ -1,14 +1,14 @@
-//! The loop: what happened goes in, the core decides, effects come out. Nothing in it waits.
+//! The agent's one loop: events go in, the core decides, effects come out. Nothing in it waits.
 
 mod effects;
-mod happened;
+mod events;
 mod left_behind;
-mod outside;
-mod told;
+mod notices;
+mod polling;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -21,12 +21,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    AgentError, Stop, Stopped, Surroundings, core_settings,
+    Stop, Stopped, Surroundings, core_settings,
     files::{StickySession, TaskFile, warn_of_wide_modes},
     http_settings,
     relay::{History, Relay},
 };
-use outside::access;
+use polling::access;
 
 use crate::{
     bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
@@ -39,11 +39,11 @@ use crate::{
     upstream::{client::Mcpd, events::Delivered, results::Report},
 };
 
-/// Room for what happened and was not looked at yet, per source. Sources wait when it is full, the loop never does.
+/// Events that may wait to be handled, per source. A source waits when there is no room; the loop never does.
 const EVENTS: usize = 1024;
-/// Most tasks under way at once; where there are more the control channel is not read on. At 16 KiB a task this is 256 MiB.
+/// Most tasks under way at once; beyond that the control channel is not read. At 16 KiB per task this is 256 MiB.
 const MAX_UNDER_WAY: usize = 16_384;
-/// Most events taken from one source before the next one has its turn.
+/// Most events taken from one source before the next source has its turn.
 const TURN: usize = 64;
 /// Least time between two publications of the status: a person cannot read faster.
 pub(super) const STATUS_SPACING: Duration = Duration::from_millis(250);
@@ -79,6 +79,83 @@ pub(super) struct Connected {
     pub(super) since: SystemTime,
 }
 
+/// The part of the configuration that the hub needs while it runs.
+struct Limits {
+    /// Most bytes of one event of the control channel.
+    event_bytes: usize,
+    /// Largest message that the bridge takes, in bytes.
+    message_bytes: usize,
+    /// A channel that has shown a keep-alive and is then silent for this long is given up.
+    channel_idle: Duration,
+    /// How long running tasks may go on once the drain has begun.
+    drain: Duration,
+}
+
+impl Limits {
+    fn new(config: &Config, message_bytes: usize) -> Self {
+        Self {
+            event_bytes: config.event_limit,
+            message_bytes,
+            channel_idle: config.channel_idle_timeout,
+            drain: config.drain_timeout,
+        }
+    }
+}
+
+/// The agent's own files, and what is kept of their content.
+struct Files {
+    session_path: PathBuf,
+    /// What the session file holds.
+    session: Option<StickySession>,
+    tasks: TaskFile,
+    /// Tasks that a former life left behind and that are not being ended yet, each with the mcpd that is to be told.
+    left_behind: Vec<(TaskId, Option<Arc<str>>)>,
+}
+
+impl Files {
+    fn open(home: &Path) -> Self {
+        let session_path = home.join(SESSION_FILE);
+        warn_of_wide_modes(home, &session_path);
+        let session = StickySession::read(&session_path);
+        let (tasks, left_behind) = TaskFile::open(home.join(TASKS_FILE));
+        Self { session_path, session, tasks, left_behind }
+    }
+
+    /// The sticky id of the session that was registered last.
+    fn session_id(&self) -> Option<String> {
+        self.session.as_ref().map(|session| session.provider_session_id.clone())
+    }
+}
+
+/// The credentials as they were last read, and what has been said about them.
+struct CredentialsWatch {
+    sources: Sources,
+    fingerprint: Fingerprint,
+    /// The problem that was logged last, until it is solved.
+    problem: Option<String>,
+    /// The file mode that was warned of last.
+    wide_mode: Option<WideMode>,
+}
+
+impl CredentialsWatch {
+    fn new(sources: Sources) -> Self {
+        let fingerprint = Fingerprint::of(&sources.home);
+        Self { sources, fingerprint, problem: None, wide_mode: None }
+    }
+}
+
+/// The calls to mcpd that can be given up, and the trace of its channel.
+#[derive(Default)]
+struct Calls {
+    /// The register call under way, if there is one.
+    registering: CancellationToken,
+    channel: Option<CancellationToken>,
+    /// The channel that is being opened, by its epoch.
+    opening: Option<(u64, ChannelOpening)>,
+    /// The channel that was opened last: tasks link to it.
+    trace: ChannelTrace,
+}
+
 /// The hub and everything it owns.
 pub(super) struct Hub {
     pub(super) core: Core,
@@ -89,41 +166,33 @@ pub(super) struct Hub {
     pub(super) started: SystemTime,
     surroundings: Surroundings,
     channels: Channels,
-    sources: Sources,
-    fingerprint: Fingerprint,
-    credentials_problem: Option<String>,
-    wide_mode: Option<WideMode>,
-    session_file: PathBuf,
-    /// What the session file holds.
-    sticky: Option<StickySession>,
-    tasks_file: TaskFile,
-    /// Offers that go out once the ids of their tasks are on disk: all of a turn after one write.
+    limits: Limits,
+    credentials: CredentialsWatch,
+    calls: Calls,
+    files: Files,
+    /// Offers that go out once the ids of their tasks are on disk: all offers of a turn after one write.
     offers: Vec<(SessionKey, Offer)>,
-    /// What a former life left behind and is not being ended yet, each with the mcpd that is to be told.
-    left_behind: Vec<(TaskId, Option<Arc<str>>)>,
-    event_limit: usize,
-    channel_idle_timeout: Duration,
-    max_message_bytes: usize,
-    drain_timeout: Duration,
-    channel: Option<CancellationToken>,
-    /// The register call under way, if there is one.
-    registering: CancellationToken,
-    channel_opening: Option<(u64, ChannelOpening)>,
-    channel_trace: ChannelTrace,
+    /// A place for each task that may be under way.
     places: Arc<Semaphore>,
-    /// The place of the task that is being taken, and whose it is.
+    /// The place of the task that is being taken, and the mcpd that handed it over.
     place: Option<(OwnedSemaphorePermit, Mcpd)>,
+    /// Told `false` when the drain begins: the health service says NOT_SERVING from then on.
     serving: watch::Sender<bool>,
+    /// The link's status that the sessions and the log were told last.
     told: Option<LinkStatus>,
+    /// How long the machine had slept in all when that was last looked at.
     slept: Duration,
-    /// Ends everything the hub started, when it goes.
+    /// Ends everything that the hub started, when the hub is dropped.
     halt: CancellationToken,
     spawned: TaskTracker,
     rng: fastrand::Rng,
+    /// Whether the core has said that nothing is left to do.
     drained: bool,
     /// The drain's end, once it has begun.
     draining_until: Option<Instant>,
+    /// When the status is published next, where somebody watches it.
     status_due: Option<Instant>,
+    /// Room for the core's effects, kept between inputs.
     fx: Vec<Effect>,
 }
 
@@ -146,18 +215,14 @@ impl Hub {
         channels: Channels,
         serving: watch::Sender<bool>,
         max_message_bytes: usize,
-    ) -> Result<Self, AgentError> {
+    ) -> Self {
+        let files = Files::open(&config.home);
         let sources = config.credential_sources();
-        let session_file = config.home.join(SESSION_FILE);
-        warn_of_wide_modes(&config.home, &session_file);
-        let sticky = StickySession::read(&session_file);
-        let (tasks_file, left_behind) = TaskFile::open(config.home.join(TASKS_FILE));
         let reload_sources = sources.clone();
         let mcpd = Mcpd::new(http_settings(config), Arc::new(move || Some(access(&reload_sources).ok()?.0)));
         let mut rng = fastrand::Rng::with_seed(surroundings.seed);
-        let id = sticky.as_ref().map(|s| s.provider_session_id.clone());
-        Ok(Self {
-            core: Core::new(core_settings(config), id, rng.u64(..)),
+        Self {
+            core: Core::new(core_settings(config), files.session_id(), rng.u64(..)),
             mcpd,
             relays: NumberMap::default(),
             sessions: BTreeMap::new(),
@@ -166,23 +231,11 @@ impl Hub {
             slept: surroundings.clock.slept_for(),
             surroundings,
             channels,
-            fingerprint: Fingerprint::of(&sources.home),
-            sources,
-            credentials_problem: None,
-            wide_mode: None,
-            session_file,
-            sticky,
-            tasks_file,
+            limits: Limits::new(config, max_message_bytes),
+            credentials: CredentialsWatch::new(sources),
+            calls: Calls::default(),
+            files,
             offers: Vec::new(),
-            left_behind,
-            event_limit: config.event_limit,
-            channel_idle_timeout: config.channel_idle_timeout,
-            max_message_bytes,
-            drain_timeout: config.drain_timeout,
-            channel: None,
-            registering: CancellationToken::new(),
-            channel_opening: None,
-            channel_trace: ChannelTrace::default(),
             places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
             place: None,
             serving,
@@ -194,14 +247,14 @@ impl Hub {
             draining_until: None,
             status_due: None,
             fx: Vec::new(),
-        })
+        }
     }
 
     /// Runs until told to stop; then everything that was started has ended.
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
         let mut look_around = self.surroundings.clock.ticks();
-        // Made once: a new one a turn would have to be put into its token's list, and taken out again.
+        // Made once: a new future per turn would have to be added to its token's list, and removed again.
         let (mut aborted, mut drain) = (pin!(stop.abort.cancelled()), pin!(stop.drain.cancelled()));
         while !self.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
@@ -223,7 +276,7 @@ impl Hub {
         self.stopped(Stopped::Drained).await
     }
 
-    /// Takes what else has come, each source in its turn: a flood of one does not hold up the others.
+    /// Takes what else has come, from each source in turn, so that a flood from one does not hold up the others.
     fn take_turns(&mut self) {
         for _ in 0..TURN {
             let report = self.channels.reports.1.try_recv().map(|(key, report)| self.reported(key, report));
@@ -234,15 +287,15 @@ impl Hub {
             }
         }
         self.send_offers();
-        self.tasks_file.flush();
+        self.files.tasks.flush();
     }
 
-    /// Lets the held offers go. A killed agent must leave behind every id that a provider may have seen.
+    /// Sends the offers that are held back. A killed agent must have written down every id that a provider may have seen.
     fn send_offers(&mut self) {
         if self.offers.is_empty() {
             return;
         }
-        self.tasks_file.flush();
+        self.files.tasks.flush();
         for (session, offer) in self.offers.drain(..) {
             if let Some(connected) = self.sessions.get(&session) {
                 connected.handle.offer(offer);
@@ -251,7 +304,7 @@ impl Hub {
     }
 
     async fn stopped(mut self, how: Stopped) -> Stopped {
-        self.tasks_file.flush();
+        self.files.tasks.flush();
         for session in self.sessions.values() {
             session.handle.close(CloseReason::Stopping);
         }

@@ -20,13 +20,13 @@ use crate::{
     core,
     domain::LinkState,
     telemetry,
-    upstream::connect::{HttpError, HttpSettings},
+    upstream::connect::HttpSettings,
 };
 
 pub use clock::{SleepClock, SleptFor};
 use hub::{Channels, Hub};
 
-/// What a bridge message may be larger than an event: the proto's framing and the trace context.
+/// By how many bytes a bridge message may be larger than an event: for the proto's framing and the trace context.
 const MESSAGE_MARGIN: usize = 1 << 20;
 /// How long open connections to the socket may take to end once everything else is over.
 const SERVER_STOP: Duration = Duration::from_secs(5);
@@ -36,18 +36,18 @@ const SERVER_STOP: Duration = Duration::from_secs(5);
 pub struct Surroundings {
     /// How it learns that the machine has slept.
     pub clock: SleepClock,
-    /// Fixes all jitter.
+    /// The seed of all jitter.
     pub seed: u64,
     /// Where spans and measurements go.
     pub telemetry: telemetry::Handle,
-    /// Where it says how it stands.
+    /// Where it reports how it is doing.
     pub standing: watch::Sender<Standing>,
 }
 
-/// How an agent stands, in a line: for a service manager's status.
+/// How an agent is doing, in one line: for a service manager's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// How the link is, once that is known.
+    /// The state of the link, once that is known.
     pub link: Option<LinkState>,
     /// Why, where there is something to say.
     pub detail: String,
@@ -91,15 +91,12 @@ pub enum Stopped {
     Aborted,
 }
 
-/// Why an agent did not start or run on.
+/// Why an agent did not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// There is no socket.
+    /// The socket or the lock of the home is not available.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// No HTTP client could be built.
-    #[error(transparent)]
-    Http(#[from] HttpError),
     /// The socket's server failed.
     #[error("the bridge's server failed: {0}")]
     Serve(String),
@@ -117,12 +114,18 @@ pub struct Agent {
 
 impl Agent {
     /// Binds the socket and reads the files.
+    ///
+    /// # Errors
+    /// If the socket cannot be bound, or another agent has it or the home.
     pub fn new(config: &Config, surroundings: Surroundings) -> Result<Self, AgentError> {
         let socket = BoundSocket::bind(&config.socket, config.socket_mode)?;
         Self::with_socket(config, surroundings, socket)
     }
 
     /// The same on a socket that is bound already.
+    ///
+    /// # Errors
+    /// If another agent has the home.
     pub fn with_socket(
         config: &Config,
         surroundings: Surroundings,
@@ -139,11 +142,14 @@ impl Agent {
             max_message_bytes,
             serving,
         };
-        let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes)?;
+        let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes);
         Ok(Self { hub, socket, serve, home_lock })
     }
 
     /// Runs until told to stop. Everything that it started has ended when this returns.
+    ///
+    /// # Errors
+    /// If the server of the socket failed.
     pub async fn run(self, stop: Stop) -> Result<Stopped, AgentError> {
         let _home_lock = self.home_lock;
         let shutdown = CancellationToken::new();

@@ -23,11 +23,11 @@ pub(super) struct Relay {
     pub(super) task: Arc<Task>,
     pub(super) arrived: Instant,
     pub(super) outbox: Arc<Outbox>,
-    /// Who has it.
+    /// The session that has it.
     pub(super) session: Option<SessionKey>,
-    /// Whether the history has what it came to: its slot may be held for longer.
+    /// Whether the history has its result: its slot may be held for longer than that.
     pub(super) recorded: bool,
-    /// Its place among the tasks under way; the control channel is not read on while there is none.
+    /// Its place among the tasks under way; the control channel is not read while all are taken.
     pub(super) _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -84,7 +84,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Counts a task that nobody can be told the end of.
+    /// Counts a task whose caller cannot be told of its end.
     pub(super) fn lost(&mut self) {
         self.tasks += 1;
         self.failed += 1;

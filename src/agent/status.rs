@@ -1,4 +1,4 @@
-//! The status, put together from what the core decides and what the agent has seen.
+//! The status, assembled from what the core knows and what the agent has seen.
 
 use std::time::SystemTime;
 

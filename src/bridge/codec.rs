@@ -1,7 +1,7 @@
 //! Protobuf with a limit on what a message decodes to.
 //!
-//! Two bytes on the wire, an empty element of a repeated field, become a hundred times as much in memory: 33 MiB of empty providers decode
-//! to 3.4 GiB. So before a session's message is decoded its fields are counted, along the same path that decoding takes.
+//! Two bytes on the wire, an empty element of a repeated field, take a hundred times as much memory once decoded: 33 MiB of empty providers
+//! become 3.4 GiB. Therefore a session's message has its fields counted before it is decoded, along the path that decoding takes.
 
 use std::marker::PhantomData;
 
@@ -18,15 +18,15 @@ use tonic_prost::ProstEncoder;
 
 use crate::pb;
 
-/// Most fields of one message to the agent, those of its parts included: ten thousand providers with all that a provider has, one
-/// feature each. Decoded they have some 27 MiB at most.
+/// Most fields of one message to the agent, including those of its parts: enough for ten thousand providers with every field set and one
+/// feature each. Decoded, they take some 27 MiB at most.
 pub const MAX_FIELDS: usize = 1 << 17;
 
-/// Which fields of a message are messages themselves, by number. All else is a leaf: it counts as one, whatever its size.
+/// Which fields of a message are messages themselves, by number. Every other field is a leaf and counts as one, whatever its size.
 #[derive(Debug)]
 pub struct Shape(&'static [(u32, Shape)]);
 
-/// A message that one side takes, and what has to be looked at before.
+/// A message that one side receives, and what has to be counted before it is decoded.
 pub trait Taken: Message + Default + 'static {
     /// What is counted; `None` trusts the sender.
     const COUNTED: Option<Shape> = None;
@@ -47,7 +47,7 @@ impl Taken for pb::SessionResponse {}
 impl Taken for pb::WatchStatusResponse {}
 impl Taken for pb::SetPausedResponse {}
 
-/// The codec of the bridge's rpcs: prost, and a look at what comes in.
+/// The codec of the bridge's rpcs: prost's, with a count of the fields that come in.
 #[derive(Debug)]
 pub struct CountedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -72,7 +72,7 @@ impl<T: Message + 'static, U: Taken> Codec for CountedCodec<T, U> {
     }
 }
 
-/// Decodes what has no more fields than it may.
+/// Decodes messages that have no more fields than allowed.
 #[derive(Debug)]
 pub struct CountedDecoder<U>(PhantomData<U>);
 
@@ -100,7 +100,7 @@ enum Uncounted {
     Broken(#[from] DecodeError),
     #[error("a message that is no protobuf: it ends within a field")]
     Short,
-    /// Groups, which no client of proto3 sends. To skip one is to follow prost's own way through it.
+    /// Groups, which no client of proto3 sends. Skipping one would mean to repeat what prost does inside it.
     #[error("a message with a group in it, which this protocol does not have")]
     Group,
 }
@@ -116,7 +116,7 @@ impl From<Uncounted> for Status {
     }
 }
 
-/// Takes the message's fields from `left`. What cannot be followed to its end is refused: prost might follow it further.
+/// Subtracts the message's fields from `left`. A message that cannot be followed to its end is refused, because prost might get further.
 fn count(mut message: &[u8], shape: &Shape, left: &mut usize) -> Result<(), Uncounted> {
     while !message.is_empty() {
         *left = left.checked_sub(1).ok_or(Uncounted::TooMany)?;
@@ -129,7 +129,7 @@ fn count(mut message: &[u8], shape: &Shape, left: &mut usize) -> Result<(), Unco
     Ok(())
 }
 
-/// Steps over one field's value; gives its bytes if it has a length, else none.
+/// Steps over one field's value; returns its bytes if it is length-delimited, else none.
 fn value<'a>(message: &mut &'a [u8], kind: WireType) -> Result<&'a [u8], Uncounted> {
     let (length, kept) = match kind {
         WireType::Varint => {

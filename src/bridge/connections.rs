@@ -1,5 +1,5 @@
-//! The socket's connections: a bounded number of them, so that no local program can use up the agent's file descriptors, and with them
-//! its way to mcpd.
+//! The socket's connections, in a bounded number, so that no local program can use up the agent's file descriptors, without which it
+//! could not reach mcpd either.
 
 use std::{
     io,
@@ -20,15 +20,15 @@ use tracing::{debug, warn};
 
 use super::service::UidGuard;
 
-/// Most connections at once of those who may use the socket: every session on one of its own, and as many tools. Well below the 1,024
+/// Most connections at once from users who may use the socket: one for each session, and as many for tools. Well below the 1,024
 /// descriptors that a process usually may have.
 const MAX_CONNECTIONS: usize = 128;
-/// Most connections of others, who are let in to be told that they may not: they take no place from those who may.
+/// Most connections from other users, which are accepted only to be refused with a reason. They take no place from those who may.
 const MAX_STRANGERS: usize = 16;
-/// How long no connection is taken after the system refused one: what it lacks does not come back at once.
+/// How long no connection is accepted after the system has refused one: what it lacks will not be available at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The connections as they come. One beyond the limits is closed at once.
+/// The connections as they come. A connection beyond the limits is closed at once.
 pub(super) fn connections(
     listener: UnixListener,
     guard: UidGuard,

@@ -1,4 +1,4 @@
-//! The bridge's words on the wire, to and from ours.
+//! Conversions between the bridge's wire types and the domain's types.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::{
 
 /// Longest descriptive text of a provider that is kept, in bytes: type, model, tier, description, state detail, a feature.
 const MAX_TEXT: usize = 1024;
-/// Most bytes of a plain piece or answer in its form as JSON, where a control character has six: as many as a plain answer that is
-/// gathered may have. The agent builds that form, and then once more the one that mcpd is sent.
+/// Most bytes of a plain piece or answer once it is JSON, in which a control character has six: as many as a gathered plain answer may
+/// have. The agent builds this JSON, and from it the body that is sent to mcpd.
 const MAX_PLAIN_JSON: usize = 32 << 20;
-/// What a control character has more in its form as JSON, in bytes: `\u0001`.
+/// How many more bytes a control character has as JSON: `\u0001`.
 const ESCAPE: usize = 5;
 /// Longest message of an error that is passed on, in bytes: it is one sentence for people.
 const MAX_MESSAGE: usize = 4 << 10;
@@ -29,12 +29,15 @@ pub fn millis(duration: Duration) -> u32 {
 }
 
 /// A provider of a snapshot, or its name as pushed and why it is refused.
+///
+/// # Errors
+/// The name as it was pushed, and why the provider is refused.
 pub fn provider(p: pb::Provider) -> Pushed {
     let name = match ProviderName::new(&p.name) {
         Ok(name) => name,
         Err(why) => {
             let failure = bad_name(&p.name, &why);
-            // The verdict repeats as much of it as a good one may have.
+            // The verdict repeats the name, cut to the length of a valid one.
             return Err((cut(p.name, MAX_NAME_BYTES), failure));
         }
     };
@@ -62,7 +65,7 @@ pub fn provider(p: pb::Provider) -> Pushed {
     })
 }
 
-/// A text without what is beyond so many bytes.
+/// A text cut to `most` bytes.
 fn cut(mut text: String, most: usize) -> String {
     text.truncate(text.floor_char_boundary(most));
     text
@@ -104,7 +107,7 @@ fn provider_state(state: pb::ProviderState) -> ProviderState {
     }
 }
 
-/// A piece of output; one without anything in it is a sign of life.
+/// A piece of output; without content it is a sign of life.
 pub fn output(output: Option<pb::task_chunk::Output>) -> Output {
     match output {
         Some(pb::task_chunk::Output::ChunkJson(json)) => Output::Raw(json),
@@ -118,7 +121,7 @@ pub fn output(output: Option<pb::task_chunk::Output>) -> Output {
     }
 }
 
-/// Why a plain piece of output is not taken.
+/// Why a plain piece of output is not accepted, if it is too large.
 pub fn oversized_piece(output: &Output) -> Option<Failure> {
     let Output::Delta(delta) = output else { return None };
     oversized(&delta.content, &delta.reasoning, &delta.tool_calls)
@@ -226,7 +229,7 @@ fn failure_code(code: pb::ErrorCode) -> FailureCode {
     }
 }
 
-/// The wire has fewer kinds; one that it lacks becomes the one that asks the same of whoever hears it.
+/// The wire has fewer codes. A code that it lacks becomes the one to which the receiver should react in the same way.
 fn error_code(code: FailureCode) -> pb::ErrorCode {
     use FailureCode as F;
     match code {
@@ -235,9 +238,7 @@ fn error_code(code: FailureCode) -> pb::ErrorCode {
         F::ProviderAuth => pb::ErrorCode::ProviderAuth,
         F::RateLimited => pb::ErrorCode::RateLimited,
         F::Overloaded => pb::ErrorCode::Overloaded,
-        F::Unavailable | F::ProviderLost | F::ShuttingDown | F::Restarted => {
-            pb::ErrorCode::ProviderUnavailable
-        }
+        F::Unavailable | F::ProviderLost | F::ShuttingDown => pb::ErrorCode::ProviderUnavailable,
         F::ProviderTimeout
         | F::QueueTimeout
         | F::FirstTokenTimeout
@@ -251,7 +252,7 @@ fn error_code(code: FailureCode) -> pb::ErrorCode {
     }
 }
 
-/// A failure, as either side tells it.
+/// A failure, as either side reports it.
 pub fn error(failure: &Failure) -> pb::Error {
     pb::Error {
         code: error_code(failure.code).into(),
@@ -263,7 +264,7 @@ pub fn error(failure: &Failure) -> pb::Error {
     }
 }
 
-/// A verdict's word, and why where it is a refusal.
+/// A verdict, and the reason if it is a refusal.
 pub fn verdict(verdict: &Verdict) -> (pb::Verdict, Option<pb::Error>) {
     match verdict {
         Verdict::Published => (pb::Verdict::Published, None),

@@ -1,8 +1,8 @@
 //! Large messages take turns.
 //!
-//! A message is collected whole before it is decoded, and sixty-four sessions that each collect 33 MiB would hold 2 GiB. So only a few
-//! messages are collected at a time that are larger than [`LARGE`]; the others wait in their senders, which HTTP/2's flow control holds
-//! up. Small ones never wait, and a turn that takes too long ends its stream, so that nobody keeps the others waiting.
+//! A message is collected completely before it is decoded, and 64 sessions that each collect 33 MiB would hold 2 GiB. Therefore only a few
+//! messages larger than [`LARGE`] are collected at a time; the others wait at their senders, which HTTP/2's flow control holds back. Small
+//! messages never wait. A turn that takes too long ends its stream, so that nobody keeps the others waiting.
 
 use std::{
     pin::Pin,
@@ -20,9 +20,9 @@ use tokio::{
 use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
-/// Messages up to this many bytes are collected without a turn: all sessions' together are not many.
+/// Messages up to this many bytes are collected without a turn: even those of all sessions together are not much.
 const LARGE: usize = 1 << 20;
-/// How many large messages are collected at a time: with the largest ones 66 MiB, and as much again once they are decoded.
+/// How many large messages are collected at a time: at most 66 MiB, and as much again once they are decoded.
 const TURNS: usize = 2;
 /// How long a message's turn may take. A local program sends 33 MiB in a fraction of a second.
 const TURN_TIME: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// The same body, whose large messages wait for their turns.
+    /// Wraps a body so that its large messages wait for their turns.
     pub(super) fn take<B>(&self, body: B) -> InTurn<B> {
         let turns = PollSemaphore::new(Arc::clone(&self.0));
         InTurn { body, place: Place::default(), turns, waiting: None, turn: None }
@@ -51,7 +51,7 @@ pub(super) struct InTurn<B> {
     body: B,
     place: Place,
     turns: PollSemaphore,
-    /// The bytes that begin a large message. They go on once it has its turn.
+    /// The bytes with which a large message begins. They are passed on once it has its turn.
     waiting: Option<Frame<Bytes>>,
     turn: Option<(OwnedSemaphorePermit, Pin<Box<Sleep>>)>,
 }
@@ -62,14 +62,14 @@ impl<B> InTurn<B>
 where
     B: Body<Data = Bytes, Error = Status> + Unpin,
 {
-    /// Hands on what has waited, once there is a turn for it.
+    /// Passes on what has waited, once there is a turn for it.
     fn begin(&mut self, context: &mut Context<'_>) -> Polled {
         let Some(permit) = ready!(self.turns.poll_acquire(context)) else { return Poll::Ready(None) };
         self.turn = Some((permit, Box::pin(tokio::time::sleep(TURN_TIME))));
         Poll::Ready(self.waiting.take().map(Ok))
     }
 
-    /// The time of a turn counts only while the sender is waited for.
+    /// Ends the stream if its turn is over; this is checked only while the sender is being waited for.
     fn late(&mut self, context: &mut Context<'_>) -> Polled {
         match &mut self.turn {
             Some((_, end)) => end.as_mut().poll(context).map(|()| {
@@ -92,7 +92,7 @@ where
         if self.waiting.is_some() {
             return self.begin(context);
         }
-        // Who asks for more has taken every message that is whole.
+        // When more is asked for, every complete message has been taken.
         if !self.place.in_large() {
             self.turn = None;
         }
@@ -101,7 +101,7 @@ where
         };
         let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
         let begins = data.is_some_and(|data| self.place.pass(data));
-        // The turn goes on where a large message begins in the frame in which another ends; its time does not.
+        // If a large message begins in the frame in which another ends, the turn continues, but its time starts anew.
         if let Some((_, end)) = self.turn.as_mut().filter(|_| begins) {
             end.as_mut().reset(Instant::now() + TURN_TIME);
         }
@@ -119,7 +119,7 @@ where
     }
 }
 
-/// Where in the sequence of messages a stream stands.
+/// The position of a stream in its sequence of messages.
 #[derive(Debug, Default)]
 struct Place {
     /// What has come of the next message's header: a flag, and the length in four bytes.
@@ -130,7 +130,7 @@ struct Place {
 }
 
 impl Place {
-    /// Takes the next bytes; whether a large message begins in them.
+    /// Moves past the next bytes; returns whether a large message begins in them.
     fn pass(&mut self, mut data: &[u8]) -> bool {
         let mut begins = false;
         while let Some((first, rest)) = data.split_first() {

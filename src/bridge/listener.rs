@@ -1,4 +1,4 @@
-//! The socket: one agent per home, never for a moment wider than its mode, and nothing that is not ours removed.
+//! The socket: one agent per home, a mode that is right from the first moment, and no removal of files that are not the agent's.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -27,11 +27,11 @@ use super::{
 };
 use crate::pb::{FILE_DESCRIPTOR_SET, bridge_service_server::BridgeServiceServer};
 
-/// HTTP/2 keep-alive: it detects a blocked Node event loop, which no TCP or socket state shows.
+/// HTTP/2 keep-alive: it detects a blocked Node event loop, which the state of the socket does not show.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long the answer to a keep-alive may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Flow-control window of one stream, in bytes: a session is one stream, and a burst of its chunks must not stall on it.
+/// Flow-control window of one stream, in bytes: a session is one stream, and a burst of its chunks must not stall.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Flow-control window of one connection, in bytes.
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -40,13 +40,13 @@ const HOME_LOCK: &str = "mcprelay.pid";
 /// Most streams on one connection: a session, a few watchers and calls.
 const MAX_STREAMS: u32 = 64;
 
-/// Why there is no socket.
+/// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Another agent has this home.
     #[error("another mcprelay{} already serves {}; stop it first, or use another --home or --socket", pid_text(.pid), .socket.display())]
     Running {
-        /// The other one's process id, where it can be read.
+        /// The other one's process id, if it can be read.
         pid: Option<u32>,
         /// The socket it serves.
         socket: PathBuf,
@@ -91,6 +91,9 @@ pub struct BoundSocket {
 
 impl BoundSocket {
     /// Binds `path` with exactly `mode` under the lock beside it. A stale socket is replaced; anything else there is an error.
+    ///
+    /// # Errors
+    /// If the folder, the lock or the socket cannot be made, another agent serves the path, or something else is there.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
         if let Some(folder) = path.parent() {
             make_folder(folder)?;
@@ -110,6 +113,9 @@ impl BoundSocket {
     }
 
     /// Serves a listener that somebody else bound (systemd's socket activation); its file is left to its owner.
+    ///
+    /// # Errors
+    /// If the lock beside `path` cannot be made, or another agent holds it.
     pub fn inherited(listener: UnixListener, path: &Path) -> Result<Self, BindError> {
         if let Some(folder) = path.parent() {
             make_folder(folder)?;
@@ -121,7 +127,7 @@ impl BoundSocket {
 impl Drop for BoundSocket {
     fn drop(&mut self) {
         if !self.path.as_os_str().is_empty() {
-            // Gone already is as good.
+            // It does not matter if it is gone already.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -135,8 +141,11 @@ fn make_folder(folder: &Path) -> Result<(), BindError> {
     made.map_err(|error| BindError::Io { what: "create the folder", path: folder.to_owned(), error })
 }
 
-/// Takes the lock of a home, whose sticky session and tasks file are for one agent, whatever its socket. A home that cannot be
-/// written to has neither, and needs no lock.
+/// Takes the lock of a home, whose sticky session and tasks file are for one agent, whatever its socket. A home that is not writable has
+/// neither and needs no lock.
+///
+/// # Errors
+/// If another agent holds the lock.
 pub fn lock_home(home: &Path) -> Result<Option<File>, BindError> {
     match lock_file(&home.join(HOME_LOCK)) {
         Ok(lock) => Ok(Some(lock)),
@@ -164,13 +173,13 @@ fn take_lock(socket: &Path) -> Result<File, BindError> {
 
 /// Why a lock was not taken.
 enum NoLock {
-    /// Somebody has it: who, where that can be read.
+    /// Another process has it; its process id, if that can be read.
     Held(Option<u32>),
     /// What was tried, and what the system said.
     Io(&'static str, io::Error),
 }
 
-/// Takes a lock, whose file names its holder's process.
+/// Takes a lock and writes the process id of its holder into the file.
 fn lock_file(path: &Path) -> Result<File, NoLock> {
     let open = OpenOptions::new()
         .read(true)
@@ -193,7 +202,7 @@ fn lock_file(path: &Path) -> Result<File, NoLock> {
     let written =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     if let Err(error) = written {
-        // A full disk must not keep the agent from starting: only the second one's message gets poorer.
+        // A full disk must not keep the agent from starting: without the id, only the message of a second agent is less helpful.
         warn!(%error, "cannot write the process id into {}", path.display());
     }
     Ok(file)
@@ -217,14 +226,14 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// What the server needs beside its socket.
+/// What the server needs besides its socket.
 #[derive(Debug)]
 pub struct Serve {
-    /// Where what happens goes.
+    /// Where events are sent.
     pub events: mpsc::Sender<Event>,
     /// The status as the agent publishes it.
     pub status: StatusFeed,
-    /// Uids that may connect besides our own and root's.
+    /// Uids that may connect besides the agent's own and root's.
     pub allow_uid: Vec<u32>,
     /// The largest message taken, in bytes.
     pub max_message_bytes: usize,
@@ -239,6 +248,9 @@ const MAX_QUESTION_BYTES: usize = 4 << 10;
 const COMPILED_IN: &str = "the descriptors were compiled with this program";
 
 /// Serves the bridge until `shutdown`, which also ends every open stream, so that this returns in bounded time.
+///
+/// # Errors
+/// If the server fails.
 pub async fn serve(
     mut socket: BoundSocket,
     serve: Serve,
@@ -267,7 +279,7 @@ pub async fn serve(
         .add_service(
             reflection().build_v1().expect(COMPILED_IN).max_decoding_message_size(MAX_QUESTION_BYTES),
         )
-        // grpcurl 1.8, which is what package managers still have, knows no other.
+        // grpcurl 1.8, which package managers still ship, knows only this version.
         .add_service(
             reflection().build_v1alpha().expect(COMPILED_IN).max_decoding_message_size(MAX_QUESTION_BYTES),
         )

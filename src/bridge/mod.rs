@@ -1,8 +1,9 @@
 //! The bridge: gRPC on a unix socket for the local programs that own providers.
 //!
-//! [`listener`] owns the socket and the server, [`session`] one stream each, [`convert`] the words on the wire. What happens goes to
-//! the agent as [`Event`]s; the agent answers through each session's [`SessionHandle`]. What keeps a client from costing memory is
-//! in `connections`, `large`, [`codec`] and `outbound`, in the order in which its bytes meet them.
+//! [`listener`] owns the socket and the server, [`service`] has the rpcs, [`session`] handles one stream each, and [`convert`] converts to
+//! and from the wire types. Sessions report to the agent with [`Event`]s; the agent answers through each session's [`SessionHandle`].
+//! What keeps a client from using up memory is in `connections`, `large`, [`codec`] and `outbound`, in the order in which its bytes
+//! pass through them.
 
 pub mod codec;
 mod connections;
@@ -19,7 +20,7 @@ use crate::domain::{Failure, Outcome, ProviderName, Pushed, SessionHello, Sessio
 
 pub use session::{CloseReason, Offer, SessionHandle};
 
-/// What a local client id begins with if it is the agent's own provider host, which any other session outranks.
+/// The prefix of client ids of the agent's own provider host, which any other session outranks.
 pub const BUILTIN_CLIENT: &str = "mcprelay/";
 
 /// What everybody on the socket is told when the agent stops.
@@ -34,13 +35,13 @@ pub enum Event {
     Snapshot(SessionKey, u32, Vec<Pushed>),
     /// It ended a task.
     Finished(SessionKey, TaskKey, Outcome, Usage),
-    /// A task's output cannot go on; the program has still to end the task.
+    /// A task's output cannot be continued; the program still has to end the task.
     Broken(SessionKey, TaskKey, Failure),
-    /// It said goodbye and finishes what runs.
+    /// It said goodbye and is finishing its running tasks.
     Draining(SessionKey),
     /// Its stream ended. Always the last event of a session.
     Closed(SessionKey),
-    /// Somebody pauses or resumes; the answer is what changed, or `None` if nobody has pushed such a name.
+    /// Somebody pauses or resumes; the answer is the names that changed, or `None` if nobody has pushed such a name.
     SetPaused(Option<ProviderName>, bool, oneshot::Sender<Option<Vec<String>>>),
     /// Somebody watches the status and wants it now.
     StatusWanted,

@@ -1,4 +1,4 @@
-//! What waits for a client to read it: a bounded number of messages, and of bytes.
+//! The messages that wait for a client to read them, bounded in number and in bytes.
 
 use std::{
     pin::Pin,
@@ -16,19 +16,19 @@ use tonic::Status;
 
 use crate::pb::{SessionResponse, session_response::Payload};
 
-/// Messages that may wait for a client that does not read. One that lets more pile up is as good as gone.
+/// Messages that may wait for a client that does not read. A client that lets more pile up is as good as gone.
 const MESSAGES: usize = 1024;
-/// Places that must be free before whoever sends output of tasks that there are not is told so: a flood of it must not take the room
-/// of what matters, nor end the session.
+/// Places that must be free for a client to be told that it sends output of unknown tasks: a flood of such output must neither take the
+/// room of messages that matter nor end the session.
 const SPARE_MESSAGES: usize = MESSAGES / 2;
-/// Bytes that may wait for it: verdicts repeat what the client chose, so that a few messages could be many. The verdicts on the largest
-/// snapshot have about half of this.
+/// Bytes that may wait for it: verdicts repeat texts that the client chose, so that even a few messages can be large. The verdicts on the
+/// largest snapshot take about half of this.
 const MAX_UNREAD_BYTES: usize = 8 << 20;
 
 /// One message to the client, or the status that ends the stream.
 type Outbound = Result<SessionResponse, Status>;
 
-/// The agent's end: nothing here waits.
+/// The agent's end. Nothing here blocks.
 #[derive(Clone, Debug)]
 pub(super) struct Sender {
     messages: mpsc::Sender<Outbound>,
@@ -40,7 +40,7 @@ pub(super) struct Sender {
 pub(super) struct NotReading;
 
 impl Sender {
-    /// Sends a message; to a client that is gone it goes nowhere.
+    /// Sends a message; for a client that is gone it is dropped.
     pub(super) fn send(&self, payload: Payload) -> Result<(), NotReading> {
         let message = SessionResponse { payload: Some(payload) };
         let bytes = weight(&message);
@@ -53,14 +53,14 @@ impl Sender {
         }
     }
 
-    /// Whether there is room for what can also be left out.
+    /// Whether there is room for messages that are not essential.
     pub(super) fn has_spare_room(&self) -> bool {
         self.messages.capacity() > SPARE_MESSAGES
             && self.unread.load(Ordering::Relaxed) < MAX_UNREAD_BYTES / 2
     }
 }
 
-/// The place that is kept for the status which ends the stream: a client that let all others fill up must see it too.
+/// The place that is reserved for the status that ends the stream: a client that has let all others fill up must see it too.
 #[derive(Debug)]
 pub(super) struct LastPlace(mpsc::OwnedPermit<Outbound>);
 
@@ -90,7 +90,7 @@ impl Stream for Receiver {
     }
 }
 
-/// Both ends of one session's way to its client.
+/// Both ends of the queue from a session to its client.
 pub(super) fn channel() -> (Sender, LastPlace, Receiver) {
     let (messages, receiver) = mpsc::channel(MESSAGES + 1);
     let last = LastPlace(messages.clone().try_reserve_owned().expect("a new queue has room"));
@@ -99,7 +99,7 @@ pub(super) fn channel() -> (Sender, LastPlace, Receiver) {
     (Sender { messages, unread }, last, receiver)
 }
 
-/// What a message counts. An offer is nothing more than a task that the agent holds anyway, whose bytes are counted there.
+/// How many bytes a message counts. An offer counts none, because its task is held by the agent anyway, and counted there.
 fn weight(message: &SessionResponse) -> usize {
     match &message.payload {
         Some(Payload::TaskOffer(_)) => 0,

@@ -1,4 +1,4 @@
-//! The rpcs, each handed to whoever does its work.
+//! The gRPC service: each rpc is handed to the part that does its work.
 
 use std::{
     collections::BTreeSet,
@@ -84,7 +84,7 @@ impl BridgeService for Service {
         let stopped = self.shutdown.clone();
         let until_stopped =
             futures_util::StreamExt::take_until(updates, async move { stopped.cancelled().await });
-        // A watcher that sees only the end would take it for one that it asked for.
+        // Without a status, a watcher would take the end of the stream for the one that it asked for itself.
         let goodbye = tokio_stream::once(Err(Status::unavailable(STOPPING)));
         Ok(Response::new(Box::pin(until_stopped.chain(goodbye))))
     }
@@ -112,7 +112,7 @@ impl BridgeService for Service {
     }
 }
 
-/// Lets in the agent's own uid, root and those the owner named; everybody else gets PERMISSION_DENIED.
+/// Lets in the agent's own uid, root, and the uids that the owner named; everybody else gets PERMISSION_DENIED.
 #[derive(Clone, Debug)]
 pub struct UidGuard(Arc<BTreeSet<u32>>);
 
@@ -123,7 +123,7 @@ impl UidGuard {
         Self(Arc::new(own.into_iter().chain(also.iter().copied()).collect()))
     }
 
-    /// A guard to whom even the running user is a stranger: a test has no other one.
+    /// A guard that refuses even the running user: a test has no other user.
     #[cfg(test)]
     pub(super) fn of_nobody() -> Self {
         Self(Arc::default())

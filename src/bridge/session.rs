@@ -1,8 +1,8 @@
 //! One stream of the bridge: a reader that takes what the local program says, and a handle through which the agent speaks.
 //!
-//! The two share the table of the session's tasks. The agent puts a task in when it offers it; the reader finds a chunk's sink there
-//! without asking anybody, so a token goes from the socket to its delivery without a stop in between. Nothing that the reader does
-//! for one task can make it wait for another: sinks never block.
+//! The two share the table of the session's tasks. The agent adds a task when it offers it; the reader finds the sink for a chunk in the
+//! table without asking anybody, so a token goes from the socket straight to its delivery. Sinks never block, so one task cannot make
+//! the reader wait and delay another.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,15 +31,15 @@ use crate::{
     pb::{self, session_request::Payload},
 };
 
-/// How long a stream may take to say Hello: any client says it at once.
+/// How long a stream may take to send Hello: a client sends it at once.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// What a client without a number of its own accepts: the default of gRPC libraries, in bytes.
+/// What a client accepts that states no limit: the default of gRPC libraries, in bytes.
 const DEFAULT_MESSAGE_BYTES: u32 = 4 << 20;
-/// Most entries of a snapshot that are judged one by one. More is no set of LLMs but a burden on everybody's memory.
+/// Most entries of a snapshot that are judged one by one. A larger one is not a set of LLMs but a burden on memory.
 const MAX_SNAPSHOT: usize = 10_000;
-/// Most bytes of a snapshot's texts and numbers, which the agent keeps: every session's together are not many.
+/// Most bytes of a snapshot's texts and numbers, which the agent keeps: even those of all sessions together are not much.
 const MAX_SNAPSHOT_BYTES: usize = 1 << 20;
-/// Longest client id or version kept, in bytes: they are shown, nothing else.
+/// Longest client id or version that is accepted, in bytes.
 const MAX_HELLO_TEXT: usize = 128;
 
 /// A task as it is offered.
@@ -95,7 +95,7 @@ struct LocalTask {
 
 type Tasks = HashMap<TaskId, LocalTask>;
 
-/// The agent's side of one session. Nothing here waits: a client that does not keep up is closed.
+/// The agent's side of one session. Nothing here blocks: the session of a client that does not keep up is closed.
 #[derive(Clone)]
 pub struct SessionHandle {
     out: outbound::Sender,
@@ -141,13 +141,13 @@ impl SessionHandle {
         self.send(convert::task_cancel(id.as_str(), reason));
     }
 
-    /// Lets go of a task that is over for the agent, whether or not the client has ended it.
+    /// Forgets a task that is over for the agent, whether or not the client has ended it.
     pub fn forget(&self, id: &TaskId) {
         lock(&self.tasks).remove(id.as_str());
     }
 
-    /// Cuts the session off from all its tasks. Once this returns nothing that it still sends can reach one, so that they can be
-    /// offered to somebody else.
+    /// Cuts the session off from all its tasks. Once this returns, nothing that the session still sends can reach them, so they can be
+    /// offered to another session.
     pub fn detach(&self) {
         lock(&self.tasks).clear();
     }
@@ -157,7 +157,7 @@ impl SessionHandle {
         self.send(convert::snapshot_result(generation, verdicts));
     }
 
-    /// Tells how the link to mcpd is.
+    /// Tells the state of the link to mcpd.
     pub fn status(&self, status: &LinkStatus) {
         self.send(pb::session_response::Payload::AgentStatus(convert::link_status(status)));
     }
@@ -195,7 +195,7 @@ pub(super) struct Reader {
     events: mpsc::Sender<Event>,
     handle: SessionHandle,
     last_place: outbound::LastPlace,
-    /// The last task whose output was for nobody and whose sender was told so.
+    /// The last unknown task whose output the client was told to stop.
     told_to_stop: String,
 }
 
@@ -234,7 +234,7 @@ impl Reader {
     }
 
     async fn run_inner(&mut self) -> Result<(), Status> {
-        // Made once: a new one a message would have to be put into the token's list, and taken out again.
+        // Made once: a new future per message would have to be added to the token's list, and removed again.
         let mut end = pin!(self.handle.closed.clone().cancelled_owned());
         let first = tokio::time::timeout(HELLO_DEADLINE, self.next(end.as_mut())).await;
         match first.map_err(|_| Status::deadline_exceeded("no Hello came within 10 s"))?? {
@@ -248,7 +248,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The next message with a payload that is known here; `None` at the clean end.
+    /// The next message with a known payload; `None` at the regular end of the stream.
     async fn next(&mut self, mut end: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Payload>, Status> {
         loop {
             let message = tokio::select! {
@@ -357,7 +357,7 @@ impl Reader {
 
     async fn finished(&mut self, finished: pb::TaskFinished) -> Result<(), Status> {
         let Some(task) = lock(&self.handle.tasks).remove(finished.task_id.as_str()) else {
-            // A second end, or one for a task that was taken back: there is nothing left to stop.
+            // A second end, or the end of a task that was taken back: there is nothing left to do.
             warn!(session = %self.key, task_id = %Printable(&finished.task_id), "end of a task that the session does not have; ignored");
             return Ok(());
         };
@@ -372,10 +372,10 @@ impl Reader {
         self.emit(Event::Finished(self.key, task.key, outcome, usage)).await
     }
 
-    /// Output for a task that this session does not have: whoever produces it is told to stop, once for all that is on its way.
+    /// Output for a task that this session does not have: its producer is told to stop, once for all the output that is on its way.
     fn unknown_task(&mut self, id: &str) {
         debug!(session = %self.key, task_id = %Printable(id), "chunk for a task that the session does not have; dropped");
-        // A longer id was never offered by anybody, and is not worth its way back.
+        // A longer id cannot have been offered, and is not worth a message.
         let worth_it = id.len() <= MAX_TASK_ID_BYTES && self.handle.out.has_spare_room();
         if worth_it && self.told_to_stop != id {
             self.handle.send(convert::task_cancel(id, CancelReason::CallerGone));
@@ -388,7 +388,7 @@ impl Reader {
     }
 }
 
-/// What a broken inbound stream is called towards the client: its own words where they help.
+/// The status with which the client is told of a broken inbound stream.
 fn inbound_error(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),

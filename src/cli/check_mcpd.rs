@@ -1,5 +1,5 @@
-//! `mcprelay check-mcpd`: the whole provider contract against a live mcpd, with a throw-away provider of a random name, so that
-//! nobody else's rows or sessions are touched. A line for every clause, held or not.
+//! `mcprelay check-mcpd`: tests a live mcpd against the whole provider contract, with a throw-away provider that has a random name, so that
+//! nobody else's rows or sessions are touched. Prints one line per clause.
 
 mod frames;
 mod inference;
@@ -20,11 +20,11 @@ use super::{
 };
 use crate::config::{self, FolderArgs, Lookup, McpdArgs};
 
-/// What to do about a clause that is not held.
+/// What to do about a clause that mcpd does not fulfil.
 const ADVICE: &str = "mend it in mcpd, or change the name in the agent if mcpd means the same by another one";
-/// What to do where nothing comes: mcpd may be innocent.
+/// What to do if nothing comes: it may not be mcpd's fault.
 const SILENT: &str = "run `mcprelay doctor`, which knows a proxy that holds the channel back; if there is none, mend it in mcpd";
-/// What to do about one that the agent can live without.
+/// What to do about an unfulfilled clause that the agent can do without.
 const OPTIONAL: &str = "the agent works without it; mcpd would do well to have it";
 
 /// How soon a provider should hear that its caller has gone: mcpd notices a closed connection at once.
@@ -47,7 +47,7 @@ pub struct CheckArgs {
     pub folder: FolderArgs,
 }
 
-/// Why a clause is not held, or not known to be.
+/// Why a clause is not fulfilled, or not known to be.
 #[derive(Debug, PartialEq, Eq)]
 enum Broken {
     /// mcpd does something else.
@@ -56,14 +56,14 @@ enum Broken {
     Silent,
     /// The agent can live with what mcpd does.
     Weak(String),
-    /// It cannot be tried here.
+    /// It cannot be tested here.
     Skip(String),
 }
 
-/// Tries every clause, and takes the throw-away provider away again whatever happens.
+/// Tests every clause, and removes the throw-away provider again, whatever happens.
 pub async fn run(args: CheckArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let mcpd = Mcpd::new(&args.mcpd, &args.folder.path(env)?, env)?;
-    // Without an answer or a token there is nothing to try; a list that is missing is a clause like any other.
+    // Without an answer or a token nothing can be tested; a missing list is a clause like any other.
     if let Err(
         error @ (CallError::NoAnswer { .. } | CallError::Untrusted { .. } | CallError::Refused { .. }),
     ) = get::list(&mcpd).await
@@ -134,7 +134,7 @@ impl Check {
         Ok(self.report.add(Finding::skipped("the rest", why))?)
     }
 
-    /// Reports one clause of a section; gives what it was about if it is held.
+    /// Reports one clause of a section; returns its result if it is fulfilled.
     fn clause<T>(&mut self, section: &str, text: &str, outcome: Result<T, Broken>) -> io::Result<Option<T>> {
         let subject = format!("section {section}, {text}");
         let (finding, value) = match outcome {
@@ -169,7 +169,7 @@ impl Check {
     }
 }
 
-/// Fails with this reason unless it is so.
+/// Fails with this reason unless `held`.
 fn so(held: bool, why: impl FnOnce() -> String) -> Result<(), Broken> {
     if held { Ok(()) } else { Err(Broken::Not(why())) }
 }

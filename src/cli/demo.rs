@@ -37,7 +37,7 @@ const ANSWERED: Duration = Duration::from_secs(6);
 const LISTED: Duration = Duration::from_secs(60);
 /// The environment of the demo's commands: the reader's own settings must not lead them to another mcpd.
 const NOTHING: Lookup<'static> = &|_| None;
-/// How long the parts may take to end.
+/// How long the parts of the demo may take to stop.
 const END: Duration = Duration::from_secs(5);
 
 /// Arguments of `demo`.
@@ -84,7 +84,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     println!();
     show(home.path(), &["infer", LLM, &args.prompt]).await?;
 
-    // The provider first, or it would look for the agent that it lost.
+    // The provider stops first, or it would try to find the agent again.
     shutdown.cancel();
     ended("the provider", host).await;
     stop.drain.cancel();
@@ -95,7 +95,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Waits for mcpd to list the LLM. A server that does not answer is not waited for; one that loads its model is.
+/// Waits for mcpd to list the LLM. It does not wait for a server that does not answer, but does for one that is loading its model.
 async fn listed(mcpd: &FakeMcpd, socket: &Path) -> Result<(), String> {
     let online = |state: &Snapshot| state.is_active(LLM) && state.sessions.iter().any(|s| s.connected);
     let mut listed = pin!(mcpd.wait_until(online));
@@ -109,7 +109,7 @@ async fn listed(mcpd: &FakeMcpd, socket: &Path) -> Result<(), String> {
     timeout(LISTED, listed).await.map(drop).map_err(late)
 }
 
-/// Why the provider is not there, if it is not.
+/// Why the provider is not available, if it is not.
 async fn away(socket: &Path) -> Option<String> {
     let pushed = status::once(socket).await.ok()?.providers.into_iter().find_map(|status| status.provider)?;
     (pushed.state() == ProviderState::Unavailable).then_some(pushed.state_detail)

@@ -1,5 +1,5 @@
-//! `mcprelay doctor`: looks at everything the agent needs, and says what to do. It changes nothing, and never touches the
-//! running agent's session with mcpd.
+//! `mcprelay doctor`: checks everything that the agent needs, and says what to do. It changes nothing, and never touches the running
+//! agent's session with mcpd.
 
 mod files;
 mod link;
@@ -36,7 +36,7 @@ pub struct DoctorArgs {
     pub home: HomeArgs,
 }
 
-/// Looks at everything; a failure fails the command.
+/// Checks everything; a failed check fails the command.
 pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let places = args.home.places(env)?;
     let mut report = Report::new(args.output);
@@ -48,7 +48,7 @@ pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     report.extend(agent(&places.socket).await)?;
     match Mcpd::new(&args.mcpd, &places.home, env) {
         Ok(mcpd) => link::examine(&mcpd, &mut report).await?,
-        // A CA file that is none: the rest can be looked at all the same.
+        // The CA file is unusable, but the rest can be checked nevertheless.
         Err(Stop::Usage(message)) => report.add(Finding::failed("mcpd", &message))?,
         Err(_) => report.add(Finding::skipped("mcpd", "there are no credentials to call it with"))?,
     }
@@ -71,7 +71,7 @@ fn credentials(mcpd: &McpdArgs, places: &Places, env: Lookup<'_>) -> Result<Find
     })
 }
 
-/// The socket, and what its agent says of itself.
+/// The socket, and what its agent says about itself.
 async fn agent(socket: &Path) -> Vec<Finding> {
     match socket::connect(socket).await {
         Err(socket::NoAgent::NoSocket(path)) => {
@@ -127,7 +127,7 @@ fn link_of_agent(status: &WatchStatusResponse) -> Finding {
     }
 }
 
-/// A provider that the agent or mcpd does not take.
+/// A provider that the agent or mcpd refuses.
 fn refused(provider: &ProviderStatus) -> Option<Finding> {
     let name = Printable(&provider.provider.as_ref()?.name).to_string();
     let why = Printable(&provider.detail).to_string();

@@ -12,29 +12,26 @@ use crate::{
     config::{Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
     domain::root_cause,
-    upstream::contract,
+    upstream::{connect::UNKNOWN_ISSUER, contract},
 };
 
 /// How long a connection may take, TLS included: an mcpd across the world answers within a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a short call may take as a whole.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of an error's body is read and shown: more is a page, not a sentence.
+/// How many characters of an error's body are shown: more would be a page, not a sentence.
 const MAX_ERROR_CHARS: usize = 500;
-/// The most of one reply that is read: a list with tens of thousands of rows.
+/// The most that is read of one reply, in bytes: a list with tens of thousands of rows.
 const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
 
-/// An mcpd, with what opens it.
+/// An mcpd, with the token for it.
 #[derive(Clone, Debug)]
 pub struct Mcpd {
     client: Client,
     credentials: Credentials,
 }
 
-/// What rustls says of a certificate that no authority it trusts has signed.
-const UNKNOWN_ISSUER: &str = "UnknownIssuer";
-
-/// Why a call to mcpd gave nothing usable. Never holds the token.
+/// Why a call to mcpd gave no usable result. Never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// No answer at all.
@@ -63,12 +60,12 @@ pub enum CallError {
         /// 401 or 403.
         status: u16,
     },
-    /// It sends elsewhere, and a token never follows.
+    /// It redirects, and a token is never sent along.
     #[error("mcpd at {url} redirects to {to}: pass the final address as --mcpd-url")]
     Redirect {
         /// Where it is.
         url: McpdUrl,
-        /// Where it sends.
+        /// Where it redirects to.
         to: String,
     },
     /// It answers with an error.
@@ -83,7 +80,7 @@ pub enum CallError {
         /// What the reply says; may be empty.
         message: String,
     },
-    /// It answers with something else than it should.
+    /// It answers with something unexpected.
     #[error("what answers at {url} is no mcpd ({why}): check --mcpd-url")]
     NotMcpd {
         /// Where it is.
@@ -131,7 +128,7 @@ impl Mcpd {
         self.with_token(self.client.get(contract::endpoint(self.url().as_str(), path)))
     }
 
-    /// A `GET` without it, to see it refused.
+    /// A `GET` without the token, to see it refused.
     pub fn get_without_token(&self, path: &str) -> RequestBuilder {
         self.client.get(contract::endpoint(self.url().as_str(), path))
     }
@@ -145,13 +142,13 @@ impl Mcpd {
         request.bearer_auth(self.credentials.token.expose_secret())
     }
 
-    /// Sends a call; whatever is not a success is an error.
+    /// Sends a call; anything but a success is an error.
     pub async fn send(&self, request: RequestBuilder, path: &str) -> Result<Response, CallError> {
         let response = request.send().await.map_err(|error| self.no_answer(&error))?;
         self.accept(response, path).await
     }
 
-    /// Turns whatever is not a success into an error.
+    /// Turns anything but a success into an error.
     pub async fn accept(&self, response: Response, path: &str) -> Result<Response, CallError> {
         let (url, status) = (self.url().clone(), response.status());
         match status {
@@ -189,13 +186,13 @@ impl Mcpd {
         }
     }
 
-    /// The error for an answer that is none of an mcpd.
+    /// The error for an answer that cannot be an mcpd's.
     pub fn not_mcpd(&self, why: &str) -> CallError {
         CallError::NotMcpd { url: self.url().clone(), why: why.to_owned() }
     }
 }
 
-/// A client that keeps a token where it belongs: no redirects, no proxy for this machine's own addresses.
+/// A client that sends the token nowhere else: it follows no redirects and uses no proxy for this machine's own addresses.
 fn client(url: &McpdUrl, ca_file: Option<&Path>) -> Result<Client, Stop> {
     let mut builder = Client::builder()
         .user_agent(concat!("mcprelay/", env!("CARGO_PKG_VERSION")))
@@ -230,7 +227,7 @@ fn location(response: &Response) -> String {
     location.unwrap_or("somewhere else").to_owned()
 }
 
-/// What an error reply says, in one of the usual shapes, cut to a sentence's length; empty where it says nothing readable.
+/// What an error reply says, in one of the usual shapes, cut to the length of a sentence; empty if it says nothing readable.
 pub async fn error_message(mut response: Response) -> String {
     let mut body = Vec::new();
     while let Ok(Some(piece)) = response.chunk().await {
@@ -242,7 +239,7 @@ pub async fn error_message(mut response: Response) -> String {
     serde_json::from_slice(&body).map(|json| message_in(&json)).unwrap_or_default()
 }
 
-/// The message in `{"error": {"message"}}`, `{"error": "..."}` or `{"message": "..."}`; empty where there is none.
+/// The message in `{"error": {"message"}}`, `{"error": "..."}` or `{"message": "..."}`; empty if there is none.
 pub fn message_in(json: &Value) -> String {
     let error = json.get("error");
     let nested = error.and_then(|error| error.get("message"));

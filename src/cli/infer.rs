@@ -18,7 +18,7 @@ use crate::{
     upstream::contract::{DONE, infer_path},
 };
 
-/// The longest prompt that is read: the agent's own default limit for a whole request.
+/// The longest prompt that is read, in bytes: the agent's own default limit for a whole request.
 const MAX_PROMPT_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Arguments of `infer`.
@@ -90,13 +90,13 @@ fn read_prompt(from: impl io::Read) -> Result<String, Stop> {
 
 /// One question.
 pub struct Ask<'a> {
-    /// Where.
+    /// The mcpd to ask.
     pub mcpd: &'a Mcpd,
-    /// Which LLM.
+    /// The LLM to ask.
     pub llm: &'a str,
-    /// What.
+    /// The prompt.
     pub prompt: &'a str,
-    /// Whether the answer shall come piece by piece.
+    /// Whether the answer is to come piece by piece.
     pub stream: bool,
 }
 
@@ -113,7 +113,7 @@ impl Ask<'_> {
             let events =
                 EventSource::new(request).map_err(|_| Stop::Failed("cannot send the prompt twice".into()))?;
             let ended = self.stream_into(events, &path, &mut printer).await;
-            // What went wrong goes on a line of its own.
+            // The error goes on a line of its own.
             printer.end()?;
             return ended;
         } else {
@@ -144,7 +144,7 @@ impl Ask<'_> {
                     self.checked(response, path).await?;
                     return Err(self.mcpd.not_mcpd("its reply is no stream").into());
                 }
-                // Somebody on the way does not stream: the answer is there all the same.
+                // Something on the way does not stream, but the answer is here nevertheless.
                 Some(Err(StreamError::InvalidContentType(kind, response))) if is_json(&kind) => {
                     return self.whole_into(response, printer).await;
                 }
@@ -231,7 +231,7 @@ impl<W: io::Write> Printer<'_, W> {
         }
     }
 
-    /// Writes at once: whoever watches wants each piece when it comes.
+    /// Flushes after every write, so that each piece is seen as it comes.
     fn text(&mut self, text: &str) -> Result<(), Stop> {
         if let Some(last) = text.chars().last() {
             self.at_line_start = last == '\n';
@@ -264,7 +264,7 @@ fn printable(text: &str, format: Format) -> String {
         .collect()
 }
 
-/// The text of the first choice; empty where there is none.
+/// The text of the first choice; empty if there is none.
 fn content<'a>(body: &'a Value, part: &str) -> &'a str {
     body.pointer(&format!("/choices/0/{part}/content")).and_then(Value::as_str).unwrap_or_default()
 }

@@ -36,7 +36,7 @@ use clap::{
 
 use crate::config::{ConfigError, process_environment};
 
-/// Stands below the help: where to begin, and what scripts want to know.
+/// The text below the help: where to begin, and what scripts need to know.
 const BEGIN: &str = "Begin with `mcprelay demo`. `mcprelay doctor` says what to do about trouble.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not online in time.";
 
@@ -83,18 +83,18 @@ pub enum Command {
 pub enum Stop {
     /// It failed: one sentence. Exit 1.
     Failed(String),
-    /// It was asked wrongly: one sentence. Exit 2.
+    /// It was used wrongly: one sentence. Exit 2.
     Usage(String),
     /// The agent did not get online in time: one sentence. Exit 3.
     NotOnline(String),
-    /// It has said itself what is wrong. Exit 1.
+    /// It failed and has already said why. Exit 1.
     Reported,
-    /// Whoever read the output has read enough, which is no failure. Exit 0.
+    /// The reader of the output has closed it, which is not a failure. Exit 0.
     NobodyReads,
 }
 
 impl Stop {
-    /// Says it on standard error, and gives the exit code.
+    /// Reports it on standard error, and returns the exit code.
     pub fn report(self) -> ExitCode {
         let (message, code) = match self {
             Self::Failed(message) => (message, 1),
@@ -124,20 +124,20 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// Parses this process's command line. Help and usage errors are printed here; the exit code is then all that is left.
+/// Parses this process's command line. Help and usage errors are printed here, and the exit code is returned.
 pub fn parse() -> Result<Cli, ExitCode> {
     Cli::try_parse().map_err(|error| match value_complaint(&error) {
         Some(message) => Stop::Usage(message).report(),
         None => {
-            // Nobody is left to tell when even this cannot be printed.
+            // If even this cannot be printed, nobody can be told.
             let _ = error.print();
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
         }
     })
 }
 
-/// One sentence for a bad value: clap's own message does not say that it may have come from the environment. The value is
-/// left out, because it may hold a password.
+/// One sentence about an invalid value: clap's own message does not say that it may have come from the environment. The value is left out,
+/// because it may contain a password.
 fn value_complaint(error: &clap::Error) -> Option<String> {
     let ContextValue::String(argument) = error.get(ContextKind::InvalidArg)? else { return None };
     if error.kind() != ErrorKind::ValueValidation {
@@ -151,14 +151,14 @@ fn value_complaint(error: &clap::Error) -> Option<String> {
     Some(format!("the value of {flag}{} is not usable: {why}", from.unwrap_or_default()))
 }
 
-/// The environment variable behind a flag of some command.
+/// The environment variable of a flag of some command.
 fn variable_of(command: &clap::Command, flag: &str) -> Option<String> {
     let own = command.get_arguments().find(|argument| argument.get_long() == Some(flag));
     let variable = own.and_then(|argument| argument.get_env()?.to_str().map(str::to_owned));
     variable.or_else(|| command.get_subcommands().find_map(|command| variable_of(command, flag)))
 }
 
-/// Whether the command is a service, whose log and telemetry are settings of its own.
+/// Whether the command is a service, which has its own settings for the log and telemetry.
 pub fn sets_up_its_own_log(cli: &Cli) -> bool {
     match &cli.command {
         Command::Run(_) => true,
@@ -167,7 +167,7 @@ pub fn sets_up_its_own_log(cli: &Cli) -> bool {
     }
 }
 
-/// Does what the command line asks.
+/// Runs the command.
 pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
     let env = &process_environment;
     match cli.command {

@@ -1,4 +1,4 @@
-//! How commands print: tables and ages as kubectl's users expect them, and nothing that could steer a terminal.
+//! How commands print: tables and ages as kubectl's users expect them, and nothing that could control a terminal.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use crate::{domain::Printable, telemetry};
 
-/// Blanks between two columns, as kubectl has them.
+/// Blanks between two columns, as in kubectl.
 const GAP: u16 = 3;
-/// What stands where there is nothing, as kubectl has it.
+/// What is printed for an empty cell, as in kubectl.
 pub const NONE: &str = "<none>";
-/// The width that is assumed where a terminal does not tell its own.
+/// The width that is assumed if a terminal does not report its own.
 const USUAL_WIDTH: u16 = 80;
 
-/// Prints a text and what it needs to be a whole line.
+/// Prints a text, and a line end if it has none.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -37,16 +37,16 @@ pub fn complain(message: &str) {
     note(&format!("error: {message}"));
 }
 
-/// Says one sentence on standard error, behind the log's lines where this process has a log.
+/// Prints one sentence on standard error, after the lines of the log if this process has one.
 pub fn note(message: &str) {
     let line = Printable(message).to_string();
     if !telemetry::say(&line) {
-        // Nobody is left to tell when that fails.
+        // If that fails, nobody can be told.
         let _ = writeln!(io::stderr(), "{line}");
     }
 }
 
-/// The terminal's width in columns; `None` where standard output is none, so that whoever reads gets everything.
+/// The terminal's width in columns; `None` if standard output is not a terminal, so that its reader gets everything.
 pub fn terminal_width() -> Option<u16> {
     let width = || ratatui::crossterm::terminal::size().map_or(USUAL_WIDTH, |(columns, _)| columns);
     io::stdout().is_terminal().then(width)
@@ -71,7 +71,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> Strin
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// A cell's text: printable, and [`NONE`] where there is nothing.
+/// A cell's text: printable, and [`NONE`] if it is empty.
 fn shown(cell: &str) -> String {
     match cell {
         "" => NONE.to_owned(),
@@ -102,7 +102,7 @@ fn two(large: u64, unit: &str, small: u64, small_unit: &str) -> String {
     }
 }
 
-/// The age of a point in time; `<unknown>` for a text that is none. One that is still to come is 0 s old: clocks differ.
+/// The age of a point in time; `<unknown>` for a text that is not one. A point in the future is 0 s old, because clocks differ.
 pub fn age_since(rfc3339: &str, now: SystemTime) -> String {
     match humantime::parse_rfc3339(rfc3339) {
         Ok(time) => age(now.duration_since(time).unwrap_or_default()),

@@ -1,4 +1,4 @@
-//! `mcprelay pause` and `mcprelay resume`: the owner wants the GPU, or gives it back.
+//! `mcprelay pause` and `mcprelay resume`: the owner needs the GPU, or gives it back.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub async fn run(args: PauseArgs, paused: bool, env: Lookup<'_>) -> Result<(), S
     Ok(output::print(&said(&changed, args.name.as_deref(), paused))?)
 }
 
-/// Asks the agent; gives the providers that changed.
+/// Asks the agent; returns the providers that changed.
 async fn set_paused(socket: &Path, name: Option<&str>, paused: bool) -> Result<Vec<String>, Stop> {
     let mut agent = socket::connect(socket).await?;
     let provider_name = name.unwrap_or_default().to_owned();

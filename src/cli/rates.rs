@@ -1,4 +1,4 @@
-//! Tokens a second of each provider, from the counts in successive statuses. A piece of output is taken for a token.
+//! Tokens per second of each provider, from the counts in successive statuses. A piece of output counts as a token.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,7 +11,7 @@ use crate::pb::WatchStatusResponse;
 
 /// How far back a rate looks: short enough to follow a model, long enough not to flicker.
 const WINDOW: Duration = Duration::from_secs(4);
-/// The least time that gives a rate.
+/// The least time from which a rate is computed.
 const LEAST: Duration = Duration::from_millis(500);
 
 /// What has been seen so far.
@@ -33,10 +33,10 @@ impl Rates {
         let running = status.tasks.iter().map(|task| (&task.task_id, &task.llm_name, task.chunks));
         let ended = status.recent.iter().map(|task| (&task.task_id, &task.llm_name, task.chunks));
         for (task, llm, chunks) in running.chain(ended) {
-            // A task that is cancelled stands in both lists until its provider has confirmed it.
+            // A cancelled task is in both lists until its provider has confirmed the cancellation.
             let counted = self.tasks.get(task).or_else(|| before.get(task)).copied().unwrap_or(0);
             let new = chunks.saturating_sub(counted);
-            // What the first status counts was made before anyone looked.
+            // What the first status counts was produced before the first look.
             *self.totals.entry(llm.clone()).or_default() += if first { 0 } else { new.into() };
             self.tasks.insert(task.clone(), counted.max(chunks));
         }
@@ -52,7 +52,7 @@ impl Rates {
         }
     }
 
-    /// Tokens a second of `llm` over the window that ends at `at`; `None` while too little has been seen.
+    /// Tokens per second of `llm` over the window that ends at `at`; `None` while too little has been seen.
     pub fn rate(&self, llm: &str, at: Instant) -> Option<f64> {
         let old = |(time, _): &&(Instant, _)| at.saturating_duration_since(*time) >= WINDOW;
         let (start, then) = self.samples.iter().take_while(old).last().or(self.samples.front())?;

@@ -1,4 +1,4 @@
-//! A list of findings, as `doctor` and `check-mcpd` print it: a line each, and what to do.
+//! A list of findings, as `doctor` and `check-mcpd` print it: one line per finding, and what to do.
 
 use std::io;
 
@@ -17,17 +17,17 @@ pub enum Format {
     Json,
 }
 
-/// How a finding looks.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// As it should be.
     Ok,
-    /// It works, but somebody should look.
+    /// It works, but somebody should look into it.
     Warning,
     /// It does not work.
     Failure,
-    /// It could not be looked at.
+    /// It could not be checked.
     Skipped,
 }
 
@@ -45,13 +45,13 @@ impl Level {
 /// One line of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub subject: String,
-    /// How it looks.
+    /// The result.
     pub result: Level,
     /// What was found.
     pub message: String,
-    /// What to do; none where there is nothing to do.
+    /// What to do; `None` if there is nothing to do.
     pub advice: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl Finding {
         Self { subject: subject.into(), result: Level::Ok, message: message.into(), advice: None }
     }
 
-    /// It works, but somebody should look.
+    /// It works, but somebody should look into it.
     pub fn warning(subject: &str, message: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { result: Level::Warning, advice: Some(advice.into()), ..Self::ok(subject, message) }
     }
@@ -71,7 +71,7 @@ impl Finding {
         Self { result: Level::Failure, advice: Some(advice.into()), ..Self::ok(subject, message) }
     }
 
-    /// It could not be looked at; the message says why.
+    /// It could not be checked; the message says why.
     pub fn skipped(subject: &str, message: impl Into<String>) -> Self {
         Self { result: Level::Skipped, ..Self::ok(subject, message) }
     }
@@ -85,7 +85,7 @@ impl Finding {
     }
 }
 
-/// Findings in the order in which they were made. With [`Format::Text`] each is printed as it is made: some take seconds.
+/// Findings in the order in which they were made. With [`Format::Text`] each is printed at once, because some checks take seconds.
 #[derive(Debug)]
 pub struct Report {
     findings: Vec<Finding>,

@@ -15,9 +15,9 @@ use crate::{
     telemetry::{self, Telemetry},
 };
 
-/// How long the last spans may take to leave: a collector that hangs must not hold up the stop.
+/// How long the last spans may take to be sent: a collector that hangs must not delay the stop.
 const TELEMETRY_BOUND: Duration = Duration::from_secs(3);
-/// How long the provider host may take to end once the agent has ended: its tasks are over by then.
+/// How long the provider host may take to end after the agent: its tasks are over by then.
 const HOST_BOUND: Duration = Duration::from_secs(2);
 
 /// Arguments of `run`.
@@ -38,7 +38,7 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let surroundings = Surroundings { telemetry: telemetry.handle(), ..Surroundings::default() };
     let status = tokio::spawn(service::status(surroundings.standing.subscribe()));
     let stop = agent::Stop::default();
-    // Before the socket is there: whoever sees it may send a signal, which must not kill what has just begun.
+    // Before the socket exists: whoever sees the socket may send a signal, which must not kill an agent that has just started.
     let signals = tokio::spawn(follow_signals(stop.clone())?);
     let agent = new_agent(&config, surroundings).map_err(|error| Stop::Failed(error.to_string()))?;
     info!(socket = %config.socket.display(), pid = std::process::id(), "mcprelay {} runs", env!("CARGO_PKG_VERSION"));

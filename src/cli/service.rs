@@ -1,4 +1,5 @@
-//! What a service manager wants to hear, and what it may have opened for us. Without one nothing happens.
+//! The dialogue with a service manager: readiness, status, the watchdog, and the socket that it may have opened. Without one, nothing
+//! happens.
 
 use std::time::Duration;
 
@@ -12,17 +13,17 @@ use crate::{
     domain::{Printable, counted},
 };
 
-/// The agent takes sessions.
+/// Says that the agent accepts sessions.
 pub(super) fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// The agent drains.
+/// Says that the agent is stopping.
 pub(super) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Tells the watchdog that the event loop turns, at half the interval it asks for.
+/// Tells the watchdog that the event loop is running, at half the interval that it asks for.
 pub(super) async fn watchdog() {
     let Some(interval) = sd_notify::watchdog_enabled() else { return };
     let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(100)));
@@ -32,7 +33,7 @@ pub(super) async fn watchdog() {
     }
 }
 
-/// Says how the agent stands, whenever that changes: what `systemctl status` shows.
+/// Reports how the agent is doing whenever that changes; `systemctl status` shows it.
 pub(super) async fn status(mut standing: watch::Receiver<Standing>) {
     while standing.changed().await.is_ok() {
         let text = sentence(&standing.borrow_and_update());
@@ -45,7 +46,7 @@ fn sentence(standing: &Standing) -> String {
     let (state, providers) = (link.map_or("starting", |link| link.as_str()), counted(*providers, "provider"));
     match detail.is_empty() {
         true => format!("{state}, {providers}"),
-        // A line of its own would be another message to the service manager.
+        // A line break would begin another message to the service manager.
         false => format!("{state}, {providers}: {}", Printable(detail)),
     }
 }
@@ -56,7 +57,7 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// The socket that systemd opened for us (socket activation), if it did.
+/// The socket that systemd opened for the agent (socket activation), if it did.
 pub(super) fn inherited_socket() -> Option<UnixListener> {
     let mut inherited = ListenFd::from_env();
     if inherited.len() == 0 {

@@ -13,7 +13,7 @@ const HANGUP: u64 = 1;
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// `None` where whoever started the command wants it to outlive its terminal, as `nohup` does.
+    /// `None` if the command is to outlive its terminal, as under `nohup`.
     hangup: Option<Signal>,
 }
 
@@ -22,7 +22,7 @@ impl Signals {
     pub(super) fn new() -> Result<Self, Stop> {
         let on =
             |kind| signal(kind).map_err(|error| Stop::Failed(format!("cannot wait for signals: {error}")));
-        // Has to be known before a handler takes its place.
+        // This must be read before a handler is installed.
         let hangup = (!ignores_hangup()).then(|| on(SignalKind::hangup())).transpose()?;
         Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())?, hangup })
     }
@@ -42,7 +42,8 @@ impl Signals {
         }
     }
 
-    /// Waits until it is asked again. A closing terminal says it twice, once by its shell, and that is no impatience.
+    /// Waits until it is asked again. A closing terminal sends its signal twice, once through its shell, which does not count as a second
+    /// request.
     pub(super) async fn insist(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -51,7 +52,7 @@ impl Signals {
     }
 }
 
-/// Linux says it in `/proc`; asking the system call is not safe Rust.
+/// Linux tells this in `/proc`; the system call for it would be unsafe Rust.
 fn ignores_hangup() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| mask_has_hangup(&status))
 }

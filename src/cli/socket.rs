@@ -8,7 +8,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::Stop;
 use crate::{bridge::STOPPING, domain::root_cause, pb::bridge_service_client::BridgeServiceClient};
 
-/// The most bytes of one status that are taken: thousands of providers, each with all its words.
+/// Largest status that is accepted, in bytes: thousands of providers, each with all its texts.
 const MAX_STATUS_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why the agent cannot be reached.
@@ -25,10 +25,10 @@ pub enum NoAgent {
         "you may not use the socket at {0}: use the agent's own user, or start the agent with --allow-uid, --socket-mode and a --socket in a folder that you may enter"
     )]
     Forbidden(String),
-    /// Something else lies there.
+    /// Something else is there.
     #[error("{0} is not a socket that can be used ({1}): pass the agent's --socket or --home")]
     Unusable(String, String),
-    /// Something answers that is no agent.
+    /// Something answers that is not an agent.
     #[error(
         "whoever serves the socket at {0} does not answer as mcprelay does ({1}): pass the agent's --socket or --home"
     )]
@@ -60,7 +60,7 @@ fn why(error: &io::Error, socket: &Path) -> NoAgent {
     let shown = socket.display().to_string();
     match error.kind() {
         io::ErrorKind::NotFound => NoAgent::NoSocket(shown),
-        // What the system says of a plain file too; `mcprelay run` would leave that alone.
+        // The system says the same about a plain file, which `mcprelay run` would leave alone.
         io::ErrorKind::ConnectionRefused if !is_socket(socket) => {
             NoAgent::Unusable(shown, "a file of another kind lies there".into())
         }

@@ -18,9 +18,9 @@ use crate::{
 
 /// How long the first status may take: the agent sends it at once.
 const FIRST_STATUS: Duration = Duration::from_secs(5);
-/// Pause between looks for a socket that is not there yet: a start takes about as long.
+/// Pause between two looks for a socket that does not exist yet: a start takes about as long.
 const SOCKET_POLL: Duration = Duration::from_millis(50);
-/// How long an agent without any provider is taken for one whose mcplocal is just about to connect.
+/// How long an agent without any provider is assumed to have an mcplocal that is about to connect.
 const NOBODY_YET: Duration = Duration::from_secs(2);
 
 /// Arguments of `status`.
@@ -59,7 +59,7 @@ pub enum Target {
     Online,
 }
 
-/// Shows the status once, or goes on showing it, or waits.
+/// Shows the status once or continuously, or waits.
 pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let socket = args.home.places(env)?.socket;
     if args.watch {
@@ -155,9 +155,9 @@ fn useless(reason: &str) -> Stop {
 enum Progress {
     Online,
     Waiting,
-    /// Nothing is opted in, as nothing has been pushed.
+    /// Nothing is opted in, because nothing has been pushed.
     NobodyYet,
-    /// What has been pushed is not opted in or is paused, or the agent is on its way out.
+    /// What has been pushed is not opted in or is paused, or the agent is stopping.
     Useless,
 }
 
@@ -166,7 +166,7 @@ fn progress(status: &WatchStatusResponse) -> Progress {
         AgentState::Online => Progress::Online,
         AgentState::Draining => Progress::Useless,
         AgentState::Idle if status.providers.is_empty() => Progress::NobodyYet,
-        // A model server that is away comes back by itself.
+        // A model server that is unavailable may come back by itself.
         AgentState::Idle if status.providers.iter().any(may_come) => Progress::Waiting,
         AgentState::Idle => Progress::Useless,
         _ => Progress::Waiting,

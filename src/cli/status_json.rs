@@ -1,7 +1,7 @@
-//! What `mcprelay status -o json` prints. Scripts read it: a field may be added, none is renamed or removed.
+//! What `mcprelay status -o json` prints. Scripts read it: fields may be added, but none is renamed or removed.
 //!
-//! Names are the bridge proto's in camelCase; durations are milliseconds, points in time RFC 3339; what is not known is null
-//! or an empty text, and every field is always there.
+//! The names are those of the bridge's proto in camelCase; durations are in milliseconds, points in time in RFC 3339; what is unknown is
+//! null or an empty text, and every field is always present.
 
 use serde::Serialize;
 

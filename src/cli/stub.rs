@@ -67,12 +67,12 @@ pub(crate) fn token(name: &str) -> Option<OsString> {
     (name == "MCPRELAY_TOKEN").then(|| "t0ken".into())
 }
 
-/// Argument structs from flags, without this process's environment having a say.
+/// Argument structs from flags, without the influence of this process's environment.
 pub(crate) fn parse<A: Args>(flags: &[&str]) -> A {
     parse_args(flags, &|_| None).expect("good flags")
 }
 
-/// A stand-in for the running agent: tells one status and leaves the stream open, and has one provider, "a".
+/// A stand-in for the running agent: sends one status and leaves the stream open, and has one provider, "a".
 pub(crate) struct Agent {
     home: TempDir,
     server: JoinHandle<()>,

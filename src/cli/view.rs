@@ -23,7 +23,7 @@ pub struct Section {
     pub notes: Vec<String>,
 }
 
-/// Tokens a second of one provider, as far as they are known; pieces of output are taken for tokens.
+/// Tokens per second of one provider, if known; pieces of output count as tokens.
 pub type Rate<'a> = &'a dyn Fn(&str) -> Option<f64>;
 
 const PROVIDERS: &[&str] = &["PROVIDER", "MODEL", "STATE", "VERDICT", "RUNNING", "QUEUED"];
@@ -41,7 +41,7 @@ pub fn text(status: &WatchStatusResponse, now: SystemTime, width: Option<u16>) -
     text
 }
 
-/// One section; a section without rows is one line that says so. Only tables are cut.
+/// One section; without rows it is one line that says so. Only tables are cut to the width.
 pub fn section_text(section: &Section, width: Option<u16>) -> String {
     if section.rows.is_empty() {
         return format!("{}: none\n", section.title);
@@ -71,7 +71,7 @@ fn link(status: &WatchStatusResponse) -> String {
     parts.join(", ")
 }
 
-/// Why the link is as it is, where there is more to say than its state.
+/// The reason for the link's state, if there is one.
 fn why(status: &WatchStatusResponse) -> Option<String> {
     let agent = status.agent.as_ref()?;
     match agent.state() {
@@ -165,7 +165,7 @@ fn is_withdrawn(status: &ProviderStatus) -> bool {
     status.verdict() == Verdict::Published && rests
 }
 
-/// What somebody has to say about a provider: why it does not work, or may not.
+/// What is to be said about a provider: why it does not work, or may not work.
 fn provider_note(status: &ProviderStatus) -> Option<String> {
     let pushed = status.provider.as_ref()?;
     // What is not opted in or paused has its reason in the table.

@@ -1,4 +1,4 @@
-//! `mcprelay status --watch`: the status as it changes. On a terminal a view that fills it, elsewhere one line a change.
+//! `mcprelay status --watch`: the status as it changes. On a terminal a view that fills it, elsewhere one line per change.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -23,19 +23,19 @@ use tokio::{
 use super::{Stop, output, rates::Rates, status, view};
 use crate::pb::{AgentState, WatchStatusResponse};
 
-/// Pause between drawings: ages and countdowns move smoothly enough, and a waiting terminal costs nothing to speak of.
+/// Pause between two drawings: ages and countdowns move smoothly enough, and an idle view costs next to nothing.
 const REDRAW: Duration = Duration::from_millis(250);
-/// The least pause between two lines where there is no terminal: a log, not a flood.
+/// The least pause between two lines if there is no terminal: the output is a log, not a flood.
 const LINE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between attempts to find an agent that went away: people restart it by hand.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the keyboard's thread waits before it looks whether anybody still wants its keys.
+/// How long the keyboard's thread waits before it checks whether its keys are still wanted.
 const KEY_POLL: Duration = Duration::from_millis(100);
 /// Keys typed ahead: more than anyone types between two drawings.
 const KEY_BUFFER: usize = 16;
-/// What stands before the later pieces of a long line.
+/// The indent of the later pieces of a long line.
 const SET_IN: &str = "    ";
-/// Lines are not folded narrower than this: a piece must hold more than what it is set in by.
+/// Lines are not folded to less than this: a piece must hold more than its indent.
 const MIN_WIDTH: u16 = 20;
 /// Lines that a page key scrolls: most of a small terminal.
 const PAGE: u16 = 15;
@@ -62,7 +62,7 @@ pub async fn run(socket: &Path) -> Result<(), Stop> {
     ended
 }
 
-/// Passes on every status, and the reason why there is none, for as long as anybody looks.
+/// Passes on every status, and the reason if there is none, for as long as anybody watches.
 async fn follow(socket: PathBuf, news: watch::Sender<News>) {
     loop {
         let Err(stop) = follow_once(&socket, &news).await else { return };
@@ -73,7 +73,7 @@ async fn follow(socket: PathBuf, news: watch::Sender<News>) {
     }
 }
 
-/// Ends well when nobody looks any more.
+/// Ends successfully when nobody watches any more.
 async fn follow_once(socket: &Path, news: &watch::Sender<News>) -> Result<(), Stop> {
     let mut stream = status::open(socket).await?;
     loop {
@@ -84,7 +84,7 @@ async fn follow_once(socket: &Path, news: &watch::Sender<News>) -> Result<(), St
     }
 }
 
-/// One line a change.
+/// Prints one line per change.
 async fn lines(mut seen: watch::Receiver<News>) -> Result<(), Stop> {
     let mut rates = Rates::default();
     loop {
@@ -147,7 +147,7 @@ async fn live(mut seen: watch::Receiver<News>) -> Result<(), Stop> {
     ended
 }
 
-/// The keyboard's events. Reading them blocks, so a thread does; it ends soon after the receiver is dropped.
+/// The keyboard's events. Reading them blocks, so a thread does it; the thread ends soon after the receiver is dropped.
 fn keyboard() -> mpsc::Receiver<Event> {
     let (keys, receiver) = mpsc::channel(KEY_BUFFER);
     std::thread::spawn(move || {
@@ -168,10 +168,10 @@ fn keyboard() -> mpsc::Receiver<Event> {
 /// What is on the screen.
 struct Screen {
     news: News,
-    /// The last status there was: still worth a look when the agent has gone.
+    /// The last status: it is still shown when the agent has gone.
     status: Box<WatchStatusResponse>,
     rates: Rates,
-    /// Lines scrolled out above.
+    /// How many lines are scrolled out at the top.
     scroll: u16,
 }
 
@@ -191,7 +191,7 @@ impl Screen {
         self.news = news;
     }
 
-    /// Takes a key; false ends the view.
+    /// Handles a key; false ends the view.
     fn key(&mut self, event: &Event) -> bool {
         let Event::Key(key) = event else { return true };
         if key.kind == KeyEventKind::Release {
@@ -262,8 +262,8 @@ fn help(below: u16) -> String {
     }
 }
 
-/// A line in pieces of at most `width` characters, broken between words where it can be; the later ones are set in. Tables fit
-/// already, sentences may not.
+/// A line in pieces of at most `width` characters, broken between words if possible; the later ones are indented. Tables fit already,
+/// sentences may not.
 fn folded(line: &str, width: u16) -> Vec<String> {
     let (mut rest, mut lines) = (line.to_owned(), Vec::new());
     while let Some((end, _)) = rest.char_indices().nth(usize::from(width.max(MIN_WIDTH))) {
@@ -289,7 +289,7 @@ fn link_style(status: &WatchStatusResponse) -> Style {
     })
 }
 
-/// A status that came `since` ago, as it must be by now: what it counts in milliseconds has gone on.
+/// A status that came `since` ago, brought up to date: its ages and countdowns have continued.
 fn aged(status: &WatchStatusResponse, since: Duration) -> WatchStatusResponse {
     let mut status = status.clone();
     let since = u32::try_from(since.as_millis()).unwrap_or(u32::MAX);

@@ -19,15 +19,15 @@ use crate::telemetry::names;
 const NAME_COLUMNS: usize = 34;
 /// Columns of the text's bars.
 const BAR_COLUMNS: usize = 34;
-/// Columns of the text's lengths: with names, bars and the spaces between a line has 80.
+/// Columns of the text's durations: with names, bars and the spaces in between, a line has 80.
 const LENGTH_COLUMNS: usize = 10;
-/// From so many seconds on a length is told in seconds: nobody reads longer numbers, and there is no room for them.
+/// From this many seconds on, a duration is given in seconds: longer numbers are hard to read, and there is no room for them.
 const MOST_MILLIS: f64 = 9.99;
-/// Where the first token is, in a bar and where there is none.
+/// The mark of the first token, inside a bar and outside of one.
 const TOKEN_ON_BAR: char = '◆';
 const TOKEN_BESIDE: char = '┊';
 
-/// A place in time, from the trace's begin.
+/// A point in time, counted from the beginning of the trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Bar {
     start: Duration,
@@ -43,12 +43,12 @@ struct Row {
     bars: Vec<Bar>,
 }
 
-/// A trace, laid out: every span behind its parent, children by their begin.
+/// A trace, laid out: every span after its parent, children in the order of their beginnings.
 #[derive(Debug)]
 pub(super) struct Waterfall {
     rows: Vec<Row>,
     total: Duration,
-    /// When the first token went to mcpd; none for an answer in one piece.
+    /// When the first token went to mcpd; `None` for an answer in one piece.
     first_token: Option<Duration>,
 }
 
@@ -115,7 +115,7 @@ impl Waterfall {
         (self.part(at) * columns as f64).round() as usize
     }
 
-    /// A place in time as a part of the whole, from 0 to 1.
+    /// A point in time as a fraction of the whole, from 0 to 1.
     fn part(&self, at: Duration) -> f64 {
         at.as_secs_f64() / self.total.as_secs_f64().max(f64::EPSILON)
     }
@@ -152,8 +152,8 @@ fn lay_out(
     }
 }
 
-/// When the first token of a stream went to mcpd, as the first POST. The provider's first chunk often says no more than who
-/// speaks, and waits for the token.
+/// When the first token of a stream went to mcpd, which is with the first POST. The provider's first chunk often has only a role, and waits
+/// for the token.
 fn first_token(spans: &[&SpanData]) -> Option<SystemTime> {
     let is_stream =
         spans.iter().flat_map(|span| span.events.iter()).any(|e| e.name == names::span::FIRST_CHUNK);
@@ -161,7 +161,7 @@ fn first_token(spans: &[&SpanData]) -> Option<SystemTime> {
     posts.map(|span| span.start_time).min()
 }
 
-/// A service's full name leaves no room for anything else: its last part is enough here.
+/// A service's full name would leave no room for anything else: its last part is enough here.
 fn shown_name(span: &SpanData) -> String {
     match span.name.rsplit_once('.') {
         Some((_, last)) if span.name.contains('/') => last.to_owned(),

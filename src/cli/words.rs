@@ -2,7 +2,7 @@
 
 use crate::pb::{AgentState, ProviderState, TaskState, Verdict};
 
-/// What stands for a value that this program is too old to know.
+/// The word for a value that this program is too old to know.
 const UNKNOWN: &str = "unknown";
 
 /// The link's state.
@@ -19,7 +19,7 @@ pub fn agent_state(state: i32) -> &'static str {
     }
 }
 
-/// A provider's state; not stated is ready.
+/// A provider's state; an unstated one is ready.
 pub fn provider_state(state: i32) -> &'static str {
     match ProviderState::try_from(state) {
         Ok(ProviderState::Unspecified | ProviderState::Ready) => "ready",
@@ -40,7 +40,7 @@ pub fn verdict(verdict: i32) -> &'static str {
     }
 }
 
-/// Where a task stands.
+/// The phase of a task.
 pub fn task_state(state: i32) -> &'static str {
     match TaskState::try_from(state).unwrap_or_default() {
         TaskState::Unspecified => UNKNOWN,

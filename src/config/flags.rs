@@ -9,31 +9,31 @@ use crate::credentials::McpdUrl;
 
 /// Where mcpctl keeps its files.
 const HOME: &str = "~/.mcpctl";
-/// The contract's pace; mcpd gives a session up after three missed ones.
+/// The contract's interval; mcpd gives up a session after three missed heartbeats.
 const HEARTBEAT_INTERVAL: &str = "30s";
 /// The contract's first and last pause between attempts.
 const RECONNECT: [&str; 2] = ["5s", "60s"];
 /// Long enough for most answers to end; service managers must wait longer than this (150 s in our units).
 const DRAIN_TIMEOUT: &str = "120s";
-/// One task event holds a whole chat, and a chat can hold images.
+/// One task event contains a whole chat, and a chat can contain images.
 const EVENT_LIMIT: &str = "32MiB";
-/// Nobody's browser waits longer for a whole answer.
+/// Browsers do not wait longer for a whole answer.
 const TASK_TIMEOUT: &str = "10m";
-/// Half the whole: a long prompt on a slow machine takes minutes before its first token, and is not dead.
+/// Half of that: a long prompt on a slow machine takes minutes before its first token without being dead.
 const TOKEN_TIMEOUT: &str = "5m";
-/// What a caller puts up with before anything happens at all.
+/// How long a caller accepts that nothing happens at all.
 const QUEUE_TIMEOUT: &str = "30s";
 /// Four missed keep-alives of the contract's 15 s.
 const CHANNEL_IDLE_TIMEOUT: &str = "60s";
-/// What the common local servers run at once on one GPU.
+/// How many inferences the common local servers run at once on one GPU.
 const MAX_IN_FLIGHT: &str = "4";
-/// Enough for a burst, and few enough to be answered within the queue timeout.
+/// Enough for a burst, and few enough to be served within the queue timeout.
 const MAX_QUEUED: &str = "64";
 
-/// The most of anything counted per provider: beyond it is a typing error.
+/// The most of anything that is counted per provider: a larger number is a typing error.
 const MAX_COUNT: i64 = 1_000_000;
 
-/// Where the files are: for the commands that do not meet the agent.
+/// Where the files are, for commands that do not contact the agent.
 #[derive(Clone, Debug, Args)]
 pub struct FolderArgs {
     /// Folder with config.json, credentials, provider-session and the socket
@@ -44,7 +44,7 @@ pub struct FolderArgs {
     pub socket: Option<PathBuf>,
 }
 
-/// Where the agent's files and its socket are: for every command that meets it.
+/// Where the agent's files and its socket are, for commands that contact it.
 #[derive(Clone, Debug, Args)]
 pub struct HomeArgs {
     /// Folder with config.json, credentials, provider-session and the socket
@@ -55,7 +55,7 @@ pub struct HomeArgs {
     pub socket: Option<PathBuf>,
 }
 
-/// How mcpd is reached: for every command that calls it.
+/// How mcpd is reached, for commands that call it.
 #[derive(Clone, Debug, Args)]
 pub struct McpdArgs {
     /// Where mcpd is [default: from credentials in the home, else from config.json there]. The token comes from the

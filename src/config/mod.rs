@@ -1,7 +1,7 @@
 //! Flags and environment become one validated [`Config`]. Nothing here opens, creates or reads a file.
 //!
-//! Every setting is a flag, else an environment variable `MCPRELAY_<FLAG>`, else a default; `mcprelay run --help` shows all
-//! three. Each value is checked where it is parsed; what concerns several of them is checked in [`Config::new`].
+//! Every setting is taken from a flag, else from an environment variable `MCPRELAY_<FLAG>`, else from a default; `mcprelay run --help`
+//! shows all three. A single value is checked where it is parsed; what concerns several values is checked in [`Config::new`].
 
 mod flags;
 #[cfg(test)]
@@ -29,7 +29,7 @@ pub const SOCKET_FILE: &str = "mcprelay.sock";
 pub const SESSION_FILE: &str = "provider-session";
 /// The file of the tasks under way, in the home.
 pub const TASKS_FILE: &str = "mcprelay.tasks";
-/// The environment variable with the token. It has no flag because process lists show flags.
+/// The environment variable with the token. There is no flag for it, because process lists show flags.
 pub const TOKEN_VARIABLE: &str = "MCPRELAY_TOKEN";
 
 /// The most bytes a socket's path may have: `sun_path` without its terminating NUL.
@@ -42,7 +42,7 @@ pub struct Config {
     pub home: PathBuf,
     /// The socket's path; absolute, and short enough to be bound.
     pub socket: PathBuf,
-    /// Where mcpd is, if flag or environment say so.
+    /// Where mcpd is, if the flag or the environment says so.
     pub mcpd_url: Option<McpdUrl>,
     /// The token, if the environment has it.
     pub token: Option<SecretString>,
@@ -76,9 +76,9 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
-    /// Whether the token may go over plain http to other machines.
+    /// Whether the token may be sent over plain HTTP to other machines.
     pub allow_insecure_http: bool,
-    /// Users besides the own and root that may use the socket.
+    /// Users besides the agent's own and root that may use the socket.
     pub allow_uid: Vec<u32>,
     /// The socket's permission bits.
     pub socket_mode: u32,
@@ -92,13 +92,13 @@ pub enum ConfigError {
         "HOME is not set, so ~ in --home (MCPRELAY_HOME) means nothing: set HOME or pass an absolute path"
     )]
     NoHome,
-    /// A relative path is relative to nothing.
+    /// A relative path, which has no meaning for a service.
     #[error("{flag} is empty or relative to a folder that is gone: pass an absolute path")]
     NoPath {
         /// The flag.
         flag: &'static str,
     },
-    /// The kernel takes no longer path.
+    /// The path is longer than the kernel accepts.
     #[error(
         "the socket's path has {0} bytes and the system takes {MAX_SOCKET_PATH_BYTES}: pass a shorter --socket (MCPRELAY_SOCKET)"
     )]
@@ -108,12 +108,12 @@ pub enum ConfigError {
         "--reconnect-min (MCPRELAY_RECONNECT_MIN) is more than --reconnect-max (MCPRELAY_RECONNECT_MAX): make it less"
     )]
     ReconnectOrder,
-    /// The token cannot travel in a header.
+    /// The token cannot be sent in a header.
     #[error("{TOKEN_VARIABLE} has characters that no token has: set it to the token alone")]
     BadToken,
 }
 
-/// Looks a variable up in the environment. Tests and the demo bring their own.
+/// Looks up a variable in the environment. Tests and the demo supply their own.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The environment of this process.
@@ -136,6 +136,9 @@ fn home(path: &Path, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
 
 impl FolderArgs {
     /// Resolves `~`.
+    ///
+    /// # Errors
+    /// If the path needs HOME and that is not set, or is relative to a folder that is gone.
     pub fn path(&self, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
         home(&self.home, env)
     }
@@ -143,6 +146,9 @@ impl FolderArgs {
 
 impl HomeArgs {
     /// Resolves `~` and the socket's default.
+    ///
+    /// # Errors
+    /// As [`FolderArgs::path`], for either path; and if the path of the socket is too long.
     pub fn places(&self, env: Lookup<'_>) -> Result<Places, ConfigError> {
         let home = home(&self.home, env)?;
         let socket = match &self.socket {
@@ -158,6 +164,9 @@ impl HomeArgs {
 
 impl McpdArgs {
     /// Where the commands that call mcpd look for its URL and token.
+    ///
+    /// # Errors
+    /// If the token in the environment cannot be sent in a header.
     pub fn sources(&self, home: &Path, env: Lookup<'_>) -> Result<credentials::Sources, ConfigError> {
         Ok(credentials::Sources {
             mcpd_url: self.mcpd_url.clone(),
@@ -170,6 +179,9 @@ impl McpdArgs {
 
 impl Config {
     /// Checks what concerns several settings, and takes the token from the environment.
+    ///
+    /// # Errors
+    /// If a path cannot be resolved, the settings contradict each other, or the token cannot be sent in a header.
     pub fn new(args: AgentArgs, env: Lookup<'_>) -> Result<Self, ConfigError> {
         let Places { home, socket } = args.home.places(env)?;
         if args.reconnect_min > args.reconnect_max {
@@ -201,7 +213,10 @@ impl Config {
         })
     }
 
-    /// The defaults in `home`, whatever the environment says: for the demo and for tests.
+    /// The defaults in `home`, whatever the environment says, for the demo and for tests.
+    ///
+    /// # Errors
+    /// If `home` is relative to a folder that is gone, or too long for a socket in it.
     pub fn defaults(home: &Path) -> Result<Self, ConfigError> {
         let nothing: Lookup<'_> = &|_| None;
         let mut args: AgentArgs = parse_args(&[], nothing).expect("the defaults parse");
@@ -244,7 +259,7 @@ fn token_of(env: Lookup<'_>) -> Result<Option<SecretString>, ConfigError> {
     }
 }
 
-/// `path` from the root on; `~` is the environment's HOME, as a service's settings file has no shell to expand it.
+/// `path` as an absolute path; `~` becomes the environment's HOME, because no shell expands it in a service's settings file.
 fn absolute(path: &Path, flag: &'static str, env: Lookup<'_>) -> Result<PathBuf, ConfigError> {
     let path = match path.strip_prefix("~") {
         Ok(rest) => {

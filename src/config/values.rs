@@ -1,15 +1,18 @@
-//! One value of a flag, from a text to what it means; a refusal says what to write.
+//! Parsing the values of flags; an error says what to write instead.
 
 use std::{net::SocketAddr, time::Duration};
 
 use crate::credentials::McpdUrl;
 
-/// The longest of any duration: milliseconds of it still fit the proto's 32 bits.
+/// The longest duration: its milliseconds still fit the proto's 32 bits.
 const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The least and the most of the event limit: below, no chat fits; above, the bridge's own limit leaves 32 bits.
 const EVENT_LIMIT_RANGE: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 30;
 
-/// A duration as people write it, more than nothing: for flags.
+/// A duration as people write it, greater than zero.
+///
+/// # Errors
+/// What to write instead.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_zero(text)? {
         Duration::ZERO => Err("it must be more than nothing".into()),

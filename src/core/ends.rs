@@ -1,4 +1,4 @@
-//! How tasks end, whoever ends them, and how their slots become free.
+//! How tasks end, no matter what ends them, and how their slots become free.
 
 use std::time::Instant;
 
@@ -30,10 +30,10 @@ impl Core {
         self.stop(key, End::Failed(failure), reason, now, fx);
     }
 
-    /// Ends an open task from our side: out of the queue, or away from the session that runs it.
+    /// Ends an open task from the agent's side: removes it from the queue, or cancels it at the session that runs it.
     fn stop(&mut self, key: TaskKey, end: End, reason: CancelReason, now: Instant, fx: &mut Vec<Effect>) {
         if end == End::Nobody && self.tasks.is_ending(key) {
-            // The end was on its way when the caller left: nothing more is posted, and no second end is counted.
+            // The end was being delivered when the caller left: nothing more is posted, and no second end is counted.
             fx.push(Effect::End(key, End::Nobody, now));
             return;
         }

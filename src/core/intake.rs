@@ -21,8 +21,8 @@ impl Core {
         now: Instant,
         fx: &mut Vec<Effect>,
     ) {
+        // mcpd may deliver a task twice.
         if self.tasks.is_known(&task.id, now) {
-            self.tasks.duplicates += 1;
             return;
         }
         let (key, entry) = self.tasks.begin(task, &self.settings, now);
@@ -69,7 +69,7 @@ impl Core {
         }
     }
 
-    /// Why a task whose turn has come is not offered after all: its time is over, though no tick has said so yet, or it does not
+    /// Why a task whose turn has come is not offered after all: its time is over although no tick has noticed it yet, or it does not
     /// fit into a message of `limit` bytes.
     fn too_late_or_large(&mut self, key: TaskKey, limit: usize, now: Instant) -> Option<Failure> {
         match self.tasks.what_is_due(key, now, &self.settings, &|_| Activity::default()) {

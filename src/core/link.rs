@@ -6,9 +6,9 @@
 //!                                                                    └── Waiting (backoff or refused) ◄──┴── any failure
 //! ```
 //!
-//! Only what is *wanted* and what mcpd last *accepted* is kept; `Link::step` compares the two after every input and does the next
-//! thing that is missing. So a change of the set while a call is under way, a lost channel and a forgotten session all take the same
-//! way back. Replies carry the attempt or the number and channels the epoch they belong to; anything older is ignored.
+//! The link keeps what is *wanted* and what mcpd last *accepted*; after every input, `Link::step` compares the two and does the next thing
+//! that is missing. A change of the set during a call, a lost channel and a forgotten session are thus all handled in the same way.
+//! Replies carry the attempt or number, and channels the epoch, that they belong to; anything older is ignored.
 
 mod backoff;
 mod replies;
@@ -23,11 +23,11 @@ use std::{
 use super::Effect;
 use crate::domain::{CallFailure, LinkState, Provider, ProviderName};
 
-/// Least time between the begins of two register calls (the contract's number).
+/// Least time between the starts of two register calls (the contract's number).
 pub const REGISTER_SPACING: Duration = Duration::from_millis(250);
 /// How often names that mcpd gave to somebody else are tried again (the contract's number).
 pub const CONFLICT_RETRY: Duration = Duration::from_secs(60);
-/// A channel that has been open so long has proved itself even without a byte (the contract's number).
+/// How long a channel must be open to have proved itself even without a byte (the contract's number).
 const PROVED_AFTER: Duration = Duration::from_secs(30);
 
 /// The owner's settings.
@@ -44,7 +44,7 @@ pub struct Settings {
 /// Something that happened to the link.
 #[derive(Debug)]
 pub enum LinkInput {
-    /// Usable credentials are there (`Ok`, with whether the mcpd URL is another one than before), or why not.
+    /// There are usable credentials (`Ok`, with whether they lead to another mcpd than before), or the reason why not.
     Credentials(Result<UrlChange, String>),
     /// A register call ended, with the session's sticky id where mcpd took it.
     Registered(u64, Result<String, CallFailure>),
@@ -65,7 +65,7 @@ pub enum LinkInput {
 pub enum UrlChange {
     /// The same as before, or the first.
     Same,
-    /// Another: its sessions are not ours.
+    /// Another: the agent's session is unknown there.
     Other,
 }
 
@@ -74,20 +74,20 @@ pub enum UrlChange {
 pub enum LinkEffect {
     /// Call register with this whole set; the reply names the attempt.
     Register {
-        /// Names the reply.
+        /// Identifies the reply.
         attempt: u64,
         /// The sticky id, where there is one.
         session: Option<String>,
         /// The whole set.
         providers: Vec<Provider>,
-        /// Whether the machine has just woken, so that a slow answer is no answer.
+        /// Whether the machine has just woken, so that a slow answer counts as none.
         after_wake: bool,
     },
     /// Write the sticky id to its file.
     Persist(String),
     /// Open the control channel.
     OpenChannel {
-        /// Names everything that comes from it.
+        /// Identifies everything that comes from the channel.
         epoch: u64,
         /// The session's sticky id.
         session: String,
@@ -96,16 +96,16 @@ pub enum LinkEffect {
     CloseChannel,
     /// Call heartbeat; the reply names the number.
     Heartbeat {
-        /// Names the reply.
+        /// Identifies the reply.
         number: u64,
         /// The session's sticky id.
         session: String,
-        /// Whether the machine has just woken, so that kept connections may be dead and a slow answer is no answer.
+        /// Whether the machine has just woken, so that kept connections may be dead and a slow answer counts as none.
         after_wake: bool,
     },
-    /// mcpd did not know the session: its task ids mean nothing any more.
+    /// mcpd did not know the session, so the ids of its tasks mean nothing any more.
     SessionForgotten,
-    /// The session was another mcpd's, and so were its task ids.
+    /// The session belonged to another mcpd, and so did the ids of its tasks.
     SessionLeft,
 }
 
@@ -130,43 +130,49 @@ pub(super) struct Link {
     rng: fastrand::Rng,
     credentials: Result<(), String>,
     session: Option<String>,
-    /// Whether this life has written the id: the file may lack what belongs to it, its mcpd and its mode.
+    /// Whether the agent has written the id since its start: a file from before may lack the mcpd's URL or the right mode.
     persisted: bool,
     wanted: BTreeMap<ProviderName, Provider>,
-    /// Names that mcpd gives to somebody else, as far as we know.
+    /// Names that mcpd gives to somebody else, as far as is known.
     conflicts: BTreeSet<ProviderName>,
     /// When they are tried again.
     conflicts_until: Option<Instant>,
-    /// They are being tried again.
+    /// Whether they are being tried again.
     with_conflicts: bool,
-    /// What mcpd accepted last in this session, and still believes as far as we know.
+    /// What mcpd accepted last in this session and, as far as is known, still has.
     accepted: Option<BTreeMap<ProviderName, Provider>>,
-    /// Whether mcpd may list something of ours.
+    /// Whether mcpd may list something of this agent.
     listed: bool,
+    /// The register call under way: its attempt, and the set that it carries.
     in_flight: Option<(u64, BTreeMap<ProviderName, Provider>)>,
-    /// mcpd turned out not to know the session while a register call was under way: what it accepted may be forgotten again.
+    /// Whether mcpd turned out not to know the session while a register call was under way: it may have forgotten what the call registered.
     in_flight_outdated: bool,
     attempts: u64,
     last_register: Option<Instant>,
     channel: Channel,
     epoch: u64,
     wait: Option<Wait>,
+    /// Waits since a channel last proved itself: the backoff doubles with each.
     failures: u32,
+    /// How many channels in a row were closed right after they were opened.
     quick_closes: u32,
+    /// Whether an unknown session has already caused an immediate registration, so that the next one waits.
     forgiven: bool,
+    /// Whether changed credentials have already caused an immediate retry.
     reauthorized: bool,
     heartbeat_at: Option<Instant>,
     heartbeats: u64,
     heartbeat_in_flight: Option<u64>,
     /// Why mcpd refused the last heartbeat, if it did: the channel can stay open long after a token has run out.
     heartbeat_refused: Option<String>,
+    /// Until when the link is tried once a second, after a wake.
     eager_until: Option<Instant>,
-    /// The channel is from before a sleep: nobody tells whether it still lives.
+    /// The channel is from before a sleep, and may be dead without anybody having noticed.
     slept_through: bool,
     draining: bool,
-    /// Whether tasks are under way: their cancels come by the channel, and the heartbeat keeps their session alive.
+    /// Whether tasks are under way: they need the channel for their cancels, and the heartbeat to keep their session alive.
     busy: bool,
-    /// Channels opened again.
+    /// How often a channel was opened again.
     pub(super) reconnects: u64,
 }
 

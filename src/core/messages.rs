@@ -47,7 +47,7 @@ pub enum Input {
     Snapshot(SessionKey, u32, Vec<Pushed>),
     /// A session ended a task.
     Finished(SessionKey, TaskKey, Outcome),
-    /// A task's output cannot go on; the local side still has to end it.
+    /// A task's output cannot be continued; the local side still has to end it.
     Broken(SessionKey, TaskKey, Failure),
     /// A session says goodbye; it finishes what runs.
     SessionDraining(SessionKey),
@@ -57,7 +57,7 @@ pub enum Input {
     Settled(TaskKey),
     /// mcpd says, in answer to a part, that nobody waits for the task.
     NobodyWaits(TaskKey),
-    /// A part was not taken, so the task has to end with this failure.
+    /// mcpd did not accept a part, so the task has to end with this failure.
     DeliveryFailed(TaskKey, Failure),
     /// The owner pauses (`true`) or resumes one provider, or all.
     SetPaused(Option<ProviderName>, bool),
@@ -72,7 +72,7 @@ pub enum Input {
 /// Something to do.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
-    /// Set up a task: everything later about it names the key.
+    /// Set up a task: everything later about it refers to this key.
     Begin(TaskKey, Arc<Task>),
     /// Offer a task to a session, with the time it has left.
     Offer(TaskKey, SessionKey, Duration),

@@ -6,8 +6,8 @@
 //!   deliveries' ────┘    Core::tick(now, ..)   └── Link(..) ────────────────► mcpd
 //! ```
 //!
-//! Who drives it owes it three things: every effect is carried out in order, [`Core::tick`] is called once
-//! [`Core::next_deadline`] has passed, and inputs of one source arrive in their order.
+//! The caller has three duties: to carry out every effect, in order; to call [`Core::tick`] once [`Core::next_deadline`] has passed; and to
+//! pass on the inputs of each source in their order.
 
 mod ends;
 mod intake;
@@ -35,17 +35,17 @@ use providers::Providers;
 use shutdown::Drain;
 use tasks::Tasks;
 
-/// How long the providers of a session that went away without a word stay listed, and its unsent tasks wait: a restarting mcplocal
-/// is back within it.
+/// How long the providers of a session that was lost without a goodbye stay listed, and its tasks without output wait: a restarting
+/// mcplocal is back by then.
 pub const SESSION_GRACE: Duration = Duration::from_secs(10);
-/// How long a cancelled task's slot is held for a provider that does not confirm: longer than a model needs to notice, short enough
-/// that a deaf client does not lose its capacity for good.
+/// How long a cancelled task's slot is held for a provider that does not confirm the cancellation: longer than a model needs to notice it,
+/// short enough that a client that never answers does not lose its capacity for good.
 pub const CANCEL_BOUND: Duration = Duration::from_secs(30);
-/// How much earlier than mcpd's own deadline a task ends, so that our answer arrives first.
+/// How much earlier than mcpd's own deadline a task ends, so that the agent's answer arrives first.
 pub const DEADLINE_MARGIN: Duration = Duration::from_millis(250);
 /// How long after a task's deadline its end is still offered to an mcpd that does not answer.
 pub const END_DELIVERY_BOUND: Duration = Duration::from_secs(60);
-/// How long after the drain's end the last ends are still offered to mcpd: inside systemd's stop timeout of 150 s.
+/// How long after the drain's end the last ends are still offered to mcpd: within systemd's stop timeout of 150 s.
 pub const DRAIN_DELIVERY_BOUND: Duration = Duration::from_secs(10);
 /// Most bytes of requests held for tasks under way; beyond it new tasks are refused, whatever the queues allow.
 pub const MAX_HELD_BYTES: usize = 256 << 20;
@@ -125,7 +125,7 @@ impl Core {
             self.drain_deadline(now, fx);
         }
         if matches!(self.drain, Drain::Ending(since) if since + DRAIN_DELIVERY_BOUND <= now) {
-            // Ends from before the drain, too, for an mcpd that does not answer: a successor offers them again.
+            // This gives up ends from before the drain too, if mcpd does not answer: the next start offers them again.
             return self.drained(fx);
         }
         self.link.tick(now, fx);

@@ -1,9 +1,9 @@
 //! Who serves which name: snapshots, verdicts, stand-by, slots, queues and admission.
 //!
-//! Of all opted-in providers of one name the first by rank is the *holder*: it fixes type and model, and others that differ are
-//! refused. The first of the same kind that can work *serves*; the rest stand by. Sessions from outside rank before the agent's own
-//! provider host, and earlier ones before later ones. A slot belongs to a session's provider, because it is that session's machine
-//! that is busy, and so it outlives a withdrawal.
+//! Of all opted-in providers with one name, the first by rank is the *holder*: it determines type and model, and providers that differ
+//! are refused. Of the holder and those that match it, the first that can work *serves*; the rest stand by. Sessions from outside rank
+//! before the agent's own provider host, and earlier sessions before later ones. A slot belongs to a session's provider, because it stands
+//! for work that this session is doing, so it outlives a withdrawal.
 
 mod queues;
 mod rank;
@@ -26,7 +26,7 @@ pub const MAX_PROVIDERS: usize = 1000;
 /// How a session left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Departure {
-    /// Without a word: there is a grace.
+    /// Without a goodbye: there is a grace period.
     Lost,
     /// After a goodbye.
     Orderly,
@@ -35,9 +35,9 @@ pub(super) enum Departure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     Live,
-    /// Said goodbye; finishes what runs.
+    /// Said goodbye, and is finishing its running tasks.
     Draining,
-    /// Its stream ended without a word; its providers stay listed until then.
+    /// Its stream ended without a goodbye; its providers stay listed until then.
     Lost(Instant),
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Providers {
     queues: BTreeMap<ProviderName, VecDeque<TaskKey>>,
     paused: BTreeSet<ProviderName>,
     all_paused: bool,
-    /// Those that were resumed one by one after all were paused.
+    /// Names that were resumed one by one after all were paused.
     resumed: BTreeSet<ProviderName>,
     conflicts: BTreeSet<ProviderName>,
 }
@@ -103,12 +103,12 @@ impl Providers {
 
     /// Replaces a session's whole set. A lost session of the same client ends here: its successor has spoken.
     pub(super) fn snapshot(&mut self, session: SessionKey, generation: u32, pushed: Vec<Pushed>) {
-        // A session that is lost or replaced has nothing more to say.
+        // A session that is lost or replaced can push nothing more.
         let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else {
             return;
         };
         entry.generation = Some(generation);
-        // Every snapshot is answered, also one that says what the last one said.
+        // Every snapshot is answered, even one that is equal to the last.
         entry.told = None;
         entry.providers.clear();
         entry.pushed = pushed;

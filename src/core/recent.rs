@@ -1,4 +1,4 @@
-//! The ids of tasks that ended lately: one that mcpd delivers again is not run again.
+//! The ids of tasks that ended recently: a task that mcpd delivers again is not run again.
 
 use std::{
     collections::{VecDeque, hash_map::RandomState},
@@ -41,7 +41,7 @@ impl Recent {
         !self.known.is_empty() && self.known.contains(&self.hasher.hash_one(id))
     }
 
-    /// Forgets everything: mcpd started afresh, and its ids with it.
+    /// Forgets everything: mcpd has started afresh, and its ids with it.
     pub(super) fn clear(&mut self) {
         self.known.clear();
         self.order.clear();

@@ -45,8 +45,8 @@ impl Core {
         self.free_slot(key, now, fx);
     }
 
-    /// The stream of a session ended. Without a goodbye its providers get a grace, and tasks that sent nothing wait for it, unless
-    /// they have lost too many sessions.
+    /// The stream of a session ended. Without a goodbye its providers get a grace period, and its tasks without output wait for it to
+    /// return, unless they have lost too many sessions.
     pub(super) fn session_closed(
         &mut self,
         session: SessionKey,
@@ -55,7 +55,7 @@ impl Core {
         fx: &mut Vec<Effect>,
     ) {
         let Some(departure) = self.providers.closed(session, now) else { return };
-        // The last one first, as each that is offered again goes to the head of its queue.
+        // In reverse order, because each task that is offered again goes to the head of its queue.
         for key in self.tasks.of_session(session).into_iter().rev() {
             let Some(name) = self.tasks.provider(key) else { continue };
             self.providers.release(&name, session);
@@ -83,7 +83,8 @@ impl Core {
         fx.push(Effect::Requeued(key));
     }
 
-    /// After any change of sessions, snapshots or pauses: verdicts, the published set, and queues that can move or must be emptied.
+    /// To be called after any change of sessions, snapshots or pauses: updates the verdicts, the published set, and the queues that can
+    /// move or must be emptied.
     pub(super) fn providers_changed(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.providers.changed_verdicts(fx);
         for key in self.providers.strand_queues() {

@@ -1,18 +1,18 @@
-//! Stopping: running tasks may finish, then everything gets its end, then nothing is left.
+//! Stopping: first running tasks may finish, then every task left gets its end, until nothing is left.
 
 use std::time::{Duration, Instant};
 
 use super::{Core, Effect};
 use crate::domain::{CancelReason, Failure, FailureCode};
 
-/// How far the agent is with stopping.
+/// How far the agent has got with stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain {
-    /// It is not.
+    /// It is not stopping.
     No,
     /// Running tasks may finish until then.
     Finishing(Instant),
-    /// Since then everything has its end, and the ends are being delivered.
+    /// Since then every task has its end, and the ends are being delivered.
     Ending(Instant),
     /// Nothing is left.
     Over,
@@ -30,7 +30,7 @@ impl Core {
         self.link.drain(now, fx);
     }
 
-    /// The drain's time is over: what still runs gets its error, and nobody waits for a cancel to be confirmed any more.
+    /// The drain's time is over: tasks that still run end with an error, and confirmations of cancels are no longer waited for.
     pub(super) fn drain_deadline(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.drain = Drain::Ending(now);
         for key in self.tasks.all() {
@@ -39,7 +39,7 @@ impl Core {
         }
     }
 
-    /// What follows from there being tasks or not, after every input.
+    /// After every input: tells the link whether tasks are under way, passes on name conflicts, and ends the drain once nothing is left.
     pub(super) fn settle_down(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.link.set_busy(!self.tasks.is_empty(), now, fx);
         if self.providers.set_conflicts(self.link.conflicts()) {

@@ -1,4 +1,4 @@
-//! What the core knows, for the status.
+//! What the core contributes to the status.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ pub struct ProviderView {
     pub max_queued: u32,
     /// Whether its owner has paused it.
     pub paused: bool,
-    /// Whether its session is gone and it is listed for the grace only.
+    /// Whether its session is gone and it is only listed for the grace period.
     pub lost: bool,
 }
 
@@ -100,11 +100,6 @@ impl Core {
     /// How many tasks are under way.
     pub fn tasks_under_way(&self) -> usize {
         self.tasks.iter().count()
-    }
-
-    /// How often mcpd delivered a task that was under way or had ended lately.
-    pub fn duplicates(&self) -> u64 {
-        self.tasks.duplicates
     }
 
     /// The connected local programs.

@@ -1,6 +1,6 @@
-//! One task's states, its deadlines and its exactly one end.
+//! The states of a task, its deadlines, and its single end.
 //!
-//! A task has two sides that finish apart from each other:
+//! A task has two sides that finish independently:
 //!
 //! ```text
 //!   local     Queued ──► Offered ──► Cancelling ──► Released      (the slot is held while Offered or Cancelling)
@@ -9,7 +9,7 @@
 //!   upstream  Open ──► Ending ──► Settled                          (the end is decided once, on leaving Open)
 //! ```
 //!
-//! It is forgotten when it is both Released and Settled; its id is remembered for ten minutes more.
+//! It is forgotten when it is both Released and Settled; its id is remembered for another ten minutes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,7 +20,7 @@ use std::{
 use super::{ActivityOf, DEADLINE_MARGIN, Settings, recent::Recent};
 use crate::domain::{Failure, FailureCode, ProviderName, SessionKey, Task, TaskId, TaskKey};
 
-/// How many sessions may go away with one task before it ends: what brings its local program down must not do so for ever.
+/// How many sessions may be lost with one task before it ends: a task that crashes its local program must not do so indefinitely.
 pub(super) const MAX_LOSSES: u32 = 3;
 
 /// The local side of a task.
@@ -30,9 +30,9 @@ pub(super) enum Local {
     Queued { until: Instant },
     /// A session has it.
     Offered { session: SessionKey, since: Instant },
-    /// A session was asked to stop it; the slot is given back then at the latest.
+    /// A session was asked to stop it; the slot is freed by this time at the latest.
     Cancelling { session: SessionKey, until: Instant },
-    /// No session has anything to do with it.
+    /// No session has it any more.
     Released,
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Upstream {
     Open,
     /// Its end is decided and on its way.
     Ending,
-    /// mcpd accepted the end, or nobody waits.
+    /// mcpd accepted the end, or nobody waits for it.
     Settled,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Entry {
     pub(super) upstream: Upstream,
     deadline: Instant,
     wake: Option<Instant>,
-    /// Sessions that went away with it.
+    /// Sessions that were lost while they had it.
     losses: u32,
 }
 
@@ -81,8 +81,6 @@ pub(super) struct Tasks {
     recent: Recent,
     next_key: u64,
     held_bytes: usize,
-    /// Deliveries of a task that was under way or had ended lately.
-    pub(super) duplicates: u64,
 }
 
 impl Tasks {
@@ -187,13 +185,13 @@ impl Tasks {
     pub(super) fn offered(&mut self, key: TaskKey, session: SessionKey, settings: &Settings, now: Instant) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.local = Local::Offered { session, since: now };
-        // A plain call shows nothing before its end, so only a stream has a deadline for its first token.
+        // A plain task shows nothing before its end, so only a stream has a deadline for its first token.
         let look =
             entry.task.streaming.then(|| look_again(now + settings.first_token_timeout, settings, now));
         self.rearm(key, look);
     }
 
-    /// The task's session went away; `true` if another one may have the task.
+    /// The task's session was lost; `true` if another one may have the task.
     pub(super) fn lost(&mut self, key: TaskKey) -> bool {
         let Some(entry) = self.entries.get_mut(&key) else { return false };
         entry.losses += 1;
@@ -210,7 +208,7 @@ impl Tasks {
         }
     }
 
-    /// No session has anything to do with the task any more.
+    /// No session has the task any more.
     pub(super) fn release(&mut self, key: TaskKey) {
         self.set_local(key, Local::Released);
     }
@@ -222,7 +220,7 @@ impl Tasks {
         }
     }
 
-    /// The end is decided; returns until when the task was to last, now at the earliest.
+    /// The end is decided; returns the task's deadline, or now if that has passed.
     pub(super) fn ended(&mut self, key: TaskKey, now: Instant) -> Instant {
         let Some(entry) = self.entries.get_mut(&key) else { return now };
         if std::mem::replace(&mut entry.upstream, Upstream::Ending) == Upstream::Open {
@@ -266,7 +264,7 @@ impl Tasks {
         self.wakes.iter().take_while(|(at, _)| *at <= now).map(|(_, key)| *key).collect()
     }
 
-    /// Says what a passed deadline means; where nothing has to be done yet, the next one is set.
+    /// Says what a passed deadline means; if nothing has to be done yet, sets the next one.
     pub(super) fn what_is_due(
         &mut self,
         key: TaskKey,
@@ -298,7 +296,7 @@ impl Tasks {
         }
     }
 
-    /// Sets when the task is looked at next: its own deadline, its phase's, or an earlier `token` deadline.
+    /// Sets when the task is checked next: at its own deadline, at its phase's, or at an earlier `token` deadline.
     fn rearm(&mut self, key: TaskKey, token: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let open = entry.upstream == Upstream::Open;
@@ -322,8 +320,8 @@ impl Tasks {
     }
 }
 
-/// When a stream is looked at again. Tokens wake nobody, so the first one may have come right after this look, and the next one
-/// is due an idle timeout later.
+/// When a stream is checked again. Tokens wake nobody, so the first one may come right after this check, and the next one would be due
+/// an idle timeout later.
 fn look_again(deadline: Instant, settings: &Settings, now: Instant) -> Instant {
     deadline.min(now + settings.idle_token_timeout)
 }

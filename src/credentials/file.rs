@@ -1,4 +1,4 @@
-//! The files of the home: read, and watched for changes at the price of two `stat` calls.
+//! Reading the files in the home, and noticing changes at the price of two `stat` calls.
 
 use std::{
     fs::{self, Metadata},
@@ -11,10 +11,12 @@ use serde_json::Value;
 
 use super::{CONFIG_FILE, CREDENTIALS_FILE, CredentialsProblem, McpdUrl, WideMode};
 
-/// The most that is read of either file: far more than any real one, and little enough to be read on a whim.
+/// The most that is read of either file, in bytes: far more than any real file has, and little enough to be read at any time.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
-/// The mode bits a file with a secret should not have: anything for others than its owner.
-const WIDE_MODE: u32 = 0o077;
+/// The mode bits that let anybody but the owner use a file: one with a secret should have none of them.
+pub const OTHERS: u32 = 0o077;
+/// The mode bits that let anybody but the owner write.
+pub const OTHERS_WRITE: u32 = 0o022;
 
 /// A file of the mcpctl system, parsed.
 pub(super) struct JsonFile {
@@ -24,7 +26,7 @@ pub(super) struct JsonFile {
 }
 
 impl JsonFile {
-    /// Reads it; `None` where there is none.
+    /// Reads the file; `None` if there is none.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, CredentialsProblem> {
         let unreadable = |why: String| CredentialsProblem::Unreadable { path: path.to_owned(), why };
         let (metadata, bytes) = match read_regular(path) {
@@ -32,7 +34,7 @@ impl JsonFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unreadable(error.to_string())),
         };
-        // The parser's own message may quote the file, so only the place goes on.
+        // The parser's own message may quote the file, so only the position is kept.
         let content = serde_json::from_slice(&bytes).map_err(|error| CredentialsProblem::NotJson {
             path: path.to_owned(),
             line: error.line(),
@@ -52,11 +54,11 @@ impl JsonFile {
 
     pub(super) fn wide_mode(&self) -> Option<WideMode> {
         let (path, mode) = (self.path.clone(), self.mode);
-        (mode & WIDE_MODE != 0).then_some(WideMode { path, mode })
+        (mode & OTHERS != 0).then_some(WideMode { path, mode })
     }
 }
 
-/// Reads a small regular file. Anything else is refused before it is opened: opening a pipe would wait for a writer.
+/// Reads a small regular file. Anything else is refused before it is opened, because opening a pipe would wait for a writer.
 fn read_regular(path: &Path) -> io::Result<(Metadata, Vec<u8>)> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
@@ -70,8 +72,7 @@ fn read_regular(path: &Path) -> io::Result<(Metadata, Vec<u8>)> {
     Ok((metadata, bytes))
 }
 
-/// What tells, at the price of two `stat` calls, whether the files may say something else than before. Any write, rename,
-/// change of mode or removal changes it.
+/// Tells, at the price of two `stat` calls, whether the files may have changed: any write, rename, change of mode or removal changes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint([Option<FileIdentity>; 2]);
 
@@ -81,12 +82,12 @@ struct FileIdentity {
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    /// A change of mode moves only this time.
+    /// The only time that a change of mode changes.
     changed: (i64, i64),
 }
 
 impl Fingerprint {
-    /// The present one of the files that [`load`](super::load) reads in this home.
+    /// The present fingerprint of the files that [`load`](super::load) reads in this home.
     pub fn of(home: &Path) -> Self {
         Self([CREDENTIALS_FILE, CONFIG_FILE].map(|name| FileIdentity::of(&home.join(name))))
     }

@@ -1,7 +1,7 @@
-//! Where mcpd is and what opens it: `<home>/credentials`, with the flag and the environment before it and config.json after it.
+//! Where mcpd is, and the token for it: from the flag or the environment, else from `<home>/credentials`, else from config.json.
 //!
-//! Read again whenever a [`Fingerprint`] changes, so nothing here is a failure to start: every problem is a value that says
-//! what is wrong, where, and what to do, and that never holds what stood in the file.
+//! The files are read again whenever a [`Fingerprint`] changes, so no problem here keeps the agent from starting: each is a value that
+//! says what is wrong, where, and what to do, and that never contains a part of a file.
 
 mod file;
 #[cfg(test)]
@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-pub use file::Fingerprint;
+pub use file::{Fingerprint, OTHERS, OTHERS_WRITE};
 pub use url::{BadUrl, McpdUrl, is_loopback};
 
 use file::JsonFile;
 
 /// The file with the token, in the home.
 pub const CREDENTIALS_FILE: &str = "credentials";
-/// The provider host's file, in the home. The agent takes one key of it, `mcpdUrl`, as the last place to learn where mcpd
-/// is; its providers are the provider host's business alone.
+/// The provider host's file, in the home. The agent itself reads only `mcpdUrl` from it, if nothing else says where mcpd is; the providers
+/// in it concern the provider host alone.
 pub const CONFIG_FILE: &str = "config.json";
 
 /// Where to look, in the order of the fields; `home` is the last resort for both.
@@ -32,22 +32,22 @@ pub struct Sources {
     pub token: Option<SecretString>,
     /// The folder with the files.
     pub home: PathBuf,
-    /// Whether the token may travel readable over a network.
+    /// Whether the token may be sent unencrypted over a network.
     pub allow_insecure_http: bool,
 }
 
-/// Where mcpd is and what opens it.
+/// Where mcpd is, and the token for it.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// Where mcpd is.
     pub url: McpdUrl,
     /// The bearer token: printable ASCII, so that it always fits a header.
     pub token: SecretString,
-    /// Others than the owner may touch the file that the token came from.
+    /// The file that the token came from, if others than its owner may use it.
     pub wide_mode: Option<WideMode>,
 }
 
-/// A file with a secret that others than its owner may touch.
+/// A file with a secret that others than its owner may use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path} has mode {mode:04o}, so others may read the token: run chmod 600 on it", path = .path.display())]
 pub struct WideMode {
@@ -57,7 +57,7 @@ pub struct WideMode {
     pub mode: u32,
 }
 
-/// Why there are no usable credentials. Never holds a part of a file.
+/// Why there are no usable credentials. Never contains a part of a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsProblem {
     /// There is no file.
@@ -68,7 +68,7 @@ pub enum CredentialsProblem {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's word for it.
+        /// What the system says.
         why: String,
     },
     /// It is not JSON.
@@ -84,13 +84,13 @@ pub enum CredentialsProblem {
     /// It has no token.
     #[error("{path} has no \"token\": log in with mcpctl, or set MCPRELAY_TOKEN", path = .0.display())]
     NoToken(PathBuf),
-    /// The token cannot travel in a header.
+    /// The token cannot be sent in a header.
     #[error("the token in {0} has characters that no token has: log in with mcpctl again")]
     BadToken(String),
-    /// Nobody says where mcpd is.
+    /// Nothing says where mcpd is.
     #[error("nothing says where mcpd is: pass --mcpd-url, or put \"mcpdUrl\" into {path}", path = .0.display())]
     NoUrl(PathBuf),
-    /// The URL is none of an mcpd.
+    /// The URL cannot be that of an mcpd.
     #[error("\"mcpdUrl\" in {path} {why}: write it like https://mcpd.example.com", path = .path.display())]
     BadUrl {
         /// The file.
@@ -98,15 +98,18 @@ pub enum CredentialsProblem {
         /// What is wrong with it.
         why: BadUrl,
     },
-    /// The token would travel readable over a network.
+    /// The token would be sent unencrypted over a network.
     #[error(
         "{0} would get the token over plain http: use https, or pass --allow-insecure-http if the network is yours"
     )]
     InsecureHttp(McpdUrl),
 }
 
-/// Finds the URL and the token: flag or environment, else the credentials file; the URL at last in config.json. Files that
-/// have nothing to add are not read.
+/// Finds the URL and the token: in the flag or the environment, else in the credentials file, and the URL else in config.json. Files that
+/// are not needed are not read.
+///
+/// # Errors
+/// Why there are none that can be used.
 pub fn load(sources: &Sources) -> Result<Credentials, CredentialsProblem> {
     let path = sources.home.join(CREDENTIALS_FILE);
     let file = match (&sources.mcpd_url, &sources.token) {
@@ -139,7 +142,7 @@ fn token(
     Ok((token, file.wide_mode()))
 }
 
-/// A token that fits a header, without the line end that shells and editors leave behind it; `None` for any other text.
+/// The token without the line end that shells and editors append; `None` for a text that does not fit a header.
 pub fn usable_token(text: &str) -> Option<SecretString> {
     let text = text.trim();
     (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then(|| SecretString::from(text))

@@ -4,11 +4,11 @@ use std::fmt;
 
 use reqwest::Url;
 
-/// The base URL of an mcpd: http or https, with a host, without credentials, query and fragment.
+/// The base URL of an mcpd: http or https, with a host, without credentials, query or fragment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct McpdUrl(Url);
 
-/// Why a text is not an [`McpdUrl`]. Does not hold the text: it may have a password in it.
+/// Why a text is not an [`McpdUrl`]. Does not contain the text, which may have a password in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// Not a URL with a host at all.
@@ -20,13 +20,16 @@ pub enum BadUrl {
     /// It holds a user name or a password, which would show up in logs.
     #[error("has a user name or password in it")]
     UserInfo,
-    /// A query or a fragment cannot stand before a path.
+    /// It has a query or a fragment, to which no path can be appended.
     #[error("has a query or a fragment")]
     Query,
 }
 
 impl McpdUrl {
-    /// Takes the base URL of an mcpd, which may live below a path.
+    /// Parses the base URL of an mcpd, which may have a path.
+    ///
+    /// # Errors
+    /// If it is not a URL with a host, is neither http nor https, or has credentials, a query or a fragment.
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
         let url = Url::parse(text.trim()).map_err(|_| BadUrl::NotAUrl)?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -51,13 +54,13 @@ impl McpdUrl {
         is_loopback(&self.0)
     }
 
-    /// Whether a token sent there can be read on the way.
+    /// Whether a token that is sent there can be read on the way.
     pub fn is_insecure(&self) -> bool {
         self.0.scheme() == "http" && !self.is_loopback()
     }
 }
 
-/// Whether a URL's host is this machine by its very name: no proxy belongs in between, and nobody listens.
+/// Whether a URL's host is this machine by its name, so that no proxy belongs in between and nobody can listen in.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Ipv4(ip)) => ip.is_loopback(),

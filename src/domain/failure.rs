@@ -47,8 +47,6 @@ pub enum FailureCode {
     DeliveryFailed,
     /// The agent is stopping.
     ShuttingDown,
-    /// The agent was restarted while the task ran.
-    Restarted,
     /// mcpd's task event makes no sense.
     BadTask,
     /// Anything else.
@@ -79,7 +77,6 @@ impl FailureCode {
             Self::BadOutput => "bad_provider_output",
             Self::DeliveryFailed => "delivery_failed",
             Self::ShuttingDown => "shutting_down",
-            Self::Restarted => "agent_restarted",
             Self::BadTask => "bad_task",
             Self::Internal => "internal",
         }
@@ -93,7 +90,7 @@ impl FailureCode {
             Self::Duplicate => 409,
             Self::TooLarge => 413,
             Self::RateLimited | Self::Overloaded => 429,
-            Self::Unavailable | Self::ShuttingDown | Self::SlowConsumer | Self::Restarted => 503,
+            Self::Unavailable | Self::ShuttingDown | Self::SlowConsumer => 503,
             Self::ProviderTimeout
             | Self::QueueTimeout
             | Self::FirstTokenTimeout
@@ -127,16 +124,16 @@ pub struct Failure {
     pub message: String,
     /// Whether trying again later may help.
     pub retryable: bool,
-    /// When to try again, where known.
+    /// When to try again, if known.
     pub retry_after: Option<Duration>,
-    /// The provider's own HTTP status, where it has one.
+    /// The provider's own HTTP status, if it has one.
     pub http_status: Option<u16>,
-    /// The provider's own error body, byte for byte; empty where there is none.
+    /// The provider's own error body, byte for byte; empty if there is none.
     pub body: Bytes,
 }
 
 impl Failure {
-    /// A failure that trying again does not mend.
+    /// A failure that trying again does not fix.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -148,7 +145,7 @@ impl Failure {
         }
     }
 
-    /// A failure that may be gone after `retry_after`.
+    /// A failure that may not recur after `retry_after`.
     pub fn retryable(code: FailureCode, message: impl Into<String>, retry_after: Duration) -> Self {
         Self { retryable: true, retry_after: Some(retry_after), ..Self::new(code, message) }
     }

@@ -1,17 +1,17 @@
-//! The link to mcpd, as everybody sees it, and why a call to mcpd failed.
+//! The status of the link to mcpd, and why a call to mcpd failed.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
 use super::ProviderName;
 
-/// The link to mcpd, as everybody sees it.
+/// The status of the link to mcpd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkStatus {
     /// What it is doing.
     pub state: LinkState,
     /// Why, for people; may be empty. Never a secret.
     pub detail: String,
-    /// How long until the next attempt, where it waits.
+    /// How long until the next attempt, if it waits for one.
     pub next_attempt: Option<Duration>,
 }
 
@@ -28,7 +28,7 @@ pub enum LinkState {
     Online,
     /// Waiting for the next attempt.
     Backoff,
-    /// mcpd refuses; somebody should look.
+    /// mcpd refuses the agent; somebody should look into it.
     Refused,
     /// Stopping.
     Draining,
@@ -56,14 +56,14 @@ pub enum CallFailure {
     Unauthorized {
         /// What mcpd said, for people; never a secret.
         detail: String,
-        /// Whether other credentials are there now.
+        /// Whether there are other credentials now.
         changed: bool,
     },
     /// 404 or 410: mcpd does not know the session, or on register has no provider API.
     Unknown(String),
     /// 409 with the names that mcpd gives to somebody else.
     Conflict(BTreeSet<ProviderName>),
-    /// Passing trouble; with what `Retry-After` asked for.
+    /// A failure that may pass; with the wait that `Retry-After` asked for.
     Passing(String, Option<Duration>),
 }
 

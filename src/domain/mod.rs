@@ -1,4 +1,4 @@
-//! The words everybody shares: names, providers, tasks, failures. Values only; no I/O, no clock.
+//! The vocabulary that all modules share: names, providers, tasks, failures. Values only; no I/O, no clock.
 
 mod failure;
 mod link;

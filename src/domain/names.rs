@@ -1,4 +1,4 @@
-//! Names and keys: what mcpd, the owner and the agent call things by, and how a text of any origin is shown.
+//! Names and keys: what mcpd, the owner and the agent call things, and how untrusted text is shown.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -7,8 +7,8 @@ pub const MAX_NAME_BYTES: usize = 253;
 /// Longest task id the agent takes, in bytes: it becomes a path segment, a header and a line in a file.
 pub const MAX_TASK_ID_BYTES: usize = 512;
 
-/// mcpd's id of one task. Cheap to clone; any text up to [`MAX_TASK_ID_BYTES`], so whoever puts it into a path, a header, a
-/// file or a terminal encodes it there.
+/// mcpd's id of one task. Cheap to clone. It can be any text up to [`MAX_TASK_ID_BYTES`], so it must be encoded wherever it goes into a
+/// path, a header, a file or a terminal.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(Arc<str>);
 
@@ -33,6 +33,9 @@ pub enum BadName {
 
 impl TaskId {
     /// Takes any non-empty text of at most [`MAX_TASK_ID_BYTES`].
+    ///
+    /// # Errors
+    /// If the text is empty or too long.
     pub fn new(text: &str) -> Result<Self, BadName> {
         match text.len() {
             0 => Err(BadName::Empty),
@@ -47,7 +50,7 @@ impl TaskId {
     }
 }
 
-/// A table by id is asked by what a peer wrote.
+/// So that a table by id can be searched with what a peer wrote.
 impl Borrow<str> for TaskId {
     fn borrow(&self) -> &str {
         &self.0
@@ -56,6 +59,9 @@ impl Borrow<str> for TaskId {
 
 impl ProviderName {
     /// Takes any non-empty text of at most [`MAX_NAME_BYTES`] without control characters.
+    ///
+    /// # Errors
+    /// If the text is empty, too long, or has control characters.
     pub fn new(text: &str) -> Result<Self, BadName> {
         match text.len() {
             0 => Err(BadName::Empty),
@@ -88,7 +94,7 @@ macro_rules! shown_as_text {
 }
 shown_as_text!(TaskId, ProviderName);
 
-/// A text of any origin, shown with its control characters escaped.
+/// Untrusted text, shown with its control characters escaped.
 pub struct Printable<'a>(pub &'a str);
 
 impl fmt::Display for Printable<'_> {
@@ -106,7 +112,7 @@ fn write_printable(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     f.write_str(rest)
 }
 
-/// Whether a character changes the direction or the lines of the text around it: with one of these a name can look like another.
+/// Whether a character changes the direction or the lines of the text around it, so that one name could look like another.
 fn turns_text_around(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,18 +1,18 @@
-//! Tables by numbers that nobody outside chooses.
+//! Hash tables whose keys are numbers that no outsider chooses.
 
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
 };
 
-/// A map by a number of ours, a counter or a hash that is keyed already: nobody can choose such numbers so that they collide, so they
-/// need no hash that withstands it.
+/// A map whose key is a counter, or a hash that is already keyed: nobody can choose such numbers so that they collide, so they need no
+/// collision-resistant hash.
 pub type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
 /// A set of such numbers.
 pub type NumberSet = HashSet<u64, BuildHasherDefault<NumberHasher>>;
 
-/// An odd number whose bits look random, 2^64 divided by the golden ratio: it spreads a counter over the upper bits too, of which
-/// tables make use.
+/// An odd number whose bits look random, 2^64 divided by the golden ratio: it spreads a counter over the upper bits too, which hash
+/// tables use.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Hashes one number.

@@ -1,4 +1,4 @@
-//! A provider as its owner pushed it, the session that did, and what became of it.
+//! A provider as its owner pushed it, the session that pushed it, and what became of it.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub struct Provider {
     pub description: String,
     /// The owner's consent to publish it upstream.
     pub publish: bool,
-    /// How many inferences may run at once; `None` is the agent's setting, 0 is none now.
+    /// How many inferences may run at once; with `None` the agent's setting applies, and 0 means none for now.
     pub max_in_flight: Option<u32>,
     /// Whether it can work now.
     pub state: ProviderState,

@@ -1,4 +1,4 @@
-//! One task's way: what mcpd hands over, what the local side answers, and how it ends.
+//! One task: what mcpd hands over, what the local side answers, and how it ends.
 
 use std::{
     collections::BTreeMap,
@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::{Failure, FailureCode, TaskId};
 
-/// Longest `tracestate` that is carried on, in bytes. The standard asks for 512 at least; several vendors together need more, and one
-/// that is longer than this is a peer's mistake that every hop would pay for.
+/// Longest `tracestate` that is passed on, in bytes. The standard requires at least 512; several vendors together need more, and one that
+/// is longer than this is a peer's mistake that every hop would pay for.
 pub const MAX_TRACESTATE_BYTES: usize = 4096;
 
 /// One task as mcpd handed it over.
@@ -34,8 +34,7 @@ pub struct Task {
     pub caller: Option<String>,
 }
 
-/// What an OpenAI chat body asks for. A member that is missing or is not what OpenAI says is `None`: whether it is wrong is
-/// for the provider to say.
+/// What an OpenAI chat body asks for. A member that is missing or has an unexpected type is `None`: judging it is left to the provider.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestFacts {
     /// `stream`.
@@ -48,7 +47,7 @@ pub struct RequestFacts {
     pub temperature: Option<f64>,
     /// Nucleus sampling.
     pub top_p: Option<f64>,
-    /// Sampling among the likeliest, which is not OpenAI's own but most servers'.
+    /// Top-k sampling, which OpenAI does not have but most servers do.
     pub top_k: Option<f64>,
     /// Frequency penalty.
     pub frequency_penalty: Option<f64>,
@@ -76,7 +75,7 @@ pub enum Output {
     Raw(Bytes),
     /// A plain piece.
     Delta(Delta),
-    /// No output, but the provider lives.
+    /// No output, but the provider is alive.
     Alive,
 }
 
@@ -164,7 +163,7 @@ pub enum End {
 }
 
 impl End {
-    /// The same without what it ends with.
+    /// The same without its content.
     pub fn kind(&self) -> EndKind {
         match self {
             Self::Answer(_) => EndKind::Answered,
@@ -196,7 +195,7 @@ impl EndKind {
     }
 }
 
-/// What a task's output has shown so far; read when a deadline is due, never per token.
+/// What a task's output has shown so far. It is read when a deadline is due, never per token.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Activity {
     /// Whether any output was taken for delivery.
@@ -220,7 +219,7 @@ pub enum CancelReason {
     Shutdown,
 }
 
-/// Where a task's output goes: the bridge writes, the delivery to mcpd reads. Nothing here waits or blocks.
+/// Where a task's output goes: the bridge writes, the delivery to mcpd reads. No call blocks.
 pub trait TaskSink: Send + Sync {
     /// Takes one piece. [`Taken::Closed`] means that the task has ended and further pieces are useless.
     fn output(&self, output: Output) -> Taken;

@@ -1,4 +1,4 @@
-//! A finished answer that was asked for as a stream.
+//! Turns a finished answer into chunks, for a caller who asked for a stream.
 
 use bytes::Bytes;
 
@@ -12,8 +12,10 @@ use crate::domain::{Failure, FailureCode};
 
 const CHUNK: &[u8] = b"\"chat.completion.chunk\"";
 
-/// Reads a finished `chat.completion` body before it is sent on unchanged. What is no JSON object is a failure, and so is an
-/// `error` in the place of an answer.
+/// Reads a finished `chat.completion` body before it is passed on unchanged.
+///
+/// # Errors
+/// If the body is not a JSON object, or has an `error` instead of an answer.
 pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
     match Facts::of_completion(body).map_err(bad_body)? {
         (_, true) => Err(provider_failure(None, body)),
@@ -21,38 +23,14 @@ pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
     }
 }
 
-/// What a finished body says of itself, and the chunks that say the same as it: one with every choice whole and, if the caller wants
-/// to see it, one with the usage. Members that are not known are kept as they are.
+/// What a finished body says about itself, and the same answer as chunks: one with all choices complete and, if the caller wants to see
+/// it, one with the usage. Unknown members are kept as they are.
+///
+/// # Errors
+/// As [`read_completion`], and if the body has no choices.
 pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
     let facts = read_completion(body)?;
-    let mut whole = Vec::with_capacity(body.len() + 64);
-    let mut usage_only = vec![b'{'];
-    let (mut usage, mut any) = (None, false);
-    whole.push(b'{');
-    scan::object(body, |scan, key| {
-        match (scan.of(key), scan.peek()?) {
-            (b"object", _) => drop(scan.skip()?),
-            (b"usage", _) => {
-                let value = scan.skip()?;
-                usage = Some(scan.of(value)).filter(|value| *value != b"null");
-            }
-            (b"choices", b'[') => {
-                any = true;
-                member(&mut whole, b"choices");
-                choices(scan, &mut whole)?;
-            }
-            (name, _) => {
-                let value = scan.skip()?;
-                put(&mut whole, name, scan.of(value));
-                put(&mut usage_only, name, scan.of(value));
-            }
-        }
-        Ok(())
-    })
-    .map_err(bad_body)?;
-    if !any {
-        return Err(bad_output("the provider's answer has no choices"));
-    }
+    let Begun { mut whole, mut usage_only, usage } = Begun::read(body)?;
     put(&mut whole, b"object", CHUNK);
     let Some(usage) = usage.filter(|_| include_usage) else {
         whole.push(b'}');
@@ -65,6 +43,50 @@ pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Fact
     put(&mut usage_only, b"usage", usage);
     usage_only.push(b'}');
     Ok((facts, vec![whole.into(), usage_only.into()]))
+}
+
+/// What a finished body says, as chunks that lack only their ends.
+struct Begun<'a> {
+    /// The chunk with the choices.
+    whole: Vec<u8>,
+    /// The same without them.
+    usage_only: Vec<u8>,
+    /// The value of `usage`, unless it is null.
+    usage: Option<&'a [u8]>,
+}
+
+impl<'a> Begun<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, Failure> {
+        let mut whole = Vec::with_capacity(body.len() + 64);
+        let mut usage_only = vec![b'{'];
+        let (mut usage, mut any) = (None, false);
+        whole.push(b'{');
+        scan::object(body, |scan, key| {
+            match (scan.of(key), scan.peek()?) {
+                (b"object", _) => drop(scan.skip()?),
+                (b"usage", _) => {
+                    let value = scan.skip()?;
+                    usage = Some(scan.of(value)).filter(|value| *value != b"null");
+                }
+                (b"choices", b'[') => {
+                    any = true;
+                    member(&mut whole, b"choices");
+                    choices(scan, &mut whole)?;
+                }
+                (name, _) => {
+                    let value = scan.skip()?;
+                    put(&mut whole, name, scan.of(value));
+                    put(&mut usage_only, name, scan.of(value));
+                }
+            }
+            Ok(())
+        })
+        .map_err(bad_body)?;
+        if !any {
+            return Err(bad_output("the provider's answer has no choices"));
+        }
+        Ok(Self { whole, usage_only, usage })
+    }
 }
 
 fn choices(scan: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
@@ -86,7 +108,7 @@ fn choices(scan: &mut Scanner<'_>, out: &mut Vec<u8>) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Copies a choice with its message as a delta; an index and a finish reason are given to one that lacks them.
+/// Copies a choice with its message as a delta; adds an index and a finish reason if they are missing.
 fn choice(scan: &mut Scanner<'_>, out: &mut Vec<u8>, place: u32) -> Result<(), Malformed> {
     let (mut index, mut finish, mut calls) = (false, false, false);
     out.push(b'{');

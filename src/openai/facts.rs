@@ -1,4 +1,4 @@
-//! What is known of an answer from its own words: for traces, the status and the rules about ends.
+//! What an answer says about itself: for traces, the status, and the rules about how an answer may end.
 
 use crate::domain::Usage;
 
@@ -12,10 +12,10 @@ use super::{
 /// Longest response id, model name or finish reason that is kept, in bytes: they become attributes of traces.
 const MAX_WORD: usize = 256;
 
-/// What an answer has said of itself so far.
+/// What an answer has said about itself so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Chunks taken, `[DONE]` not counted.
+    /// Chunks taken, not counting `[DONE]`.
     pub chunks: u32,
     /// Whether there was a piece of the answer itself: text, reasoning, a refusal or a tool call.
     pub first_token: bool,
@@ -32,8 +32,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise tolerated as it is. Says, too, whether it
-    /// has an `error` in the place of an answer.
+    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise accepted as it is. Also returns whether it has
+    /// an `error` instead of an answer.
     pub(super) fn of_completion(body: &[u8]) -> Result<(Self, bool), Malformed> {
         let mut facts = Self::default();
         let (mut error, mut choices) = (false, false);
@@ -82,7 +82,7 @@ impl Facts {
         Ok(())
     }
 
-    /// Takes what a chunk says that is read for the first time.
+    /// Adds what a chunk says.
     pub(super) fn take(&mut self, chunk: &[u8], reading: &Reading) {
         let word = |span: Option<Span>| span.and_then(|span| text::unescape(span.of(chunk), MAX_WORD));
         self.first_token |= reading.token;
@@ -110,7 +110,7 @@ impl Facts {
     }
 }
 
-/// Reads OpenAI's `usage`; counts that are missing or no 32-bit numbers are unknown.
+/// Reads OpenAI's `usage`; counts that are missing or do not fit 32 bits are unknown.
 fn usage(value: &[u8]) -> Option<Usage> {
     read_usage(&mut scan::Scanner::new(value).ok()?).ok()?
 }

@@ -1,4 +1,4 @@
-//! Errors in OpenAI's shape: the ones we build, and the ones that providers send.
+//! Errors in OpenAI's shape: those that the agent builds, and those that providers send.
 
 use std::fmt::Write as _;
 
@@ -36,17 +36,17 @@ pub fn error_object(failure: &Failure) -> Bytes {
     out.into()
 }
 
-/// When to try again, in whole seconds, rounded up; at least 1, where the failure says when.
+/// When to try again, in whole seconds, rounded up, at least 1; `None` if the failure does not say.
 pub fn retry_after_seconds(failure: &Failure) -> Option<u64> {
     failure.retry_after.map(|wait| wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1))
 }
 
-/// What a provider's own error means. `status` is its HTTP status, where there was one; else the body's own is looked for.
-/// The body is kept byte for byte. A provider that refuses its owner's credentials (401, 403) is no fault of the caller,
-/// so that status is not passed on.
+/// What a provider's own error means. `status` is its HTTP status, if there was one; otherwise one is looked for in the body. The body is
+/// kept byte for byte. If a provider refuses its owner's credentials (401, 403), that is not the caller's fault, so the status is not
+/// passed on.
 pub fn provider_failure(status: Option<u16>, body: &Bytes) -> Failure {
     let mut words = Words { status, ..Words::default() };
-    // A body that is no JSON object says nothing, and then only the status counts.
+    // If the body is not a JSON object, only the status counts.
     let _ = scan::object(body, |scan, key| words.top(scan, scan.of(key)));
     let code = words.failure_code();
     let mut message = words.message;
@@ -107,7 +107,7 @@ impl Words {
     }
 
     fn failure_code(&self) -> FailureCode {
-        /// Words of OpenAI, Azure, Anthropic, vLLM, llama.cpp, Ollama and OpenRouter; the first that is there decides.
+        /// Words of OpenAI, Azure, Anthropic, vLLM, llama.cpp, Ollama and OpenRouter; the first that occurs decides.
         const KINDS: [(&str, FailureCode); 17] = [
             ("context_length", FailureCode::ContextLength),
             ("context_size", FailureCode::ContextLength),

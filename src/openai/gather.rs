@@ -1,6 +1,6 @@
-//! A plain task that is answered by chunks: they are gathered into one body.
+//! Gathers the chunks with which a plain task is answered into one body.
 //!
-//! A `delta` and `logprobs` grow: strings, arrays and objects are joined; of everything else the last value that is not null stays.
+//! A `delta` and `logprobs` grow: strings, arrays and objects are joined; of everything else the last value that is not null remains.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::domain::{Delta, Failure, FailureCode, Usage};
 /// The chunks of one task, on their way to one body.
 pub struct Gather {
     limit: usize,
-    /// Joins what can be joined cheaply before it is taken apart.
+    /// Merges what can be merged cheaply before chunks are taken apart.
     buffer: StreamBuffer,
     answer: Answer,
     /// What the answer takes; the buffer has its own.
@@ -39,7 +39,7 @@ struct Choice {
 }
 
 impl Gather {
-    /// Gathers at most `limit` bytes, in a room of its own. `stamp` says what plain deltas do not.
+    /// Gathers at most `limit` bytes, in a room of its own. `stamp` supplies what plain deltas lack.
     pub fn new(limit: usize, stamp: Stamp) -> Self {
         Self::within(&Room::new(usize::MAX), limit, stamp)
     }
@@ -51,18 +51,24 @@ impl Gather {
     }
 
     /// Takes one chunk, as [`StreamBuffer::push_raw`] does.
+    ///
+    /// # Errors
+    /// If the chunk is not a JSON object or is an error of the provider, or the answer becomes too large.
     pub fn push_raw(&mut self, chunk: Bytes) -> Result<Pushed, ChunkError> {
         let pushed = self.buffer.push_raw(chunk);
         self.settle(pushed)
     }
 
     /// Takes a plain piece of the first choice.
+    ///
+    /// # Errors
+    /// If the answer becomes too large.
     pub fn push_delta(&mut self, delta: &Delta) -> Result<Pushed, ChunkError> {
         let pushed = self.buffer.push_delta(delta);
         self.settle(pushed)
     }
 
-    /// What the output has said of itself so far.
+    /// What the output has said about itself so far.
     pub fn facts(&self) -> &Facts {
         self.buffer.facts()
     }
@@ -72,8 +78,11 @@ impl Gather {
         self.buffer.pending_bytes() + self.answer.held
     }
 
-    /// The whole answer as one `chat.completion` body, when the provider has sent its last piece. It must have ended as
-    /// [`StreamBuffer::finish`] says. `usage` counts where the chunks have none.
+    /// The whole answer as one `chat.completion` body, once the provider has sent its last piece. It must have ended as
+    /// [`StreamBuffer::finish`] requires. `usage` is used if the chunks have none.
+    ///
+    /// # Errors
+    /// If the answer has not ended properly.
     pub fn finish(mut self, usage: Option<Usage>) -> Result<Bytes, Failure> {
         self.buffer.finish(usage, false)?;
         self.fold()?;
@@ -86,7 +95,7 @@ impl Gather {
         Ok(self.answer.write(self.buffer.facts().usage))
     }
 
-    /// The buffer keeps one part, to which the next chunk may be joined; the others are taken apart.
+    /// The buffer keeps one part, into which the next chunk may merge; the others are taken apart.
     fn settle(&mut self, pushed: Result<Pushed, ChunkError>) -> Result<Pushed, ChunkError> {
         let too_large = ChunkError::TooLarge { limit: self.limit };
         let pushed =
@@ -173,7 +182,7 @@ fn take_choice(
     })
 }
 
-/// The last value that is not null stays.
+/// The last value that is not null remains.
 fn keep_last(
     map: &mut BTreeMap<Vec<u8>, Vec<u8>>,
     held: &mut usize,

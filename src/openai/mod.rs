@@ -1,19 +1,27 @@
 //! OpenAI's chat format: what the agent reads of it, and what it builds. Bytes in, bytes out; no I/O and no clock.
 //!
-//! A provider's own bytes are the authority: they pass through unchanged, and where something must be changed (chunks that
-//! merge, a stream that becomes one body) strings are joined in their escaped form and numbers are copied as they were
-//! written. Nothing here builds a tree of JSON values.
+//! A provider's own bytes are authoritative: they pass through unchanged. Where something must change (chunks that merge, a stream that
+//! becomes one body), strings are joined in their escaped form, and numbers are copied as they were written. Nothing here builds a tree
+//! of JSON values, except for an answer that is gathered from chunks.
 //!
 //! ```text
 //! request   what a task asks for, for traces and limits
-//! stream    the pending output of a streaming task: adjacent chunks merge, everything else passes
-//! gather    a plain task that is answered by chunks: one body
-//! convert   one finished answer as a body or as chunks
-//! room      the room that all tasks' output together may take
-//! failure   errors in OpenAI's shape, both ways
-//! text      JSON strings, escaped and plain
-//! scan      where things are in a JSON text
-//! usual     objects that are read as serde reads them, in less time
+//! stream    the pending output of a streaming task: neighbouring chunks merge, everything else passes unchanged
+//!   read      one chunk: what it says, and whether it may merge
+//!   shape     where in a chunk the parts are that merging joins
+//!   part      a chunk that waits, with what was merged into it
+//! gather    the output of a plain task that is answered by chunks, as one body
+//!   value     a JSON value that grows from chunk to chunk
+//! convert   a finished body as chunks
+//! plain     chunks and bodies for answers that come in plain fields
+//! facts     what an answer says about itself: usage, model, why it ended
+//! failure   errors in OpenAI's shape, read and written
+//! room      the memory that all tasks' waiting output together may take
+//!
+//! scan      a JSON reader that says where things are
+//!   skip      where a value ends
+//!   text      JSON strings, escaped and plain
+//! usual     the fast path for objects that serde would otherwise read
 //! ```
 
 pub mod convert;
@@ -37,7 +45,6 @@ mod value;
 
 pub use facts::Facts;
 pub use gather::Gather;
-
 pub use plain::Stamp;
 pub use room::{Room, Share};
 pub use stream::{Pushed, StreamBuffer};
@@ -50,7 +57,7 @@ pub enum ChunkError {
     /// It is not one JSON object.
     #[error("the provider sent a chunk that {0}")]
     Malformed(#[from] Malformed),
-    /// It is the provider's word that it failed.
+    /// It is the provider's own error.
     #[error("{0}")]
     Provider(Box<Failure>),
     /// Too much waits to be sent.
@@ -76,7 +83,7 @@ pub enum ChunkError {
 /// In what way a text is not one JSON object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// A byte that is no UTF-8.
+    /// It is not UTF-8.
     #[error("is not valid UTF-8")]
     NotUtf8,
     /// A JSON syntax error.
@@ -85,7 +92,7 @@ pub enum Malformed {
     /// Valid JSON, but of another type.
     #[error("is not a JSON object")]
     NotObject,
-    /// Deeper than anybody means it.
+    /// Nested more deeply than 128 levels.
     #[error("is nested too deep")]
     TooDeep,
     /// Longer than 4 GiB.

@@ -9,23 +9,23 @@ use super::{
     shape::{ARGUMENTS, FIELDS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
-/// Largest buffer that is kept for the next chunk of the same task, in bytes: room for the tokens of a slow POST, and
-/// small beside the 16 KiB that a task may cost.
+/// Largest buffer that is kept for the next chunk of the same task, in bytes: room for the tokens that come during a slow POST, and small
+/// compared with the 16 KiB that a task may cost.
 pub(super) const MAX_SPARE: usize = 4096;
 
-/// A chunk that waits, as it came or grown by merging.
+/// A chunk that waits, as it came or extended by merging.
 pub(super) struct Part {
     first: Bytes,
-    /// `None` where the chunk must go as it is.
+    /// `None` if the chunk must be sent as it is.
     shape: Option<Shape>,
     more: Option<Box<More>>,
 }
 
-/// What was merged behind the first chunk. Kept for reuse, so that a stream in full flow allocates only what it sends.
+/// What was merged after the first chunk. It is reused, so that a stream in full flow allocates only what it sends.
 #[derive(Default)]
 pub(super) struct More {
     tails: [Vec<u8>; FIELDS],
-    /// What each field is in all merged chunks together; the places are those in the first.
+    /// Each field of the merged chunk; its range is the one in the first chunk.
     fields: [Field; FIELDS],
     /// The tool call's index.
     call: Option<u32>,
@@ -36,12 +36,12 @@ impl Part {
         Self { first, shape, more: None }
     }
 
-    /// Whether it must go as it is; nothing passes it.
+    /// Whether it must be sent as it is, with nothing moved past it.
     pub(super) fn is_barrier(&self) -> bool {
         self.shape.is_none()
     }
 
-    /// Whether it says no more than who speaks: it waits for the first token, to go with it.
+    /// Whether it contains only a role: then it waits, to be sent together with the first token.
     pub(super) fn is_role_only(&self) -> bool {
         self.more.is_none()
             && self.shape.as_ref().is_some_and(|shape| !shape.role.is_empty() && shape.says_nothing())
@@ -66,7 +66,8 @@ impl Part {
         same_call && self.takes_role(chunk, shape) && own.same_frame(&self.first, shape, chunk)
     }
 
-    /// A role alone goes with the text behind it. One that comes with text must be in both: so Ollama says it in every chunk.
+    /// A chunk with only a role merges with the text after it. A role that comes with text must be in both chunks, as with Ollama, which
+    /// repeats it in every chunk.
     fn takes_role(&self, chunk: &[u8], shape: &Shape) -> bool {
         let Some(own) = &self.shape else { return false };
         if shape.role.is_empty() {
@@ -83,7 +84,7 @@ impl Part {
         (0..FIELDS).map(|i| more.join(i, shape.fields[i], chunk)).sum()
     }
 
-    /// Merges more of a text that a chunk which it has taken had too. Returns by how many bytes it grew.
+    /// Appends to a text that an earlier chunk of this part has too. Returns by how many bytes the part grew.
     pub(super) fn extend(&mut self, field: usize, text: &[u8], spare: &mut Option<Box<More>>) -> usize {
         let Some(own) = &self.shape else { return 0 };
         let more = self.more.get_or_insert_with(|| More::behind(own, spare));
@@ -91,7 +92,7 @@ impl Part {
         text.len()
     }
 
-    /// Gives back what can be used again.
+    /// Returns what can be reused.
     pub(super) fn recycle(self) -> Option<Box<More>> {
         let mut more = self.more?;
         for tail in &mut more.tails {

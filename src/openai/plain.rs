@@ -1,11 +1,11 @@
-//! OpenAI's JSON for answers that come in plain form.
+//! OpenAI's JSON for answers that come in plain fields.
 
 use bytes::Bytes;
 
 use super::text::{member, quote_into};
 use crate::domain::{CompletionResult, Delta, ToolCallDelta, Usage};
 
-/// What the agent puts into the chunks and bodies that it builds itself; the same for a whole answer.
+/// What the agent puts into the chunks and bodies that it builds itself. It is the same for all chunks of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// The answer's id: `chatcmpl-...`.

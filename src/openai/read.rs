@@ -6,21 +6,21 @@ use super::{
     shape::{ARGUMENTS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
-/// How many choices' ends are read from one chunk, and kept of an answer: OpenAI's own limit of `n`.
+/// How many choices' ends are read from one chunk and kept for one answer: OpenAI's own limit for `n`.
 pub(super) const MAX_CHOICES: usize = 128;
 
 /// What one chunk says.
 #[derive(Default)]
 pub(super) struct Reading {
-    /// Set where the chunk may merge.
+    /// Set if the chunk may merge.
     pub(super) shape: Option<Shape>,
     pub(super) id: Option<Span>,
     pub(super) model: Option<Span>,
-    /// The value of `usage`, where it is not null.
+    /// The value of `usage`, if it is not null.
     pub(super) usage: Option<Span>,
-    /// The value of `error`, where it is not null.
+    /// The value of `error`, if it is not null.
     pub(super) error: Option<Span>,
-    /// Whether it has a piece of an answer in it.
+    /// Whether it contains a piece of the answer.
     pub(super) token: bool,
     /// The choices that end here, and why.
     pub(super) finishes: Vec<(u32, Span)>,
@@ -33,8 +33,8 @@ pub(super) fn read(chunk: &[u8]) -> Result<Reading, Malformed> {
     Ok(reader.finish())
 }
 
-/// What a member was seen, once, in the whole chunk: a second one (of an object, of a choice, of a tool call) makes it a
-/// barrier.
+/// A bit for each member that may occur once in the whole chunk. A second occurrence (in an object, a choice, a tool call) makes the chunk
+/// a barrier.
 mod once {
     pub(super) const CHOICES: u32 = 1;
     pub(super) const CREATED: u32 = 1 << 1;
@@ -61,7 +61,7 @@ struct Reader {
     barrier: bool,
     created: Span,
     idle: usize,
-    /// The ends of this choice, whose index may come after them.
+    /// Why the present choice ends; its index may come later.
     finish: Option<Span>,
 }
 
@@ -212,7 +212,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A null says nothing, so it does not keep chunks apart, as long as both have it.
+    /// A null carries no information, so it does not keep chunks from merging, as long as both have it.
     fn idle(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
         scan.skip()?;
         match self.shape.idle.get_mut(self.idle) {

@@ -8,6 +8,9 @@ use crate::domain::RequestFacts;
 
 impl RequestFacts {
     /// Reads a body, which must be one JSON object.
+    ///
+    /// # Errors
+    /// If the body is not one JSON object.
     pub fn read(body: &[u8]) -> Result<Self, Malformed> {
         let mut facts = Self::default();
         scan::object(body, |scan, key| facts.member(scan, key))?;

@@ -1,6 +1,6 @@
-//! The room that the output of all tasks together may take.
+//! The memory that the waiting output of all tasks together may take.
 //!
-//! Counting costs a comparison per token: a task's share grows in steps, and only a step touches what all tasks share.
+//! Counting costs one comparison per token: a task's share grows in steps, and only a step touches the counter that all tasks share.
 
 use std::sync::{
     Arc,
@@ -9,9 +9,9 @@ use std::sync::{
 
 use super::ChunkError;
 
-/// What a task may hold uncounted, in bytes: the 16 KiB that any task may cost, so that streams in full flow never count.
+/// What a task may hold without being counted, in bytes: the 16 KiB that any task may cost, so that streams in full flow are never counted.
 const UNCOUNTED: usize = 16 << 10;
-/// By how much a share grows and shrinks, in bytes: a thousand tokens, and small beside the 4 MiB of one task.
+/// By how much a share grows and shrinks, in bytes: a thousand tokens, and small compared with the 4 MiB of one task.
 const STEP: usize = 64 << 10;
 
 /// A bound on the bytes that all its [`Share`]s hold together. Clones are the same room.
@@ -38,7 +38,7 @@ impl Room {
     }
 }
 
-/// What one holder has of a [`Room`]; given back when it is dropped.
+/// What one holder takes of a [`Room`]; returned when it is dropped.
 #[derive(Debug)]
 pub struct Share {
     room: Room,
@@ -47,6 +47,9 @@ pub struct Share {
 
 impl Share {
     /// Makes this a share of `held` bytes, unless that is more than the room has left.
+    ///
+    /// # Errors
+    /// If there is no more room; the share stays as it was.
     pub fn claim(&mut self, held: usize) -> Result<(), ChunkError> {
         let wanted = counted(held);
         if wanted > self.counted && self.room.taken() + (wanted - self.counted) > self.room.limit {
@@ -56,7 +59,7 @@ impl Share {
         Ok(())
     }
 
-    /// Makes this a share of `held` bytes that are here already, whether there is room or not.
+    /// Makes this a share of `held` bytes that are held already, whether there is room or not.
     pub fn keep(&mut self, held: usize) {
         self.set(counted(held));
     }

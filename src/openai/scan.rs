@@ -7,7 +7,7 @@ use super::{
 
 type Scan<T> = Result<T, Malformed>;
 
-/// A stretch of a text. 32 bits, because each pending chunk keeps a dozen of them.
+/// A range of a text, in bytes. It has 32-bit numbers, because each pending chunk keeps a dozen ranges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u32,
@@ -31,7 +31,7 @@ pub(crate) struct Scanner<'a> {
     depth: u32,
 }
 
-/// Reads the one object that `text` is. `member` gets each key as it is written, and must read exactly the value.
+/// Reads `text`, which must be one object. `member` gets each key as it is written, and must read exactly its value.
 pub(crate) fn object<'a>(text: &'a [u8], member: impl FnMut(&mut Scanner<'a>, Span) -> Scan<()>) -> Scan<()> {
     Scanner::new(text)?.whole_object(member)
 }
@@ -48,7 +48,7 @@ impl<'a> Scanner<'a> {
         Ok(Self::at_start(text))
     }
 
-    /// Reads a text, which needs no look for bytes that are no UTF-8.
+    /// Reads a text, which needs no check for UTF-8.
     pub(crate) fn of_text(text: &'a str) -> Scan<Self> {
         check_length(text.as_bytes())?;
         Ok(Self::at_start(text))
@@ -58,7 +58,7 @@ impl<'a> Scanner<'a> {
         Self { whole: text, text: text.as_bytes(), at: 0, depth: 0 }
     }
 
-    /// Reads the one object that the text is, as [`object`] does.
+    /// Reads the whole text, which must be one object, as [`object`] does.
     pub(crate) fn whole_object(mut self, member: impl FnMut(&mut Self, Span) -> Scan<()>) -> Scan<()> {
         if self.peek()? != b'{' {
             self.skip()?;
@@ -69,17 +69,17 @@ impl<'a> Scanner<'a> {
         self.end()
     }
 
-    /// The bytes of a stretch.
+    /// The bytes of a range.
     pub(crate) fn of(&self, span: Span) -> &'a [u8] {
         span.of(self.text)
     }
 
-    /// The same as text, which it is known to be.
+    /// The same as text.
     pub(crate) fn text_of(&self, span: Span) -> &'a str {
         &self.whole[span.start as usize..span.end as usize]
     }
 
-    /// The first byte of what comes next; white space before it is passed.
+    /// The first byte of what comes next; skips white space before it.
     #[inline]
     pub(crate) fn peek(&mut self) -> Scan<u8> {
         let (byte, at) = skip::next(self.text, self.at)?;
@@ -98,7 +98,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Reads an array. The stretch is that of its elements, from the first to the end of the last.
+    /// Reads an array. Returns the range from its first element to the end of its last.
     #[inline]
     pub(crate) fn array(&mut self, mut element: impl FnMut(&mut Self) -> Scan<()>) -> Scan<Span> {
         let (mut first, mut last) = (None, self.at);
@@ -112,7 +112,7 @@ impl<'a> Scanner<'a> {
         Ok(span(first.unwrap_or(last), last))
     }
 
-    /// Reads a string. The stretch is that between its quotes.
+    /// Reads a string. Returns the range between its quotes.
     #[inline(always)]
     pub(crate) fn string(&mut self) -> Scan<Span> {
         self.expect(b'"')?;
@@ -169,12 +169,12 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// A [`Span`] has to hold every place of the text.
+/// A [`Span`] must be able to hold every position in the text.
 fn check_length(text: &[u8]) -> Scan<()> {
     u32::try_from(text.len()).map(drop).map_err(|_| Malformed::TooLong)
 }
 
-/// A whole number as JSON writes it, or with the plus that some put before one in a string.
+/// A whole number as JSON writes it, also with the plus sign that some write in a string.
 pub(crate) fn number(digits: &[u8]) -> Option<u32> {
     let digits = digits.strip_prefix(b"+").unwrap_or(digits);
     let mut number = 0_u32;

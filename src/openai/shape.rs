@@ -1,17 +1,17 @@
-//! Where the parts of a chunk are that may merge with its neighbours.
+//! Where in a chunk the parts are that merging joins with those of its neighbours.
 
 use super::scan::Span;
 
-/// The members of a delta, of its tool call and of the logprobs that merging joins, in the order in which they are written.
+/// How many members merging joins, of a delta, its tool call and the logprobs. They are numbered in the order in which they are written.
 pub(super) const FIELDS: usize = 7;
 /// The texts of a delta, by their place among the fields.
 pub(super) const TEXTS: [&[u8]; 4] = [b"content", b"reasoning_content", b"reasoning", b"refusal"];
-/// A tool call's arguments; null is said of `tool_calls`.
+/// The number of a tool call's arguments; the field is null if `tool_calls` is.
 pub(super) const ARGUMENTS: usize = 4;
 /// The arrays of the logprobs, by their place from [`LOGS`] on.
 pub(super) const LOG_NAMES: [&[u8]; 2] = [b"content", b"refusal"];
 pub(super) const LOGS: usize = 5;
-/// How many members of a delta may be null besides the known ones; servers that write out their whole class have three.
+/// How many unknown members of a delta may be null; servers that write out every field of their class have three.
 pub(super) const MAX_IDLE: usize = 4;
 
 /// One joinable member of a chunk.
@@ -26,12 +26,12 @@ pub(super) enum Field {
     At(Span),
 }
 
-/// Where the parts of a chunk are that may merge.
+/// Where in a chunk the parts are that merging joins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {
     /// The choice's index.
     pub(super) index: u32,
-    /// The tool call's index, where there is a tool call.
+    /// The tool call's index, if there is a tool call.
     pub(super) call: Option<u32>,
     /// The values that need not be equal for two chunks to merge: `created`, `delta`, `logprobs`. Sorted; an absent one is
     /// empty.
@@ -42,7 +42,7 @@ pub(super) struct Shape {
     pub(super) logprobs: Span,
     /// The delta's role, with its quotes; empty where there is none.
     pub(super) role: Span,
-    /// Keys of the delta whose value is null and which are not otherwise known.
+    /// Unknown keys of the delta whose value is null.
     pub(super) idle: [Span; MAX_IDLE],
     pub(super) fields: [Field; FIELDS],
 }
@@ -62,12 +62,12 @@ impl Shape {
             && idle.map(|(a, b)| (a.of(chunk), b.of(other_chunk))).all(|(a, b)| a == b)
     }
 
-    /// Whether it brings nothing of the answer itself.
+    /// Whether it contains nothing of the answer itself.
     pub(super) fn says_nothing(&self) -> bool {
         self.call.is_none() && !self.fields.iter().any(filled)
     }
 
-    /// The one text of the chunk, where there is exactly one that is not empty.
+    /// The text of the chunk, if exactly one is not empty.
     pub(super) fn only_text(&self) -> Option<usize> {
         let mut found = (0..FIELDS).filter(|&i| filled(&self.fields[i]));
         let only = found.next()?;

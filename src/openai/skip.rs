@@ -1,18 +1,18 @@
-//! Where JSON's values end.
+//! Where JSON values end.
 //!
-//! Places go in and out by value and stay in registers, and nothing recurs: every body comes through here, on every side, and most of
-//! its bytes only here.
+//! Positions are passed by value, so that they stay in registers, and nothing recurses: every body passes through here, at every hop, and
+//! most of its bytes are looked at nowhere else.
 
 use super::{Malformed, text};
 
-/// Deepest nesting that is read; serde_json's own limit, so that what passes here can be parsed behind us too.
+/// Deepest nesting that is read: serde_json's own limit, so that what passes here can also be parsed further on.
 pub(super) const MAX_DEPTH: u32 = 128;
 
 const _: () = assert!(MAX_DEPTH <= u128::BITS, "`Open` keeps a bit for each level");
 
 type Scan<T> = Result<T, Malformed>;
 
-/// The first byte that is no white space, from `at` on, and its place.
+/// The first byte from `at` on that is not white space, and its position.
 #[inline]
 pub(super) fn next(text: &[u8], at: usize) -> Scan<(u8, usize)> {
     match text.get(at) {
@@ -32,13 +32,13 @@ fn next_behind_space(text: &[u8], mut at: usize) -> Scan<(u8, usize)> {
     Err(Malformed::NotJson)
 }
 
-/// The place of the quote that ends the string whose text begins at `at`.
+/// The position of the quote that ends the string whose text begins at `at`.
 #[inline]
 pub(super) fn closing_quote(text: &[u8], at: usize) -> Scan<usize> {
     text::closing_quote(text, at).ok_or(Malformed::NotJson)
 }
 
-/// The place behind the value that is neither an object nor an array, and begins with `first` at `at`.
+/// The position after the value at `at`, which begins with `first` and is neither an object nor an array.
 #[inline]
 pub(super) fn scalar(text: &[u8], first: u8, at: usize) -> Scan<usize> {
     match first {
@@ -78,9 +78,9 @@ fn digits(text: &[u8], start: usize) -> Scan<usize> {
     if at == start { Err(Malformed::NotJson) } else { Ok(at) }
 }
 
-/// The open objects and arrays around a place.
+/// The open objects and arrays around a position.
 struct Open {
-    /// A bit for each level within the value, the innermost the lowest: whether it is an object.
+    /// A bit for each level within the value, the lowest for the innermost: whether it is an object.
     objects: u128,
     depth: u32,
     is_object: bool,
@@ -102,14 +102,14 @@ impl Open {
         self.depth -= 1;
     }
 
-    /// What ends the innermost.
+    /// The byte that ends the innermost one.
     #[inline]
     fn closing(&self) -> u8 {
         if self.is_object { b'}' } else { b']' }
     }
 }
 
-/// The place behind the object or array that begins at `at`, within `outside` others.
+/// The position after the object or array that begins at `at`, within `outside` others.
 pub(super) fn nested(text: &[u8], at: usize, outside: u32) -> Scan<usize> {
     let mut open = Open { objects: 0, depth: outside, is_object: false };
     let (mut first, mut at) = next(text, at)?;
@@ -138,7 +138,7 @@ pub(super) fn nested(text: &[u8], at: usize, outside: u32) -> Scan<usize> {
     }
 }
 
-/// The beginning of the value of the item that begins with `first` at `at`: of an object's, its name is passed.
+/// The beginning of the value of the item at `at`, which begins with `first`: if the item is an object's member, its name is skipped.
 #[inline]
 fn item(text: &[u8], first: u8, at: usize, open: &Open) -> Scan<(u8, usize)> {
     if !open.is_object {

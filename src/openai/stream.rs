@@ -1,22 +1,22 @@
 //! The pending output of one streaming task.
 //!
-//! The first chunk can be sent at once; what comes while it is under way waits here, and neighbours that only bring more of
-//! the same text become one chunk. Chunks merge by the contract's rule (section 3) and no other:
+//! The first chunk can be sent at once. What comes while it is being sent waits here, and neighbours that only add to the same text become
+//! one chunk. Chunks merge by the contract's rule, with one addition (docs/decisions/0008-a-role-in-every-chunk-merges.md):
 //!
 //! - one choice each, of the same index, `finish_reason` null in both or in neither, no `usage`;
-//! - everything else but the values of `created`, `delta` and `logprobs` equal byte for byte, so also the order of members;
-//! - a delta of nothing but `content`, `reasoning_content`, `reasoning`, `refusal` and the arguments of one tool call
-//!   without id, name or type. Other members are allowed only where they are null, and then in both;
-//! - `logprobs` null, or with `content` and `refusal` only, whose arrays are joined;
-//! - a chunk with a role and no text merges forward; one with a role and text merges with others of the same role (beyond the
-//!   contract, because Ollama says the role in every chunk, and its streams would never merge).
+//! - everything but the values of `created`, `delta` and `logprobs` is equal byte for byte, including the order of members;
+//! - the delta has nothing but `content`, `reasoning_content`, `reasoning`, `refusal` and the arguments of one tool call without id, name
+//!   or type. Other members are allowed only if they are null in both;
+//! - `logprobs` is null, or has only `content` and `refusal`, whose arrays are joined;
+//! - a chunk with a role and no text merges with the chunk after it; one with a role and text merges with others of the same role (this is
+//!   the addition: Ollama repeats the role in every chunk, and its streams would never merge).
 //!
-//! Anything else (another member, one that is there twice, a key written with escapes) is a barrier: it goes out byte for
-//! byte, and nothing passes it. Between barriers the chunks of one choice keep their order; those of different choices need
-//! not. A chunk with which nothing merged goes out byte for byte too.
+//! Anything else (another member, a repeated member, a key with escapes) makes a chunk a barrier: it is sent byte for byte, and nothing is
+//! moved past it. Between barriers, the chunks of one choice keep their order; those of different choices need not. A chunk with which
+//! nothing merged is sent byte for byte too.
 //!
-//! Most chunks of a stream are the one before with another text. Those are recognised by comparing bytes, and then
-//! only their text is looked at.
+//! Most chunks of a stream equal the one before except for their text. They are recognised by comparing bytes, and then only their text is
+//! checked.
 
 use std::collections::VecDeque;
 
@@ -32,9 +32,9 @@ use super::{
 };
 use crate::domain::{Delta, Failure, FailureCode, Usage};
 
-/// How many waiting parts are looked at for one of the same choice: OpenAI's own limit of `n`.
+/// How many waiting parts are searched for one of the same choice: OpenAI's own limit for `n`.
 const MAX_OPEN: usize = 128;
-/// What a waiting part costs beside its bytes.
+/// What a waiting part costs besides its bytes.
 const PART_COST: usize = size_of::<Part>();
 const DONE: &[u8] = b"[DONE]";
 
@@ -43,7 +43,7 @@ const DONE: &[u8] = b"[DONE]";
 pub enum Pushed {
     /// It is a part of its own, for now.
     Queued,
-    /// It became part of one that waits.
+    /// It was merged into one that waits.
     Merged,
     /// It was `[DONE]`; nothing is sent for it.
     Done,
@@ -56,9 +56,9 @@ pub struct StreamBuffer {
     limit: usize,
     stamp: Stamp,
     queue: VecDeque<Part>,
-    /// Parts that have left the queue; the number of the queue's first.
+    /// How many parts have left the queue, which is the number of the queue's first.
     popped: u64,
-    /// Parts below this number take nothing more: a barrier came behind them.
+    /// Nothing more is merged into parts below this number: a barrier came after them.
     closed: u64,
     held: usize,
     share: Share,
@@ -69,7 +69,7 @@ pub struct StreamBuffer {
     finished: bool,
 }
 
-/// A chunk like which the next one probably is.
+/// A chunk that the next one is expected to resemble.
 struct Template {
     chunk: Vec<u8>,
     shape: Shape,
@@ -112,13 +112,19 @@ impl StreamBuffer {
         }
     }
 
-    /// Takes one chunk, byte for byte as the provider gave it. `[DONE]` ends the stream; whatever comes behind it is ignored, as
-    /// OpenAI's own clients do. A chunk larger than the limit is taken as long as nothing else waits.
+    /// Takes one chunk, byte for byte as the provider gave it. `[DONE]` ends the stream; whatever comes after it is ignored, as OpenAI's
+    /// own clients do. A chunk larger than the limit is accepted if nothing else waits.
+    ///
+    /// # Errors
+    /// If the chunk is not a JSON object or is an error of the provider, or too much waits.
     pub fn push_raw(&mut self, chunk: Bytes) -> Result<Pushed, ChunkError> {
         self.push(&chunk, || chunk.clone())
     }
 
     /// Takes a plain piece of the first choice. An empty one is ignored.
+    ///
+    /// # Errors
+    /// If too much waits.
     pub fn push_delta(&mut self, delta: &Delta) -> Result<Pushed, ChunkError> {
         if *delta == Delta::default() {
             return Ok(Pushed::Ignored);
@@ -140,6 +146,9 @@ impl StreamBuffer {
 
     /// Ends the stream when the provider has sent its last piece. Raw output must have ended by itself, with a `finish_reason`
     /// or `[DONE]`; plain output gets the `finish_reason` that it lacks and, if the caller wants to see it, the usage.
+    ///
+    /// # Errors
+    /// If the provider has not ended its output properly, or too much waits.
     pub fn finish(&mut self, usage: Option<Usage>, include_usage: bool) -> Result<(), Failure> {
         let ended = self.facts.done || !self.facts.finish_reasons.is_empty();
         if !ended && !self.plain.any {
@@ -160,8 +169,8 @@ impl StreamBuffer {
         Ok(())
     }
 
-    /// Whether something is worth sending now. A chunk with a role and no text is not: sent alone it would keep the first token,
-    /// which follows it, waiting for a POST.
+    /// Whether something is worth sending now. A chunk with a role and no text is not: if it were sent alone, the first token, which
+    /// follows it, would have to wait for a POST.
     pub fn is_ready(&self) -> bool {
         self.queue.front().is_some_and(|part| self.queue.len() > 1 || self.finished || !part.is_role_only())
     }
@@ -180,7 +189,7 @@ impl StreamBuffer {
         Some(chunk)
     }
 
-    /// The next chunk to send as the text of a JSON string, between `head` and `tail`: written once, in one allocation.
+    /// The next chunk to send, escaped as the text of a JSON string, between `head` and `tail`: written once, in one allocation.
     pub fn pop_escaped(&mut self, head: &[u8], tail: &[u8]) -> Option<Bytes> {
         let part = self.take()?;
         let mut len = head.len() + tail.len();
@@ -198,7 +207,7 @@ impl StreamBuffer {
         self.queue.is_empty()
     }
 
-    /// How many bytes wait, with what it costs to hold them.
+    /// How many bytes wait, including what it costs to hold them.
     pub fn pending_bytes(&self) -> usize {
         self.held
     }
@@ -208,7 +217,7 @@ impl StreamBuffer {
         self.queue.len()
     }
 
-    /// What the output has said of itself so far.
+    /// What the output has said about itself so far.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -271,7 +280,7 @@ impl StreamBuffer {
         Ok(pushed)
     }
 
-    /// The waiting part that a chunk may merge into: the last one of its choice, if that takes it and no barrier is between.
+    /// The waiting part that a chunk may merge into: the last one of its choice, if it fits and there is no barrier in between.
     fn place_for(&self, chunk: &[u8], shape: &Shape) -> Option<usize> {
         let open =
             self.queue.iter().enumerate().rev().take(MAX_OPEN).take_while(|(_, part)| !part.is_barrier());

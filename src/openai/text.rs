@@ -1,10 +1,10 @@
-//! JSON strings: escaping, and reading their escaped form where it stands.
+//! JSON strings: escaping, and reading their escaped form in place.
 
 use bytes::Bytes;
 
 const ONES: u64 = u64::MAX / 0xff;
 const HIGHS: u64 = ONES << 7;
-/// How much is looked at without a call, in bytes: more than most names have, and than there is from quote to quote in a chunk.
+/// How many bytes are checked inline, without a call: more than most names have, and more than there are from quote to quote in a chunk.
 const BLOCK: usize = 16;
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
@@ -19,13 +19,13 @@ pub fn escape_into(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-/// Appends what comes before the first byte that must be escaped, and says how long it is.
+/// Appends what comes before the first byte that must be escaped; returns how long that is.
 #[inline]
 fn append_run(out: &mut Vec<u8>, text: &[u8]) -> usize {
     if let Some(block) = text.first_chunk() {
         let run = plain_run_in(block);
-        // JSON in JSON has a quote every few bytes. The whole block is copied, which takes one instruction, and then cut; there is
-        // room, because what `text` becomes is no shorter.
+        // JSON in JSON has a quote every few bytes. The whole block is copied, which takes one instruction, and then cut. There is
+        // room for it, because the escaped text is never shorter than `text`.
         let len = out.len() + run;
         out.extend_from_slice(block);
         out.truncate(len);
@@ -59,7 +59,7 @@ pub fn escaped_len(text: &[u8]) -> usize {
     text.len() + count(text, |b| b == b'"' || b == b'\\') + controls + 4 * long
 }
 
-/// Counts in bytes, which the compiler turns into one instruction for many of them.
+/// Counts in a byte, which the compiler turns into one instruction for many bytes.
 fn count(text: &[u8], is: impl Fn(u8) -> bool) -> usize {
     text.chunks(255).map(|some| usize::from(some.iter().map(|b| u8::from(is(*b))).sum::<u8>())).sum()
 }
@@ -82,7 +82,7 @@ pub fn quote_into(out: &mut Vec<u8>, text: &str) {
 
 /// Begins a member of the object that is being written; `name` is in its escaped form.
 pub(super) fn member(out: &mut Vec<u8>, name: &[u8]) {
-    // No JSON value ends with a brace that opens, so one means that this is the first member.
+    // No JSON value ends with an opening brace, so one means that this is the first member.
     if out.last() != Some(&b'{') {
         out.push(b',');
     }
@@ -97,12 +97,12 @@ pub(super) fn around(out: &mut Vec<u8>, open: u8, inner: &[u8], close: u8) {
     out.push(close);
 }
 
-/// What the escaped form between two quotes says, cut to `limit` bytes at most; `None` where it has half a surrogate pair.
+/// The text whose escaped form is `body`, cut to at most `limit` bytes; `None` if it contains half a surrogate pair.
 pub(super) fn unescape(body: &[u8], limit: usize) -> Option<String> {
     unescape_text(std::str::from_utf8(body).ok()?, limit)
 }
 
-/// The same of what is known to be UTF-8.
+/// The same for a body that is known to be UTF-8.
 pub(super) fn unescape_text(body: &str, limit: usize) -> Option<String> {
     if !body.as_bytes().contains(&b'\\') {
         return Some(body[..body.floor_char_boundary(limit)].to_owned());
@@ -112,13 +112,13 @@ pub(super) fn unescape_text(body: &str, limit: usize) -> Option<String> {
     Some(text)
 }
 
-/// How far a string's escaped form goes from the start of `bytes`: to the quote that ends it, or to the end. `None` where
-/// it has a control character or an escape that JSON does not know. UTF-8 is for the caller to check.
+/// How far a string's escaped form extends from the start of `bytes`: to the quote that ends it, or to the end. `None` if it has a control
+/// character or an escape that JSON does not know. The caller has to check for UTF-8.
 pub(super) fn body_len(bytes: &[u8]) -> Option<usize> {
     body_len_from(bytes, 0)
 }
 
-/// The same, where nothing of interest comes before `at`.
+/// The same, if nothing of interest comes before `at`.
 fn body_len_from(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         at += plain_run(&bytes[at..]);
@@ -130,10 +130,10 @@ fn body_len_from(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// Where the quote is that ends the string whose escaped form begins at `at`. `None` as of [`body_len`], and where there is no quote.
+/// The position of the quote that ends the string whose escaped form begins at `at`. `None` as for [`body_len`], and if there is no quote.
 #[inline]
 pub(super) fn closing_quote(bytes: &[u8], at: usize) -> Option<usize> {
-    // Most strings are short names. Those are done with here, without a call and without registers to save.
+    // Most strings are short names. They are handled here, without a call and without registers to save.
     let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) else { return far_quote(bytes, at, 0) };
     let run = plain_run_in(block);
     if run < BLOCK && block[run] == b'"' { Some(at + run) } else { far_quote(bytes, at, run) }
@@ -170,8 +170,8 @@ fn short_escape(byte: u8) -> Option<u8> {
     }
 }
 
-/// How many bytes come before the first that a JSON string must escape: a block at a time, because this is what every
-/// relayed byte goes through.
+/// How many bytes come before the first that a JSON string must escape. It takes a block at a time, because every relayed byte passes
+/// through here.
 fn plain_run(bytes: &[u8]) -> usize {
     let (blocks, rest) = bytes.as_chunks();
     for (i, block) in blocks.iter().enumerate() {
@@ -183,7 +183,7 @@ fn plain_run(bytes: &[u8]) -> usize {
     blocks.len() * BLOCK + short_run(rest)
 }
 
-/// The same of less than a block.
+/// The same for less than a block.
 #[inline]
 fn short_run(bytes: &[u8]) -> usize {
     let bytewise = |bytes: &[u8]| bytes.iter().take_while(|&&b| b >= 0x20 && b != b'"' && b != b'\\').count();
@@ -192,7 +192,7 @@ fn short_run(bytes: &[u8]) -> usize {
     if found == 0 { 8 + bytewise(rest) } else { (found.trailing_zeros() / 8) as usize }
 }
 
-/// The same of one block.
+/// The same for one block.
 #[inline]
 fn plain_run_in(block: &[u8; BLOCK]) -> usize {
     let block = u128::from_le_bytes(*block);

@@ -1,36 +1,36 @@
-//! Objects that are written in the usual way: no name with escapes, each name that matters once at most.
+//! The fast path for objects that are written in the usual way: no name has escapes, and each name that matters occurs at most once.
 //!
-//! Serde looks at a value once for its end, once more for UTF-8, and again for what is in it. So whoever wants serde's judgement reads
-//! with this first, and lets serde judge whatever is not usual, errors included. What this takes it must read as serde does: the tests
-//! of those who use it compare both.
+//! Serde goes over a value once to find its end, again to check UTF-8, and again to read what is in it. Code that needs serde's result
+//! therefore tries this first, and leaves to serde whatever is not usual, including errors. What this accepts it must read as serde does;
+//! the tests of its users compare the two.
 
 use super::{
     Malformed,
     scan::{Scanner, Span},
 };
 
-/// Says of a text that is not usual, but perhaps good, that serde has to read it.
+/// Says that a text is not usual but perhaps valid, so that serde has to read it.
 pub(crate) const UNUSUAL: Malformed = Malformed::NotJson;
 
-/// The names that were there; each is a bit.
+/// The names that have occurred; each is a bit.
 #[derive(Default)]
 pub(crate) struct Names(u32);
 
 impl Names {
-    /// Takes a name, which must be there for the first time.
+    /// Notes a name, which must not have occurred before.
     pub(crate) fn first(&mut self, bit: u32) -> Result<(), Malformed> {
         let before = self.0;
         self.0 |= bit;
         if before == self.0 { Err(UNUSUAL) } else { Ok(()) }
     }
 
-    /// Whether all of these names were there.
+    /// Whether all of these names have occurred.
     pub(crate) fn has(&self, bits: u32) -> bool {
         self.0 & bits == bits
     }
 }
 
-/// Passes a member that does not matter.
+/// Skips a member that does not matter.
 pub(crate) fn other(scan: &mut Scanner<'_>, name: Span) -> Result<(), Malformed> {
     if scan.of(name).contains(&b'\\') {
         return Err(UNUSUAL);
@@ -51,7 +51,7 @@ pub(crate) fn value<'a>(scan: &mut Scanner<'a>) -> Result<&'a str, Malformed> {
     Ok(scan.text_of(span))
 }
 
-/// Passes a null, if that is what comes next.
+/// Skips a null, if that is what comes next; returns whether it did.
 pub(crate) fn null(scan: &mut Scanner<'_>) -> Result<bool, Malformed> {
     let null = scan.peek()? == b'n';
     if null {

@@ -1,7 +1,7 @@
 //! A JSON value that grows piece by piece, for an answer that is gathered from chunks.
 //!
-//! Strings and arrays are joined, objects are joined member by member, and of anything else the last one that is not null
-//! stays; so members that are not known lose nothing. Names (`id`, `type`, `role`, `name`) are not joined: the last stays.
+//! Strings and arrays are concatenated, objects are merged member by member, and of anything else the last value that is not null
+//! remains; unknown members therefore lose nothing. Names (`id`, `type`, `role`, `name`) are not concatenated: the last one remains.
 //! Everything is kept as it was written: strings in their escaped form, numbers digit for digit.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use super::{
     text::{around, member},
 };
 
-/// What a member costs beside its bytes: a name, a value, a place in a map.
+/// What a member costs besides its bytes: a name, a value, a place in a map.
 pub(super) const MEMBER_COST: usize = 128;
 
 /// A value that grows.
@@ -34,7 +34,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// Adds the value that comes next, of the member `name`. `held` counts the bytes.
+    /// Adds the value that comes next, which belongs to the member `name`. `held` counts the bytes.
     pub(super) fn absorb(
         &mut self,
         name: &[u8],
@@ -103,7 +103,7 @@ impl Value {
         Ok(())
     }
 
-    /// A call without an index is one of its own.
+    /// A call without an index is a new call.
     fn add_calls(&mut self, scan: &mut Scanner<'_>, held: &mut usize) -> Result<(), Malformed> {
         let mut own = if let Self::Calls(own) = std::mem::take(self) { own } else { BTreeMap::new() };
         scan.array(|scan| {
@@ -151,7 +151,7 @@ impl Value {
         }
     }
 
-    /// In a body a call has no index, and always a type.
+    /// In a body, unlike in a chunk, a call has no index and always has a type.
     fn write_call(&self, out: &mut Vec<u8>) {
         let Self::Members(members) = self else { return self.write(out) };
         out.push(b'{');

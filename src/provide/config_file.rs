@@ -1,5 +1,5 @@
-//! `llm.providers[]` of config.json, read as leniently as possible: it is mcplocal's file, and other programs put into it
-//! what they like. Nothing in it is an error for the whole but broken JSON.
+//! `llm.providers[]` of config.json, read as leniently as possible: it is mcplocal's file, and other programs write to it too. Only
+//! broken JSON is an error for the whole file.
 
 use std::{collections::HashSet, fmt, time::Duration};
 
@@ -7,9 +7,6 @@ use serde_json::Value;
 
 use super::providers;
 use crate::domain::{Printable, ProviderName};
-
-/// The file in the home folder.
-pub const FILE_NAME: &str = "config.json";
 
 /// One entry, as its owner wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +17,7 @@ pub struct Entry {
     pub kind: String,
     /// `model`: what the server calls it.
     pub model: String,
-    /// `url`, with or without `/v1`; absent is the kind's usual place.
+    /// `url`, with or without `/v1`; if absent, the kind's usual address is used.
     pub url: Option<String>,
     /// `tier`; may be empty.
     pub tier: String,
@@ -28,7 +25,7 @@ pub struct Entry {
     pub description: String,
     /// `publish`: the owner's consent.
     pub publish: bool,
-    /// `maxInFlight`; absent is the agent's setting.
+    /// `maxInFlight`; if absent, the agent's setting applies.
     pub max_in_flight: Option<u32>,
     /// `apiKeyEnv`: the environment variable that holds the key.
     pub api_key_env: Option<String>,
@@ -37,7 +34,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An opted-in entry with nothing but the necessary, for a program that needs no file.
+    /// An opted-in entry with nothing but what is required, for a program that needs no file.
     pub fn new(name: ProviderName, kind: impl Into<String>, model: impl Into<String>) -> Self {
         Self {
             name,
@@ -84,7 +81,7 @@ impl fmt::Display for Warning {
 pub struct Broken {
     /// From 1.
     pub line: usize,
-    /// From 1, in bytes; 0 is the end of the line before.
+    /// From 1, in bytes; 0 means the end of the previous line.
     pub column: usize,
     /// What was expected.
     pub what: String,

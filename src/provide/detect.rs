@@ -10,13 +10,11 @@ use crate::domain::counted;
 
 use super::openai::{
     http::BaseUrl,
-    readiness::{Models, is_list, read_at_most},
+    readiness::{MAX_ANSWER_BYTES, Models, is_list, read_at_most},
 };
 
 /// How long a server on this machine may take to list its models.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The most that is read of a list, in bytes.
-const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// Where the usual servers listen on 127.0.0.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub struct Found {
     pub kind: &'static str,
     /// Its `url` in config.json.
     pub url: String,
-    /// What it can be asked for; embedding models are left out.
+    /// Its models; embedding models are left out.
     pub models: Vec<String>,
 }
 
@@ -57,7 +55,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// Asks all four places at once.
+/// Asks all four at once.
 ///
 /// # Errors
 /// If no HTTP client can be made.
@@ -86,15 +84,15 @@ async fn look(client: &Client, usual: &'static str, port: u16) -> Option<Found> 
     let url = format!("http://127.0.0.1:{port}");
     let models = BaseUrl::parse(&url).ok()?.join("models");
     let mut response = client.get(models).send().await.ok()?.error_for_status().ok()?;
-    let list = read_at_most(&mut response, MAX_LIST_BYTES).await.ok()?;
-    // Without a list of models something else listens there.
+    let list = read_at_most(&mut response, MAX_ANSWER_BYTES).await.ok()?;
+    // Without a list of models, something else listens there.
     let list: Models = serde_json::from_slice(&list).ok().filter(|_| is_list(&list))?;
     let kind = list.data.iter().find_map(|model| owner(&model.owned_by)).unwrap_or(usual);
     let models = list.data.into_iter().map(|model| model.id).filter(|id| can_chat(id)).collect();
     Some(Found { kind, url, models })
 }
 
-/// The kind of server that signs its models so.
+/// The kind of server that names this owner of its models.
 fn owner(owned_by: &str) -> Option<&'static str> {
     match owned_by {
         "library" => Some("ollama"),

@@ -1,8 +1,7 @@
-//! Following config.json: its folder is watched, because editors replace a file rather than write it.
+//! Following config.json: its folder is watched, because editors replace a file rather than write to it.
 //!
-//! Nothing polls: without a change nothing wakes up, and what the agent appends to its own files beside this one is no change. A
-//! folder that does not exist yet is waited for by watching the nearest one above it that does; a link is followed to the file it
-//! leads to.
+//! Nothing polls: without a change nothing wakes up, and what the agent appends to its own files next to this one does not count as a
+//! change. A folder that does not exist yet is waited for by watching its nearest existing ancestor; a link is followed to its target.
 
 use std::{
     collections::HashMap,
@@ -20,15 +19,15 @@ use tokio::{sync::watch, time::timeout};
 use super::config_file::{self, Entry};
 use crate::domain::counted;
 
-/// How long a file must be left alone before it is read: an editor's several steps are then one change.
+/// How long a file must be left alone before it is read, so that the several steps of an editor are one change.
 const QUIET: Duration = Duration::from_millis(200);
-/// The longest that a file which is written without pause is left unread.
+/// After how many such periods a file that is written without pause is read nevertheless.
 const QUIET_AT_MOST: u32 = 5;
 
-/// Room for the events of one read: some dozen with names of usual length, and always one with the longest.
+/// Room for the events of one read: some dozens with names of usual length, and at least one with the longest possible name.
 const EVENT_BYTES: usize = 4096;
 
-/// The entries of a file, newest first to come.
+/// The entries of the file, in its order.
 pub(super) type Entries = Arc<[Entry]>;
 
 /// Reads `file` and follows it from then on; ends when nobody holds the receiver any more.
@@ -45,7 +44,7 @@ pub(super) async fn follow(file: PathBuf) -> watch::Receiver<Entries> {
 struct Follower {
     file: PathBuf,
     watched: Watched,
-    /// What was last read, so that a touch is not a change.
+    /// What was last read, so that touching the file does not count as a change.
     last: Option<Result<Vec<u8>, io::ErrorKind>>,
     entries: Entries,
 }
@@ -54,16 +53,16 @@ struct Follower {
 #[derive(Default)]
 struct Watched {
     folders: Vec<PathBuf>,
-    /// The file that is followed, and where it really is.
+    /// The path that is followed, and the file that it resolves to.
     files: Vec<PathBuf>,
-    /// `None` where the system watches nothing for us.
+    /// `None` if the system cannot watch the folders.
     events: Option<Events>,
 }
 
 /// What happens in some folders.
 struct Events {
     stream: EventStream<[u8; EVENT_BYTES]>,
-    /// Their names by what the kernel calls them.
+    /// Their paths, by the kernel's descriptors.
     folders: HashMap<WatchDescriptor, PathBuf>,
     /// A watched folder is gone.
     stale: bool,
@@ -90,7 +89,7 @@ impl Follower {
         }
     }
 
-    /// Watches what is to be watched now, then reads: a change between the two is seen by one of them.
+    /// First watches, then reads, so that a change between the two is not missed.
     async fn refresh(&mut self, first: bool) {
         let files = names(&self.file);
         let folders = folders(&files);
@@ -168,7 +167,7 @@ impl Watched {
         }
     }
 
-    /// Whether a watched folder is gone, or is elsewhere now: another one may have its name.
+    /// Whether a watched folder has been removed or moved: another folder may have its name now.
     fn is_stale(&self) -> bool {
         self.events.as_ref().is_some_and(|events| events.stale)
     }
@@ -203,8 +202,8 @@ impl Events {
     }
 }
 
-/// Everything that can give a file another content or make it readable. Not each write: the content is whole when the writer closes,
-/// and a file that stays open and is written for every task would wake us every time.
+/// Everything that can change a file's content or make it readable. Single writes are not included: the content is complete when the
+/// writer closes the file, and the tasks file, which stays open and is written for every task, would wake the host every time.
 fn changes() -> WatchMask {
     WatchMask::CLOSE_WRITE
         | WatchMask::CREATE
@@ -216,12 +215,12 @@ fn changes() -> WatchMask {
         | WatchMask::ONLYDIR
 }
 
-/// A file, and where it really is.
+/// A path, and the file that it resolves to.
 fn names(file: &Path) -> Vec<PathBuf> {
     [file.to_owned()].into_iter().chain(file.canonicalize()).collect()
 }
 
-/// The folders to watch for a file of these names: where it is or will be, and where a link leads.
+/// The folders to watch for these paths: where the file is or will be, and where a link leads.
 fn folders(files: &[PathBuf]) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = files.iter().filter_map(|file| nearest(file)).collect();
     folders.dedup();

@@ -1,4 +1,5 @@
-//! The provider host: `mcprelay provide`, and inside the agent's process `mcprelay run --provide` and `mcprelay demo`.
+//! The provider host: a process of its own in `mcprelay provide`, part of the agent's process in `mcprelay run --provide` and
+//! `mcprelay demo`.
 
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,19 +9,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Clients, DEFAULT_MAX_MESSAGE_BYTES, Offered, Provider, Registrar, RegistrarConfig,
-    config_file::{self, Entry},
+    config_file::Entry,
     follow::{self, Entries},
     providers::{self, CannotOpen, Opened, Readiness},
     task::{Chunks, Finished, Task},
 };
-use crate::domain::{self, Failure, FailureCode, ProviderState};
+use crate::{
+    credentials::CONFIG_FILE,
+    domain::{self, Failure, FailureCode, ProviderState},
+};
 
 /// The host's id when it is a process of its own.
 pub const CLIENT_ID: &str = "mcprelay/provide";
 /// The host's id inside the agent's process: a session from outside outranks it.
 pub const BUILT_IN_CLIENT_ID: &str = "mcprelay/run";
-/// How long new entries may take to say whether they are ready before the set is pushed without their answer: a server that
-/// runs here answers within it, so that the set is pushed once and not twice.
+/// How long the host waits for new entries to say whether they are ready before it pushes the set without their answer: a server that
+/// runs on this machine answers in time, so that the set is pushed once and not twice.
 const FIRST_ANSWERS: Duration = Duration::from_millis(500);
 /// How long running tasks may go on after the host was asked to stop, unless configured otherwise.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
@@ -82,13 +86,13 @@ impl Host {
     /// Runs until `shutdown`, then says goodbye and lets running tasks finish within the drain time. Neither a missing agent nor
     /// a missing file is an error. Dropping the future ends everything at once.
     pub async fn run(self, shutdown: CancellationToken) {
-        // Nobody sends into a fixed set, so its sender is kept and silent.
+        // A fixed set never changes, but its sender must live as long as the receiver is used.
         let (_fixed, entries) = match self.fixed {
             Some(entries) => {
                 let (keep, entries) = watch::channel(Entries::from(entries));
                 (Some(keep), entries)
             }
-            None => (None, follow::follow(self.config.home.join(config_file::FILE_NAME)).await),
+            None => (None, follow::follow(self.config.home.join(CONFIG_FILE)).await),
         };
         let mut serving = Serving { clients: Clients::default(), entries, served: Vec::new() };
         serving.update().await;
@@ -172,7 +176,7 @@ impl Served {
         Offered { info, provider: self.opened.provider.clone() }
     }
 
-    /// What is not opted in is not asked: no request leaves for it.
+    /// A provider that is not opted in is not asked: no request is sent to it.
     fn readiness(&self) -> Readiness {
         match self.entry.publish {
             true => self.opened.readiness.borrow().clone(),
@@ -186,7 +190,7 @@ async fn settle(served: &mut [Served]) {
     let opted_in = served.iter_mut().filter(|served| served.entry.publish);
     let answers = opted_in
         .map(|served| async { drop(served.opened.readiness.wait_for(|readiness| readiness.known).await) });
-    // Who has not answered by then is pushed as not ready, and again when it is.
+    // A provider that has not answered by then is pushed as not ready, and again once it is.
     let _ = timeout(FIRST_ANSWERS, join_all(answers)).await;
 }
 
@@ -216,7 +220,7 @@ fn open(entry: &Entry, clients: &Clients) -> Opened {
     })
 }
 
-/// In the place of a provider that cannot be opened: shown with the reason, never ready.
+/// Replaces a provider that cannot be opened: it is shown with the reason, and never ready.
 struct Unusable(String);
 
 #[tonic::async_trait]

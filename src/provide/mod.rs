@@ -1,4 +1,4 @@
-//! The side of the bridge that owns providers: a Rust client of the agent's socket, and the provider host built on it.
+//! The provider side of the bridge: a Rust client of the agent's socket, and the provider host that is built on it.
 //!
 //! ```text
 //!   config.json --follow--> host --open--> providers/* --run--> a server's HTTP
@@ -8,7 +8,7 @@
 //!                        registrar ------> session ------> the agent's socket
 //! ```
 //!
-//! The host is a client like any other. A program with providers of its own uses [`Registrar`] directly:
+//! The host is an ordinary client. A program with its own providers uses [`Registrar`] directly:
 //!
 //! ```no_run
 //! use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The client of the bridge: keeps one session with the agent for ever, whatever happens to the agent.
+//! The client of the bridge: it maintains one session with the agent, whatever happens to the agent, until it is stopped.
 //!
 //! ```text
 //!            +--> connecting --> serving --(stream ends)--> waiting --+

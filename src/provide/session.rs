@@ -1,4 +1,4 @@
-//! One session with the agent, from Hello to its end. One `select!` owns everything; tasks run beside it.
+//! One session with the agent, from Hello to its end. One `select!` loop owns its state; the tasks run concurrently.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -31,16 +31,16 @@ use crate::{
     },
 };
 
-/// Messages that wait for the connection, all tasks together: enough that a burst of tokens leaves in one write, few
-/// enough that a provider feels an agent that is slower than itself.
+/// Messages of all tasks together that may wait for the connection: enough for a burst of tokens to leave in one write, few enough for a
+/// provider to be slowed down by an agent that is slower than itself.
 const OUTGOING_MESSAGES: usize = 256;
-/// How long the agent may take to accept the stream. It does so at once, or it hangs.
+/// How long the agent may take to accept the stream. It normally does so at once; if it does not, it hangs.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long we stay after our goodbye although nothing runs: an offer that crossed it is refused, instead of being lost.
+/// How long the session stays open after its goodbye although nothing runs: an offer that crossed the goodbye is refused instead of lost.
 const LINGER: Duration = Duration::from_millis(100);
-/// How long the agent may take to close the stream after our goodbye.
+/// How long the agent may take to close the stream after the goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The limit of a gRPC library that has not been told otherwise: what an agent takes that announces nothing.
+/// The default limit of gRPC libraries, in bytes: what an agent accepts that announces no limit.
 const GRPC_DEFAULT_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// When to ask again for a task that came too late for its provider.
 const REFUSED_RETRY: Duration = Duration::from_secs(1);
@@ -76,13 +76,8 @@ pub(super) async fn run(
     welcomed: impl FnMut(),
 ) -> Result<End, Status> {
     let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
-    let hello = wire::request(Out::Hello(pb::Hello {
-        client_id: config.client_id.clone(),
-        client_version: config.client_version.clone(),
-        max_message_bytes: config.max_message_bytes,
-    }));
     // The channel is new and empty, so this cannot fail.
-    let _ = outgoing.try_send(hello);
+    let _ = outgoing.try_send(hello(config));
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX));
     let accepted = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)));
@@ -90,35 +85,25 @@ pub(super) async fn run(
         accepted = accepted => accepted.map_err(|_| Status::unavailable("it does not answer"))??.into_inner(),
         _ = stop_asked(&mut stopping) => return Ok(End::Stopped),
     };
-    let offered = providers.borrow().clone();
-    Session {
-        inbound,
-        outgoing,
-        offered,
-        providers,
-        running: HashMap::new(),
-        tasks: JoinSet::new(),
-        snapshot_due: true,
-        goodbye_due: None,
-        generation: 0,
-        max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
-        agent_leaves: false,
-        drain_until: None,
-        goodbye_at: None,
-        verdicts: Verdicts::default(),
-    }
-    .run(stopping, welcomed)
-    .await
+    Session::new(inbound, outgoing, providers).run(stopping, welcomed).await
+}
+
+fn hello(config: &RegistrarConfig) -> pb::SessionRequest {
+    wire::request(Out::Hello(pb::Hello {
+        client_id: config.client_id.clone(),
+        client_version: config.client_version.clone(),
+        max_message_bytes: config.max_message_bytes,
+    }))
 }
 
 struct Session {
     inbound: Streaming<pb::SessionResponse>,
     outgoing: mpsc::Sender<pb::SessionRequest>,
     providers: watch::Receiver<ProviderSet>,
-    /// The set that was last sent: offers name its members.
+    /// The set that was last sent: offers refer to its members.
     offered: ProviderSet,
     running: HashMap<Arc<str>, Running>,
-    /// Each gives the id of the task that ended. Dropping the session aborts them: the agent has ended them itself.
+    /// Each returns the id of its task. Dropping the session aborts them: the agent has ended the tasks itself.
     tasks: JoinSet<Arc<str>>,
     snapshot_due: bool,
     goodbye_due: Option<pb::Drain>,
@@ -133,22 +118,47 @@ struct Session {
     verdicts: Verdicts,
 }
 
-/// One task that runs. Its id may be offered again in the moment in which it ends, so the id alone does not tell it.
+/// One running task. Its id may be offered again at the moment when it ends, so the id alone does not identify it.
 struct Running {
     number: tokio::task::Id,
     cancel: CancellationToken,
 }
 
-/// What the set of tasks says when one has ended.
+/// What the set of tasks reports when one has ended.
 type Ended = Result<(tokio::task::Id, Arc<str>), tokio::task::JoinError>;
 
 impl Session {
+    /// A session that has not sent its providers yet.
+    fn new(
+        inbound: Streaming<pb::SessionResponse>,
+        outgoing: mpsc::Sender<pb::SessionRequest>,
+        providers: watch::Receiver<ProviderSet>,
+    ) -> Self {
+        let offered = providers.borrow().clone();
+        Self {
+            inbound,
+            outgoing,
+            offered,
+            providers,
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+            snapshot_due: true,
+            goodbye_due: None,
+            generation: 0,
+            max_message_bytes: GRPC_DEFAULT_MAX_BYTES,
+            agent_leaves: false,
+            drain_until: None,
+            goodbye_at: None,
+            verdicts: Verdicts::default(),
+        }
+    }
+
     async fn run(
         mut self,
         mut stopping: watch::Receiver<Option<Duration>>,
         mut welcomed: impl FnMut(),
     ) -> Result<End, Status> {
-        // Made once: a new one a turn would have to be put into its list of waiters, and taken out again.
+        // Made once: a new future per turn would have to be added to its list of waiters, and removed again.
         let mut stop = pin!(stop_asked(&mut stopping));
         loop {
             let leave_at = self.leave_at();
@@ -166,13 +176,13 @@ impl Session {
                 Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
                 // The set of providers has changed. (An error means that the handle is gone: `stopping` tells.)
                 Ok(()) = self.providers.changed() => self.snapshot_due = true,
-                // There is room for what the session itself has to say.
+                // There is room for what the session itself has to send.
                 Ok(permit) = async { self.outgoing.clone().reserve_owned().await }, if self.has_something_to_say() => {
                     if let Some(message) = self.next_message() { permit.send(message); }
                 }
-                // We are asked to leave.
+                // The session is asked to leave.
                 grace = stop.as_mut(), if leave_at.is_none() => self.begin_drain(grace),
-                // We leave: nothing runs any more, or it has had its time.
+                // The session leaves: nothing runs any more, or the time is over.
                 () = async { sleep_until(leave_at.unwrap_or_else(Instant::now)).await }, if leave_at.is_some() => {
                     return Ok(self.close().await);
                 }
@@ -254,7 +264,7 @@ impl Session {
     }
 
     fn forget(&mut self, ended: Ended) {
-        // An error is a task that was aborted before its end: it stays, and its end is still owed.
+        // An error means that the task was aborted before its end: it stays in the table, because its end is still owed.
         if let Ok((number, id)) = ended
             && let Entry::Occupied(running) = self.running.entry(id)
             && running.get().number == number
@@ -269,7 +279,7 @@ impl Session {
 
     fn next_message(&mut self) -> Option<pb::SessionRequest> {
         if let Some(goodbye) = self.goodbye_due.take() {
-            // No snapshot after it: it would offer what we have just taken back.
+            // No snapshot may follow: it would offer again what has just been withdrawn.
             self.snapshot_due = false;
             self.goodbye_at = Some(Instant::now());
             return Some(wire::request(Out::Drain(goodbye)));
@@ -304,7 +314,7 @@ impl Session {
         }
         drop(self.outgoing);
         let closed = async { while let Ok(Some(_)) = self.inbound.message().await {} };
-        // An agent that does not close is left: dropping the stream closes it from here.
+        // If the agent does not close the stream, dropping it does.
         let _ = timeout(CLOSE_TIMEOUT, closed).await;
         End::Stopped
     }

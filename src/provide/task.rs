@@ -14,8 +14,8 @@ use crate::{
     pb::{self, task_chunk::Output as PbOutput},
 };
 
-/// How long a provider may take to notice that its task is cancelled before its future is dropped: long enough to say
-/// goodbye to a server, short enough that a forgetful provider does not hold the task's slot.
+/// How long a provider may take to react to a cancellation before its future is dropped: long enough to close a request
+/// properly, short enough that a provider that ignores it does not hold the task's slot.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// Something that runs inferences. It is called once per offered task, for many tasks at a time.
@@ -125,16 +125,25 @@ impl Chunks {
     }
 
     /// Sends one OpenAI `chat.completion.chunk`, byte for byte as the provider gave it.
+    ///
+    /// # Errors
+    /// If the session has ended, or the chunk is too large for the agent.
     pub async fn raw(&self, chunk_json: Bytes) -> Result<(), NotSent> {
         self.send(Some(PbOutput::ChunkJson(chunk_json))).await
     }
 
     /// Sends a plain piece, which the agent turns into an OpenAI chunk.
+    ///
+    /// # Errors
+    /// If the session has ended, or the piece is too large for the agent.
     pub async fn delta(&self, delta: Delta) -> Result<(), NotSent> {
         self.send(Some(PbOutput::Delta(wire::delta(delta)))).await
     }
 
-    /// Tells that the provider lives although it has no output yet: postpones the agent's token deadlines.
+    /// Says that the provider is alive although it has no output yet: this postpones the agent's token deadlines.
+    ///
+    /// # Errors
+    /// If the session has ended.
     pub async fn alive(&self) -> Result<(), NotSent> {
         self.send(None).await
     }
@@ -147,7 +156,7 @@ impl Chunks {
     async fn send(&self, output: Option<PbOutput>) -> Result<(), NotSent> {
         let message = wire::chunk(&self.task_id, output);
         within(&message, self.max_message_bytes)?;
-        // There is nearly always room, and then there is nothing to wait for.
+        // There is nearly always room, and then no need to wait.
         match self.outgoing.try_send(message) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(message)) => {

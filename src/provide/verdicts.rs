@@ -1,4 +1,4 @@
-//! What became of the offered providers, told in the log: once per change.
+//! Logs what became of the offered providers, once per change.
 
 use std::collections::HashMap;
 
@@ -44,7 +44,7 @@ fn log(said: &Said) {
     let verdict = &said.verdict;
     let name = Printable(&verdict.name);
     match verdict.verdict() {
-        // Why it cannot has been said where that was found out.
+        // The reason was logged where it was found.
         Verdict::Published if said.away => tracing::info!("{name}: not published until it can work"),
         Verdict::Published => tracing::info!("{name}: published"),
         Verdict::NotOptedIn => {

@@ -1,4 +1,4 @@
-//! The client's side of the conversions: from the words everybody shares to the bridge's wire types. What both sides say is in
+//! The client's side of the conversions: from the domain's types to the bridge's wire types. Conversions that both sides need are in
 //! [`convert`].
 
 use crate::{
@@ -14,7 +14,7 @@ pub(super) fn request(payload: Payload) -> pb::SessionRequest {
     pb::SessionRequest { payload: Some(payload) }
 }
 
-/// One piece of a task's output; none is a sign of life.
+/// One piece of a task's output; without output it is a sign of life.
 pub(super) fn chunk(task_id: &str, output: Option<PbOutput>) -> pb::SessionRequest {
     request(Payload::TaskChunk(pb::TaskChunk { task_id: task_id.to_owned(), output }))
 }

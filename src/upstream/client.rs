@@ -1,4 +1,4 @@
-//! The calls to mcpd, each with a deadline, a bound on what is read, and one meaning for every way it can fail.
+//! The calls to mcpd, each with a deadline, a bound on what is read, and one meaning for each way it can fail.
 
 use std::{
     collections::BTreeSet,
@@ -32,13 +32,13 @@ use crate::{
     telemetry::Server,
 };
 
-/// For a register or heartbeat call, from its begin to the last byte of the reply.
+/// For a register or heartbeat call, from its start to the last byte of the reply.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// For the same after a wake from sleep, when connections and the network may be dead: one attempt a second has to fit.
+/// For the same after a wake from sleep, when connections and the network may be dead: it must allow one attempt per second.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(900);
-/// How long an idle connection is kept, before the server says otherwise: Node closes its own at 5 s.
+/// How long an idle connection is kept unless the server says otherwise: Node closes idle connections after 5 s.
 const IDLE_CONNECTION: Duration = Duration::from_secs(4);
-/// Least time before that is raised again: a server whose hints alternate must not cost a pool each.
+/// Least time before that is raised again: a server whose hints alternate must not cost a new connection pool each time.
 const IDLE_CHANGE: Duration = Duration::from_secs(60);
 /// Most bytes read of a register reply; a thousand rows fit.
 const REGISTER_REPLY_LIMIT: usize = 4 << 20;
@@ -55,7 +55,7 @@ pub struct Access {
 /// Reads the credentials again; `None` where there are no usable ones.
 pub type Reload = Arc<dyn Fn() -> Option<Access> + Send + Sync>;
 
-/// The mcpd that there is, and the clients for it.
+/// The mcpd that the credentials lead to, and the clients for it.
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) url: Arc<str>,
@@ -63,7 +63,7 @@ pub(super) struct Connected {
     pub(super) token: HeaderValue,
     pub(super) secret: SecretString,
     pub(super) calls: Client,
-    /// For result POSTs, where it takes no more than that to reach mcpd.
+    /// For result POSTs, if mcpd can be reached without TLS and without a proxy.
     pub(super) plain: Option<PlainClient>,
     channel: Client,
     idle: Duration,
@@ -77,9 +77,9 @@ pub struct Mcpd {
     settings: HttpSettings,
     reload: Reload,
     shared: Arc<Mutex<Option<Arc<Connected>>>>,
-    /// For the result POSTs under way.
+    /// One permit per result POST that may be under way.
     places: Arc<Semaphore>,
-    /// For the output that waits.
+    /// The memory that waiting output may take.
     room: Room,
 }
 
@@ -101,12 +101,15 @@ impl Mcpd {
         }
     }
 
-    /// The same without credentials, for another mcpd. Whoever holds the former goes on with what that knows.
+    /// The same without credentials, for another mcpd. Whoever holds a clone of this one continues with its credentials.
     pub fn anew(&self) -> Self {
         Self { shared: Arc::default(), ..self.clone() }
     }
 
     /// Uses other credentials from the next call on. Connections are kept where only the token changed.
+    ///
+    /// # Errors
+    /// If the token cannot be sent in a header, or no HTTP client can be built.
     pub fn set_access(&self, access: &Access) -> Result<(), HttpError> {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", access.token.expose_secret()))
             .map_err(|_| HttpError::Token)?;
@@ -146,7 +149,7 @@ impl Mcpd {
         self.connected().is_some_and(|c| c.idempotent)
     }
 
-    /// Gives up every kept connection: after a sleep they may be dead without knowing it.
+    /// Drops every idle connection: after a sleep they may be dead without anybody having noticed.
     pub fn drop_connections(&self) {
         if let Some(c) = self.connected()
             && let Ok(calls) = self.settings.calls(&c.url, c.idle)
@@ -155,9 +158,10 @@ impl Mcpd {
         }
     }
 
-    // ---- calls -----------------------------------------------------------------------------------------------------
-
-    /// Registers the whole set; the session's sticky id is the answer.
+    /// Registers the whole set; returns the session's sticky id.
+    ///
+    /// # Errors
+    /// Why mcpd did not accept the set, or may not have got it.
     pub async fn register(
         &self,
         session: Option<&str>,
@@ -198,7 +202,10 @@ impl Mcpd {
         )
     }
 
-    /// Says that the session lives.
+    /// Tells mcpd that the session is alive.
+    ///
+    /// # Errors
+    /// Why mcpd did not take it.
     pub async fn heartbeat(&self, session: &str, after_wake: bool) -> Result<(), CallFailure> {
         if after_wake {
             self.drop_connections();
@@ -208,7 +215,7 @@ impl Mcpd {
         let body = HeartbeatRequest { provider_session_id: session };
         let request = c.calls.post(endpoint(&c.url, HEARTBEAT_PATH)).timeout(timeout).json(&body);
         let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
-        // A page from something in between says nothing of the session.
+        // An HTML page comes from something in between and says nothing about the session.
         if !response.status().is_success() || is_html(response.headers()) {
             return Err(self.failure(&c, "heartbeat", response).await);
         }
@@ -223,7 +230,7 @@ impl Mcpd {
         Ok(request.header(SESSION_HEADER, session))
     }
 
-    /// What a refused control channel means.
+    /// What the refusal of a control channel means.
     pub(super) async fn channel_refused(&self, response: Response) -> CallFailure {
         match self.connected() {
             Some(c) => self.failure(&c, "the control channel", response).await,
@@ -249,8 +256,8 @@ impl Mcpd {
         }
     }
 
-    /// Reads the credentials again after a refusal; `true` if there is another token for the same mcpd. Another mcpd is the agent's
-    /// matter, because it needs another session.
+    /// Reads the credentials again after a refusal; `true` if there is another token for the same mcpd. A switch to another mcpd is left to
+    /// the agent, because it needs another session.
     pub(super) fn refresh(&self, refused: &Connected) -> bool {
         if let Some(now) = self.connected()
             && now.secret.expose_secret() != refused.secret.expose_secret()
@@ -262,17 +269,15 @@ impl Mcpd {
         other && *access.url == *refused.url && self.set_access(&access).is_ok()
     }
 
-    /// The room of the output that waits.
+    /// The memory that waiting output may take.
     pub fn room(&self) -> &Room {
         &self.room
     }
 
-    /// The places of the result POSTs under way.
+    /// One permit per result POST that may be under way.
     pub(super) fn places(&self) -> Arc<Semaphore> {
         Arc::clone(&self.places)
     }
-
-    // ---- clients ---------------------------------------------------------------------------------------------------
 
     pub(super) fn connected(&self) -> Option<Arc<Connected>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -296,11 +301,11 @@ impl Mcpd {
         }
     }
 
-    /// Follows the server's own word on how long it keeps an idle connection: half of it is safe.
+    /// Follows what the server says about how long it keeps an idle connection: half of that is safe.
     pub(super) fn note_keep_alive(&self, c: &Connected, headers: &HeaderMap) {
         let Some(idle) = keep_alive(headers).map(|timeout| timeout / 2) else { return };
         let Some(now) = self.connected().filter(|now| now.url == c.url && now.idle != idle) else { return };
-        // What is too long costs parts, what is too short only connections.
+        // Too long a time can lose parts; too short a time only costs connections.
         let urgent = now.idle == IDLE_CONNECTION || idle < now.idle;
         if (urgent || now.idle_since.elapsed() >= IDLE_CHANGE)
             && let Ok(calls) = self.settings.calls(&now.url, idle)

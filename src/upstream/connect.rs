@@ -12,15 +12,18 @@ use crate::{
 
 /// What we call ourselves.
 pub(super) const OUR_NAME: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
-/// For TCP and TLS together: a peer that needs longer is not there.
+/// What rustls says about a certificate that no trusted authority has signed.
+pub const UNKNOWN_ISSUER: &str = "UnknownIssuer";
+/// For TCP and TLS together: a peer that needs longer is considered unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// TCP keep-alive of the control channel: what finds a dead peer where mcpd sends no keep-alive of its own.
+/// TCP keep-alive of the control channel: it detects a dead peer if mcpd sends no keep-alives itself.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
-/// So many unanswered probes mean a dead peer: it is found a minute after its last word, not after the system's eleven.
+/// This many unanswered probes mean a dead peer. It is detected one minute after its last word, instead of eleven with the system's
+/// default.
 const TCP_KEEPALIVE_RETRIES: u32 = 3;
-/// Between two pings of an HTTP/2 connection on which a call waits: the numbers of the bridge's keep-alive.
+/// Between two pings on an HTTP/2 connection with a call on it; the same numbers as the bridge's keep-alive.
 const HTTP2_PING: Duration = Duration::from_secs(20);
-/// How long such a ping may take.
+/// How long the answer to such a ping may take.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the HTTP clients are built with.
@@ -50,7 +53,7 @@ pub enum HttpError {
 }
 
 impl HttpSettings {
-    /// The client for calls, which keeps idle connections so long.
+    /// The client for calls, which keeps idle connections for `idle`.
     pub(super) fn calls(&self, url: &str, idle: Duration) -> Result<Client, HttpError> {
         build(self.calls_builder(url, idle)?)
     }
@@ -59,7 +62,7 @@ impl HttpSettings {
         Ok(self.builder(url)?.pool_idle_timeout(idle))
     }
 
-    /// The client for result POSTs, where it takes no more than that to reach mcpd.
+    /// The client for result POSTs; `None` if mcpd can only be reached through TLS or a proxy.
     pub(super) fn plain(url: &str, idle: Duration) -> Option<PlainClient> {
         plain_http::client(&url.parse().ok()?, Times { connect: CONNECT_TIMEOUT, idle })
     }
@@ -75,13 +78,13 @@ impl HttpSettings {
             .user_agent(OUR_NAME)
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
-            // A dead HTTP/2 connection would be shared by every further call, each of which keeps it from being idle.
+            // Without pings a dead HTTP/2 connection would be shared by every further call, each of which keeps it from becoming idle.
             .http2_keep_alive_interval(HTTP2_PING)
             .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             // A redirect could carry the token to another origin, and no provider API needs one.
             .redirect(redirect::Policy::none());
         if Url::parse(url).is_ok_and(|url| is_loopback(&url)) {
-            // Without TLS nothing asks for the system's certificates, which cost some milliseconds and a megabyte.
+            // Without TLS nobody needs the system's certificates, which cost some milliseconds and a megabyte.
             builder = builder.no_proxy().tls_built_in_root_certs(!url.starts_with("http:"));
         }
         for certificate in self.extra_certificates()? {

@@ -1,7 +1,11 @@
 //! Everything that mcpd and the agent have to agree on by name: paths, headers, events, features and JSON.
 //!
-//! Nothing else in the agent spells one of these names, so a name that turns out different is a change of one line.
-//! Fields that mcpd adds are ignored, and what it leaves out is absent, never an error, unless the type says otherwise.
+//! No other module of the agent spells out one of these names, so a name that turns out to be different is changed in one line.
+//! Fields that mcpd adds are ignored, and a field that it leaves out counts as absent, never as an error, unless the type says otherwise.
+
+mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -60,7 +64,7 @@ pub fn result_path(task: &TaskId) -> Option<String> {
     })
 }
 
-/// Whether a URL can carry the id, and so an answer can go to its caller.
+/// Whether a URL can carry the id, so that an answer can reach the caller.
 pub fn is_answerable(task: &TaskId) -> bool {
     is_segment(task.as_str())
 }
@@ -70,7 +74,7 @@ pub fn infer_path(llm: &str) -> Option<String> {
     is_segment(llm).then(|| format!("{LLMS_PATH}/{}/infer", percent_encoded(llm)))
 }
 
-/// The key of a task's `part`, counted from 0: a part that is sent again has the same one.
+/// The key of a task's `part`, counted from 0: a part that is sent again has the same key.
 pub fn idempotency_key(task: &TaskId, part: u32) -> String {
     use std::fmt::Write as _;
     let mut key = String::with_capacity(task.as_str().len() + 4);
@@ -159,7 +163,7 @@ impl<'a> From<&'a Provider> for PublishedProvider<'a> {
     }
 }
 
-/// The reply to a register call. A reply without an id is no session: the caller has to check.
+/// The reply to a register call. A reply without an id means that there is no session: the caller has to check.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegisterReply {
@@ -178,7 +182,7 @@ pub struct RegisterReply {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Conflicts {
-    /// The names that belong to somebody else; empty where mcpd does not say.
+    /// The names that belong to somebody else; empty if mcpd does not say.
     #[serde(deserialize_with = "readable_items")]
     pub conflicts: Vec<String>,
 }
@@ -275,9 +279,9 @@ impl ResultPart<'static> {
     pub const DONE: Self = Self::Chunk { chunk: ChunkPart { data: DONE, done: true } };
 }
 
-/// What stands before the escaped JSON text of a chunk in its `POST`: a chunk is escaped into its body in one pass.
+/// What comes before the escaped JSON text of a chunk in its `POST`: a chunk is escaped into its body in one pass.
 pub const CHUNK_HEAD: &[u8] = br#"{"chunk":{"data":""#;
-/// What stands behind it.
+/// What comes after it.
 pub const CHUNK_TAIL: &[u8] = br#""}}"#;
 
 /// One piece of a streamed answer.
@@ -290,7 +294,7 @@ pub struct ChunkPart<'a> {
     pub done: bool,
 }
 
-/// Takes a text, and anything else as absent: a field of an unexpected type must not cost the whole message.
+/// Reads a text. Anything else counts as absent: a field of an unexpected type must not cost the whole message.
 fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(from)? {
         Value::String(text) => Some(text),
@@ -298,12 +302,12 @@ fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D:
     })
 }
 
-/// Takes a number, and anything else as absent.
+/// Reads a number. Anything else counts as absent.
 fn number_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
     Ok(Value::deserialize(from)?.as_f64())
 }
 
-/// Takes the items of a list that are what they should be; no list has none.
+/// Reads the items of a list that have the right type. Anything but a list counts as an empty one.
 fn readable_items<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -314,8 +318,3 @@ where
         _ => Vec::new(),
     })
 }
-
-mod task;
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,4 @@
-//! The control channel: server-sent events in, typed events out. It lives once; who wants another one opens another one.
+//! The control channel: server-sent events in, typed events out. A [`Channel`] is opened once; to reconnect, the agent makes another.
 
 use std::{
     future::poll_fn,
@@ -28,26 +28,26 @@ use crate::domain::{CallFailure, Printable, TaskId, root_cause};
 
 /// How long mcpd may take to answer the request that opens the channel.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// What came; with a task the place that it takes among those under way, and the mcpd whose it is: by now the agent may have gone over
-/// to another one.
+/// An event. A task comes with the place that it takes among those under way, and with the mcpd that handed it over: by now the agent may
+/// have switched to another one.
 pub type Delivered = (Event, Option<(OwnedSemaphorePermit, Mcpd)>);
 
 /// One control channel.
 #[derive(Debug)]
 pub struct Channel {
-    /// Names everything that comes from it.
+    /// Identifies everything that comes from this channel.
     pub epoch: u64,
     /// The session it belongs to.
     pub session: String,
     /// Most bytes of one event.
     pub event_limit: usize,
-    /// A channel that has shown a keep-alive and then stays silent so long is given up.
+    /// A channel that has sent a keep-alive and is then silent for this long is given up.
     pub idle_timeout: Duration,
     /// Of which tasks it is read what they ask for.
     pub facts: ReadFacts,
     /// Where events go.
     pub events: mpsc::Sender<Delivered>,
-    /// A place for every task under way: where there is none the channel is not read on, and mcpd has to wait.
+    /// A place for every task under way: while there is none, the channel is not read, and mcpd has to wait.
     pub places: Arc<Semaphore>,
 }
 
@@ -63,12 +63,12 @@ struct Source {
     inner: LimitEvents<EventSource>,
     received: u64,
     last_byte: Instant,
-    /// A keep-alive has come: from then on silence means something. A greeting or a task says nothing about silence.
+    /// A keep-alive has come: from then on silence is suspicious. A greeting or a task does not promise further bytes.
     kept_alive: bool,
 }
 
 impl Channel {
-    /// Runs the channel until it ends or is cancelled. A cancelled one reads nothing more, and says only what it had read.
+    /// Runs the channel until it ends or is cancelled. A cancelled channel reads nothing more, but still reports what it has read.
     pub async fn run(self, mcpd: Mcpd, cancelled: CancellationToken) {
         match self.run_inner(&mcpd, &cancelled).await {
             Some(why) => self.emit(Event::ChannelClosed(self.epoch, why)).await,
@@ -97,7 +97,7 @@ impl Channel {
                 Seen::Event(event) => {
                     let mut taken = pin!(self.take(event, mcpd));
                     if cancelled.run_until_cancelled(taken.as_mut()).await.is_none() {
-                        // mcpd will not say it again, so it is not dropped with the connection.
+                        // mcpd will not repeat the event, so it is not dropped with the connection.
                         drop(source);
                         taken.await;
                         return None;
@@ -113,7 +113,7 @@ impl Channel {
         }
     }
 
-    /// Answers a task that was too large to be read, where its beginning says whose it is.
+    /// Answers a task that was too large to be read, if its beginning contains its id.
     async fn refuse(&self, beginning: &str, mcpd: &Mcpd) {
         match oversized_task(beginning, self.event_limit) {
             Some((task, failure)) => self.emit_task(Event::BadTask(task, failure), mcpd).await,
@@ -142,7 +142,7 @@ impl Channel {
     async fn open(&self, mcpd: &Mcpd) -> Result<Source, CallFailure> {
         let request = mcpd.channel(&self.session)?;
         let mut source = EventSource::new(request).map_err(|e| CallFailure::Passing(e.to_string(), None))?;
-        // The reconnect is ours: with jitter, with the contract's numbers, and only after a new registration.
+        // The agent reconnects by itself: with jitter, with the contract's numbers, and only after a new registration.
         source.set_retry_policy(Box::new(Never));
         let inner = limit_events(source, self.event_limit);
         let mut source = Source { inner, received: 0, last_byte: Instant::now(), kept_alive: false };
@@ -204,14 +204,14 @@ impl Channel {
                     "mcpd sent a cancel event without a usable taskId; ignored"
                 ),
             },
-            // Hello and ping have done their work by having come; anything else is for later agents.
+            // Hello and ping need no handling: their arrival was noted. Anything else is for later versions of the agent.
             _ => {}
         }
     }
 
     async fn emit_task(&self, event: Event, mcpd: &Mcpd) {
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
-        // A closed agent takes nothing more, and nothing has to be told to it.
+        // If the agent has ended, nobody needs the event any more.
         let _ = self.events.send((event, Some((place, mcpd.clone())))).await;
     }
 
@@ -230,7 +230,7 @@ impl Source {
                 self.received = self.inner.received();
                 self.last_byte = Instant::now();
                 self.kept_alive |= self.inner.comments() > 0;
-                // Whoever waits has to look anew: at the silence that he did not heed before.
+                // The caller has to compute its deadline again, because silence matters now.
                 if polled.is_pending() && (first || self.kept_alive != kept_alive) {
                     return Poll::Ready(Seen::Bytes);
                 }

@@ -1,7 +1,8 @@
-//! mcpd: what is said and how it is said.
+//! The conversation with mcpd: what is said, and how.
 //!
-//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`outbox`] one task's output on its way,
-//! [`results`] its delivery and [`post`] the POSTs of that; [`connect`] makes the HTTP clients and `reply` reads what comes back.
+//! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`task_event`] the reading of a task. [`outbox`]
+//! holds one task's output until it is sent, [`results`] delivers it and [`post`] makes the POSTs. [`connect`] builds the HTTP clients,
+//! and `reply` reads what comes back.
 
 pub mod client;
 pub mod connect;
@@ -30,9 +31,9 @@ pub enum Event {
     ChannelClosed(u64, CallFailure),
     /// A task.
     Task(Task),
-    /// A task event that makes no sense, with the answer to it.
+    /// A task event that makes no sense, with the error that its caller gets.
     BadTask(Task, Failure),
-    /// A task event that makes no sense and cannot even be answered.
+    /// A task event that makes no sense and cannot be answered.
     LostTask,
     /// A caller went away.
     CallerLeft(TaskId),

@@ -1,12 +1,12 @@
-//! The output of one task on its way, between whoever produces it and the delivery that sends it.
+//! The output of one task, between whoever produces it and the delivery that sends it.
 //!
 //! ```text
 //!   bridge ──output()──► Outbox ──next()──► Delivery ──POST──► mcpd
 //!   agent  ──end()─────►   │  chunks that arrive while a POST is under way merge here
 //! ```
 //!
-//! It is written by whoever reads the provider and read by one [`Delivery`](super::results::Delivery), a task of its own, so a slow
-//! mcpd holds up nobody else.
+//! It is written by whoever reads the provider's answer, and read by one [`Delivery`](super::results::Delivery), which runs as a task of
+//! its own, so that a slow mcpd holds up nobody else.
 
 mod pending;
 mod summary;
@@ -35,20 +35,20 @@ use summary::end_trace;
 
 /// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
 pub const OUTBOX_LIMIT: usize = 4 << 20;
-/// Most bytes of a plain answer that is gathered from chunks: what a caller of a plain inference can be expected to take.
+/// Most bytes of a plain answer that is gathered from chunks: what the caller of a plain inference can be expected to handle.
 pub const GATHER_LIMIT: usize = 32 << 20;
-/// Most bytes of all tasks' output together that may wait for mcpd: as much as their requests may hold, and a workstation can spare
-/// it. 64 tasks at their own limit fit, so that a caller who is slow to take his parts is found out before he takes others' room.
+/// Most bytes of all tasks' output together that may wait for mcpd: as much as their requests may hold, which a workstation can spare.
+/// 64 tasks at their own limit fit, so that a slow caller reaches the limit of its own task before it takes room from others.
 pub const WAITING_LIMIT: usize = 256 << 20;
-/// Once an error is to end the task, what is still being sent gets so long: the error must not wait for a POST that hangs.
+/// How long the part that is being sent may still take once an error is to end the task: the error must not wait for a POST that hangs.
 const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 
 struct State {
     origin: Origin,
     pending: Pending,
-    /// The part under way, of the room that all tasks share.
+    /// What the part under way takes of the room that all tasks share.
     under_way: Share,
-    /// The answer that came whole or is whole now, likewise.
+    /// What a whole answer, received or gathered, takes of it.
     whole: Share,
     end: Option<(End, Instant)>,
     ended_at: Option<Instant>,
@@ -61,12 +61,12 @@ struct State {
     trace: Option<TaskTrace>,
     /// The answer's text, where the trace records content.
     answer: Option<AnswerText>,
-    /// The delivery has nothing to send and sleeps. While it sends, output merges without waking anybody.
+    /// Whether the delivery sleeps because there is nothing to send. While it sends, output merges without waking it.
     waiting: bool,
 }
 
 impl State {
-    /// The end, or what it is where all tasks together hold too much for its answer or for a provider's own words.
+    /// The same end; or, if all tasks together hold too much, a failure instead of the answer, or the failure without the provider's body.
     fn with_room_for(&mut self, end: End) -> End {
         match end {
             End::Answer(outcome) => match self.whole.claim(outcome.held_bytes()) {
@@ -82,7 +82,7 @@ impl State {
     }
 }
 
-/// The output of one task on its way. Shared by the bridge, the agent and the delivery; no call waits.
+/// The output of one task. Shared by the bridge, the agent and the delivery; no call blocks.
 pub struct Outbox {
     state: Mutex<State>,
     wake: Notify,
@@ -101,7 +101,7 @@ pub(super) enum Next {
 }
 
 impl Outbox {
-    /// An empty outbox for a task that has just come, whose output takes of `room`.
+    /// An empty outbox for a task that has just come. Its output takes its memory from `room`.
     pub fn new(task: Arc<Task>, room: &Room, trace: TaskTrace) -> Arc<Self> {
         let state = State {
             origin: Origin::new(task, room.clone()),
@@ -122,8 +122,8 @@ impl Outbox {
         Arc::new(Self { state: Mutex::new(state), wake: Notify::new() })
     }
 
-    /// Decides the task's end; what was put in before still goes first. [`End::Nobody`] takes the place of an end that is still on
-    /// its way; any other second end is ignored.
+    /// Decides the task's end; output that came before is still sent first. [`End::Nobody`] replaces an end that has not been delivered
+    /// yet; any other second end is ignored.
     pub fn end(&self, end: End, until: std::time::Instant) {
         let mut state = self.lock();
         if state.end.is_none() || end == End::Nobody {
@@ -143,7 +143,7 @@ impl Outbox {
         };
     }
 
-    /// Does something with the task's trace, unless that has ended.
+    /// Uses the task's trace, unless it has ended.
     pub fn trace<T>(&self, with: impl FnOnce(&mut TaskTrace) -> T) -> Option<T> {
         self.lock().trace.as_mut().map(with)
     }
@@ -164,7 +164,7 @@ impl Outbox {
         self.lock().late
     }
 
-    /// A panic while the state was locked cannot leave it half changed in a way that matters more than the task's end.
+    /// A lock that is poisoned by a panic is used nevertheless: that the task gets its end matters more than a state that is half changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,7 +203,8 @@ impl Outbox {
         state.end.clone().map(|(end, until)| Next::End(end, until))
     }
 
-    /// Resolves once what is being sent must not be waited for any longer. The end itself is only overtaken by the caller's leaving.
+    /// Resolves once the part that is being sent must not be waited for any longer. For the end itself, that is only when the caller has
+    /// left.
     pub(super) async fn overtaken(&self, terminal: bool) {
         loop {
             let woken = self.wake.notified();
@@ -276,7 +277,7 @@ impl Outbox {
         state.under_way.keep(0);
     }
 
-    /// Waits for the end to be decided.
+    /// Waits until the end is decided.
     pub(super) async fn decided(&self) -> (End, Instant) {
         loop {
             let woken = self.wake.notified();
@@ -307,7 +308,7 @@ impl Outbox {
         self.lock().origin.stamp()
     }
 
-    /// Notes what a whole answer says of itself.
+    /// Notes what a whole answer says about itself.
     pub(super) fn note(&self, facts: Facts) {
         self.lock().pending = Pending::Gathered(facts);
     }
@@ -337,14 +338,13 @@ impl Outbox {
         Ok(parts)
     }
 
-    pub(super) fn summary(&self, end: End, undelivered: bool) -> Summary {
+    pub(super) fn summary(&self, end: End) -> Summary {
         let mut guard = self.lock();
         let state = &mut *guard;
         let trace = state.trace.take();
         let reported = state.pending.facts().and_then(|facts| facts.usage).unwrap_or_default();
         let summary = Summary {
             outcome: end.kind(),
-            undelivered,
             usage: Usage {
                 input_tokens: state.usage.input_tokens.or(reported.input_tokens),
                 output_tokens: state.usage.output_tokens.or(reported.output_tokens),

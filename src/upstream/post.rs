@@ -21,15 +21,15 @@ use crate::{
     plain_http::{self, PlainClient},
 };
 
-/// For one result POST, from its begin to the last byte of the reply.
+/// For one result POST, from its start to the last byte of the reply.
 const POST_TIMEOUT: Duration = Duration::from_secs(30);
-/// POSTs under way at once before further ones wait for a place. Each needs a connection of some 25 KiB, and on few cores more at
-/// once are not faster; what waits merges meanwhile.
+/// How many POSTs may be under way at once before further ones wait for a place. Each needs a connection of some 25 KiB, and on few cores
+/// more of them are not faster; output that waits merges meanwhile.
 pub const POSTS_AT_ONCE: usize = 32;
-/// The longest wait for a place: callers who are slow to take their parts can hold up the others so long and no longer.
+/// The longest wait for a place: callers who are slow to take their parts can delay the others by no more than this.
 pub const PLACE_PATIENCE: Duration = Duration::from_millis(25);
 
-// Checked once and not for every POST.
+// Checked once instead of for every POST.
 static JSON: HeaderValue = HeaderValue::from_static("application/json");
 static AGENT: HeaderValue = HeaderValue::from_static(OUR_NAME);
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(IDEMPOTENCY_HEADER);
@@ -37,27 +37,27 @@ static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(IDEMPOTENCY_HEADER)
 /// How mcpd answered one part of a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartReply {
-    /// It has it.
+    /// mcpd has the part.
     Accepted,
     /// Nobody waits for the task.
     NobodyWaits(String),
-    /// The part is too large for it.
+    /// The part is too large for mcpd.
     TooLarge(String),
-    /// It will never take it.
+    /// mcpd will never accept it.
     Refused(String),
-    /// The token is not good; with whether another one is there now.
+    /// The token was refused; with whether there is another one now.
     Unauthorized(String, bool),
-    /// It has not applied it, and may later.
+    /// mcpd has not applied it, but may accept it later, after this wait if it asked for one.
     NotApplied(String, Option<Duration>),
-    /// It may have applied it or not.
+    /// mcpd may or may not have applied it; with the wait that it asked for.
     Ambiguous(String, Option<Duration>),
 }
 
-/// A place among the POSTs under way; without one it was waited for in vain, and the POST goes out all the same.
+/// A place among the POSTs under way. Without a permit the wait for one was in vain, and the POST goes out nevertheless.
 #[derive(Debug)]
 pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
-/// The way of one task's parts to mcpd. The URL is made once, in the form that the way there asks for.
+/// Posts one task's parts to mcpd. The URL is built once, in the form that the client in use needs.
 #[derive(Debug)]
 pub struct ResultPosts {
     mcpd: Mcpd,
@@ -68,17 +68,17 @@ pub struct ResultPosts {
 }
 
 impl ResultPosts {
-    /// The way of `task`'s parts.
+    /// Posts for the parts of `task`.
     pub fn new(mcpd: Mcpd, task: &TaskId) -> Self {
         Self { mcpd, path: result_path(task), plain: None, full: None }
     }
 
-    /// The mcpd that they go to.
+    /// The mcpd that the parts go to.
     pub fn mcpd(&self) -> &Mcpd {
         &self.mcpd
     }
 
-    /// Their path; `None` for an id that no URL can carry.
+    /// The path of the POSTs; `None` for an id that no URL can carry.
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
@@ -93,7 +93,7 @@ impl ResultPosts {
         let Some(c) = self.mcpd.connected() else {
             return (None, PartReply::NotApplied("no credentials".to_owned(), None));
         };
-        // reqwest's own limit would not be that of the other way.
+        // A limit in reqwest would not cover the other client.
         let exchange = timeout(POST_TIMEOUT, self.exchange(&c, key, body));
         exchange.await.unwrap_or_else(|_| {
             let said = format!("no whole reply within {} s", POST_TIMEOUT.as_secs());
@@ -115,7 +115,7 @@ impl ResultPosts {
         }
     }
 
-    /// One POST on hyper's client; the reply only where it takes reading.
+    /// One POST with the plain client. A reply that only says "accepted" is dealt with here; any other is returned to be read.
     async fn plainly(
         &mut self,
         c: &Arc<Connected>,
@@ -177,13 +177,13 @@ impl ResultPosts {
     }
 }
 
-/// A page from something in between is no yes of mcpd's.
+/// An HTML page comes from something in between, and does not mean that mcpd accepted the part.
 fn is_taken(status: StatusCode, headers: &HeaderMap) -> bool {
     status.is_success() && !is_html(headers)
 }
 
 fn headers(c: &Connected, key: &str) -> Option<HeaderMap> {
-    // With room for what the client adds.
+    // With room for the headers that the client adds.
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, JSON.clone());
     headers.insert(IDEMPOTENCY_KEY.clone(), HeaderValue::from_str(key).ok()?);

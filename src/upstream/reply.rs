@@ -1,4 +1,4 @@
-//! What mcpd replies, read within bounds and put into words.
+//! Reading mcpd's replies within bounds, and putting them into words.
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -8,6 +8,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::connect::UNKNOWN_ISSUER;
 use crate::domain::{Printable, root_cause};
 
 /// Most bytes read of a reply whose content does not matter.
@@ -15,7 +16,7 @@ pub(super) const REPLY_LIMIT: usize = 64 << 10;
 /// Most characters of mcpd's own words in a message for people.
 const QUOTE: usize = 200;
 
-/// The media type of a page from something in between.
+/// The media type of a page that comes from something in between.
 const HTML: &[u8] = b"text/html";
 
 /// The whole body, if it is within the limit.
@@ -50,7 +51,7 @@ pub(super) async fn describe(
     token: &SecretString,
 ) -> String {
     let mut url = response.url().clone();
-    // A URL that somebody gave with a password in it is shown without.
+    // A password in the URL is not shown.
     let _ = url.set_password(None).and_then(|()| url.set_username(""));
     let location = format!("{}{}", url.origin().ascii_serialization(), url.path());
     let html = is_html(response.headers());
@@ -76,27 +77,27 @@ pub(super) fn looks_like_html(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'<')
 }
 
-/// `Retry-After` in seconds; its date form needs a clock that both sides share, and is not used by rate limiters.
+/// `Retry-After` in seconds. Its date form needs clocks that agree, and rate limiters do not use it.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u32 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.into()))
 }
 
-/// `Keep-Alive: timeout=N`, in a range in which half of it makes sense.
+/// `Keep-Alive: timeout=N`, if N is in a range of which half makes sense as an idle time.
 pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("keep-alive")?.to_str().ok()?;
     let seconds: u64 = text.split(',').find_map(|item| item.trim().strip_prefix("timeout="))?.parse().ok()?;
     (1..=600).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
-/// Whether the request certainly did nothing at the server although there was a connection: it was not sent, or not whole, or the server
-/// said so itself. reqwest repeats most of these, but not all, and those not for ever.
+/// Whether the request certainly had no effect at the server although there was a connection: it was not sent, or not completely, or the
+/// server said so. reqwest repeats most of these by itself, but not all, and not without limit.
 pub(super) fn never_applied(error: &(dyn StdError + 'static)) -> bool {
     causes(error).any(|cause| unsent(cause) || unprocessed(cause))
 }
 
-/// hyper never gave it to a connection, or only its headers: with HTTP/2 a request waits for the server to allow one more stream, and
-/// one that waits when the connection ends is given up without a word of why.
+/// hyper never gave it to a connection, or only its headers: with HTTP/2 a request waits for the server to allow one more stream, and if
+/// the connection ends meanwhile, the request is dropped without a reason.
 fn unsent(cause: &(dyn StdError + 'static)) -> bool {
     cause.downcast_ref().is_some_and(|e: &hyper::Error| e.is_canceled() || e.is_user())
 }
@@ -114,10 +115,7 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
     std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
-/// What rustls says of a certificate that no authority it trusts has signed.
-const UNKNOWN_ISSUER: &str = "UnknownIssuer";
-
-/// Why a call to the mcpd at `url` got no answer, and what helps where that is known.
+/// Why a call to the mcpd at `url` got no answer, and what helps, if that is known.
 pub(super) fn no_answer(url: &str, error: &reqwest::Error) -> String {
     let why = root_cause(error);
     match why.contains(UNKNOWN_ISSUER) {
@@ -128,7 +126,7 @@ pub(super) fn no_answer(url: &str, error: &reqwest::Error) -> String {
     }
 }
 
-/// What went wrong with a call, down to its cause. The URL in it has no credentials, because none are ever put there.
+/// What went wrong with a call, down to its cause. The URL in the text has no credentials, because the agent never puts any there.
 pub(super) fn say(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     for cause in causes(error) {

@@ -1,8 +1,8 @@
 //! The delivery of one task's output: ordered, retrying, and with exactly one end.
 //!
-//! At most one POST of a task is under way. A part that was attempted once is frozen: a retry is byte-identical under the same key,
-//! and where the agent cannot know whether mcpd has a chunk and mcpd does not drop repeats, the stream ends with an explicit error
-//! rather than with a token twice. Nothing is sent behind a part that was lost.
+//! At most one POST of a task is under way. Once a part has been attempted it is frozen: a retry is byte-identical, under the same key.
+//! If the agent cannot know whether mcpd has a chunk, and mcpd does not drop repeats, the stream ends with an explicit error rather than
+//! with a token twice. Nothing is sent after a part that was lost.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,17 +41,17 @@ pub enum Report {
     NobodyWaits(Summary),
     /// The end was delivered, or will never be; the delivery is over.
     Settled(Summary),
-    /// A part was not taken, so the task has to end with this failure.
+    /// mcpd did not accept a part, so the task has to end with this failure.
     Failed(Failure),
 }
 
-/// How one part's way to mcpd ended.
+/// How the sending of one part ended.
 enum Sent {
     Delivered,
     NobodyWaits,
-    /// The task's end does not wait for it any longer.
+    /// The task's end no longer waits for this part.
     Overtaken,
-    /// mcpd does not take it, or may have taken it and cannot be asked.
+    /// mcpd does not accept it, or may have accepted it and cannot be asked.
     Lost(Failure),
 }
 
@@ -69,7 +69,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A delivery of what `outbox` gets, which says through `reports` how it goes.
+    /// A delivery of the output that `outbox` gets. It reports to `reports`.
     pub fn new(
         (key, task): (TaskKey, Arc<Task>),
         include_usage: bool,
@@ -95,7 +95,7 @@ impl Delivery {
     pub async fn run(&mut self) {
         let (end, until) = loop {
             self.outbox.ready().await;
-            // What comes while this waits for its turn merges into what is taken then.
+            // Output that comes while this waits for a place merges into the part that is taken afterwards.
             let place = self.posts.place().await;
             match self.outbox.take() {
                 None => {}
@@ -114,7 +114,7 @@ impl Delivery {
         self.deliver_end(end, until).await;
     }
 
-    /// The end of a stream that has a hole now: what comes after the hole is not sent, and an answer is none any more.
+    /// The end of a stream that now has a hole: nothing after the hole is sent, and an answer becomes a failure.
     async fn broken_off(&self, failure: Failure) -> (End, Instant) {
         match self.outbox.decided().await {
             (End::Answer(_), until) => (End::Failed(failure), until),
@@ -122,7 +122,7 @@ impl Delivery {
         }
     }
 
-    /// Sends the end. An answer can still turn out to be no answer, and then the end is the failure that says so.
+    /// Sends the end. An answer can still turn out to be invalid; the end is then the failure that says so.
     async fn deliver_end(&mut self, end: End, until: Instant) {
         let (body, end) = match end {
             End::Nobody => return self.finish(End::Nobody, false, false).await,
@@ -137,7 +137,7 @@ impl Delivery {
         match timeout_at(until, self.send(body, true, None)).await {
             Ok(Sent::Delivered) => self.finish(end, false, false).await,
             Ok(Sent::NobodyWaits) => self.finish(End::Nobody, true, false).await,
-            // A smaller end in the large one's place; a second refusal is final.
+            // A smaller end replaces the one that was too large; a second refusal is final.
             Ok(Sent::Lost(failure)) if failure.code == FailureCode::TooLarge => {
                 let body = self.failure_body(&failure);
                 let sent = timeout_at(until, self.send(body, true, None)).await;
@@ -185,19 +185,19 @@ impl Delivery {
     }
 
     async fn finish(&self, end: End, told: bool, undelivered: bool) {
-        let summary = self.outbox.summary(end, undelivered);
+        let summary = self.outbox.summary(end);
         if undelivered {
             warn!(task_id = %self.task.id, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
         }
         self.tell(if told { Report::NobodyWaits(summary) } else { Report::Settled(summary) }).await;
     }
 
-    /// A closed agent needs no report.
+    /// An agent that has ended needs no report.
     async fn tell(&self, report: Report) {
         let _ = self.reports.send((self.key, report)).await;
     }
 
-    /// Sends one part until mcpd has it, will not have it, or its time is over.
+    /// Sends one part until mcpd has it, refuses it, or its time is over.
     async fn send(&mut self, body: Bytes, terminal: bool, place: Option<Place>) -> Sent {
         let number = self.parts;
         self.parts += 1;
@@ -223,18 +223,10 @@ impl Delivery {
         let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         loop {
             let (said, asked) = match self.post(key, &body, attempt, place.take()).await {
-                PartReply::Accepted => {
-                    self.outbox.posted();
-                    return Sent::Delivered;
-                }
-                // The end that mcpd may have got is what it is done with.
+                PartReply::Accepted => return self.delivered(),
+                // mcpd probably got the end with an earlier attempt, and is done with the task because of it.
                 PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
-                PartReply::NobodyWaits(said) => {
-                    if first && attempt == 0 {
-                        warn!(task_id = %self.task.id, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
-                    }
-                    return Sent::NobodyWaits;
-                }
+                PartReply::NobodyWaits(said) => return self.nobody_waits(&said, first && attempt == 0),
                 PartReply::TooLarge(said) => return Sent::Lost(too_large(&said, body.len())),
                 PartReply::Refused(said) => return Sent::Lost(refused(&said)),
                 PartReply::Unauthorized(_, true) if !renewed => {
@@ -258,7 +250,20 @@ impl Delivery {
         }
     }
 
-    /// One try of one part, with its span.
+    fn delivered(&self) -> Sent {
+        self.outbox.posted();
+        Sent::Delivered
+    }
+
+    /// Warns if this answers the very first POST of a task: it may be the path that mcpd does not know.
+    fn nobody_waits(&self, said: &str, at_the_first_post: bool) -> Sent {
+        if at_the_first_post {
+            warn!(task_id = %self.task.id, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
+        }
+        Sent::NobodyWaits
+    }
+
+    /// One attempt to send one part, with its span.
     async fn post(&mut self, key: &str, body: &Bytes, attempt: u32, place: Option<Place>) -> PartReply {
         let _place = match place {
             Some(place) => place,
@@ -280,7 +285,7 @@ impl Delivery {
         base + base.mul_f64(self.rng.f64() / 2.0)
     }
 
-    /// An error with a status while no chunk has been attempted; in the middle of a stream, or where no status fits, a sentence.
+    /// An error with a status as long as no chunk has been attempted; in the middle of a stream, or if no status fits, a sentence.
     fn failure_body(&self, failure: &Failure) -> Bytes {
         if (self.task.streaming && self.parts > 0) || failure.code == FailureCode::BadTask {
             return json(&ResultPart::Error { error: &failure.message });

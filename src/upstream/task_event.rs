@@ -1,4 +1,5 @@
-//! The data of a `task` event to a task. Pure, and so apart from the channel: what mcpd sends is anybody's text, and it is fuzzed.
+//! Turns the data of a `task` event into a task. This is a pure function, apart from the channel, because the data is untrusted text and
+//! the function is fuzzed.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, Reque
 
 /// Longest display name of a caller that is kept, in characters.
 const MAX_CALLER: usize = 64;
-/// Longest `traceparent` that is kept, in bytes: the first version has 55, and later ones may append to it.
+/// Longest `traceparent` that is kept, in bytes: version 00 has 55, and later versions may be longer.
 const MAX_TRACEPARENT: usize = 64;
 
 /// Why a task event is no task.
@@ -22,6 +23,9 @@ pub enum BadTask {
 }
 
 /// Reads the data of one `task` event.
+///
+/// # Errors
+/// If there is no task in it that can be run; with the error that its caller gets, if there is one.
 pub fn read_task(data: &str, facts: ReadFacts) -> Result<Task, BadTask> {
     let event = TaskEvent::read(data, facts).map_err(|error| unreadable(data, &error))?;
     let id = TaskId::new(&event.task_id).map_err(|why| BadTask::Lost(format!("its taskId {why}")))?;
@@ -52,9 +56,9 @@ pub fn read_task(data: &str, facts: ReadFacts) -> Result<Task, BadTask> {
     }
 }
 
-/// The task whose event is over the limit, and what its caller is told, if its id stands in the event's `beginning`.
+/// The task whose event is over the limit, and the error that its caller gets, if its id is in the event's `beginning`.
 pub fn oversized_task(beginning: &str, limit: usize) -> Option<(Task, Failure)> {
-    // Cut off in the middle a number would be another id; what stands before a comma is whole.
+    // A number that is cut off would be another id; what comes before a comma is complete.
     let whole = &beginning[..beginning.rfind(',')?];
     let why = format!(
         "the request is larger than {limit} bytes, the most that the agent takes; its --event-limit can raise it"

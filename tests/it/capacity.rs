@@ -1,4 +1,4 @@
-//! How much runs at once and what happens to the rest: slots, queues, pauses, a consumer that is too slow (bridge-api.md).
+//! How much runs at once and what happens to the rest: slots, queues, pauses, a consumer that is too slow.
 
 use std::time::Duration;
 

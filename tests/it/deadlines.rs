@@ -1,4 +1,4 @@
-//! Tasks that end before their answer: the caller leaves, or a token does not come in time (mcpd-contract.md, sections 2 and 4).
+//! Tasks that end before their answer: the caller leaves, or a token does not come in time.
 
 use std::time::Duration;
 

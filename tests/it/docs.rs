@@ -1,5 +1,5 @@
-//! The documentation does not lie: its links lead somewhere, its commands parse, its error texts are those of the source, and the
-//! command reference is what the program says of itself.
+//! The documentation is true: its links lead somewhere, its commands parse, its error texts are those of the source, and the command
+//! reference is what the program says about itself.
 
 use std::{
     env, fs,

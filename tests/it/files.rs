@@ -1,4 +1,4 @@
-//! The socket and the files of a home: what is there before the agent, what others may do with it, and disks that take nothing.
+//! The socket and the files of a home: what exists before the agent, what others may do with it, and disks that cannot be written.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What fuzzing has found, each as a test of its own.
+//! What fuzzing has found: one test for each.
 
 use std::time::{Duration, Instant};
 

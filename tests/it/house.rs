@@ -1,4 +1,4 @@
-//! The walls of the house: who may know whom. A wall that has to move is moved here, with a decision record.
+//! The walls between the modules: which may depend on which. To move a wall, change it here and write a decision record.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! Standard error as a process meets it: read by nobody, closed, full; and what must stand there when the process has ended.
+//! Standard error under real conditions: read by nobody, closed, full; and what must be there when the process has ended.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! The agent as a whole against the fake mcpd, over real loopback sockets; a file a subject. Time is paused wherever no real process
+//! The agent as a whole against the fake mcpd, over real loopback sockets; one file or folder per subject. Time is paused wherever no real process
 //! takes part, so that a minute of backoff costs nothing and no test waits for a clock.
 
 mod support;

@@ -1,5 +1,5 @@
-//! What somebody sees who tries the program for the first time: nothing that looks like trouble where there is none, and the reason
-//! where there is.
+//! What somebody sees who tries the program for the first time: nothing that looks like trouble if there is none, and the reason if there
+//! is.
 
 use std::{
     fs,

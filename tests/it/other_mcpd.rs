@@ -1,4 +1,4 @@
-//! Credentials that lead to another mcpd: what belongs to the former one stays with it.
+//! Credentials that lead to another mcpd: what belongs to the former mcpd stays with it.
 
 use std::{fs, time::Duration};
 

@@ -1,5 +1,5 @@
 //! When mcpd refuses, fails or goes away: the backoff, and every status code of the contract's table on register, channel and
-//! heartbeat (mcpd-contract.md, sections 1 and 4).
+//! heartbeat. The table is in `docs/reference/contract.md`, "Replies".
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What a caller gets for what a provider gave: both ways to answer, both kinds of question, and every kind of failure
-//! (mcpd-contract.md, section 3; bridge-api.md, "Two ways to answer").
+//! What a caller gets for what a provider gave: both ways to answer, both kinds of question, and every kind of failure. The bodies are in
+//! `docs/reference/contract.md`, "Results"; the ways to answer in the comments of `bridge.proto`.
 
 use fake_mcpd::{Call, Collected, InferReply, InferRequest, TaskEnd};
 use mcprelay::pb::{self, task_finished};

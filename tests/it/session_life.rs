@@ -1,4 +1,4 @@
-//! The life of a session with mcpd, from its first registration to its end (mcpd-contract.md, section 4).
+//! The life of a session with mcpd, from its first registration to its end, as in `docs/reference/contract.md`.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 

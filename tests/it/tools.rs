@@ -1,4 +1,4 @@
-//! What ordinary tools see on the socket: reflection and the status (bridge-api.md).
+//! What ordinary tools see on the socket: reflection and the status.
 
 use fake_mcpd::{InferReply, InferRequest};
 use mcprelay::pb::AgentState;

@@ -15,7 +15,7 @@
 //!
 //! `reqwest-eventsource` matches on the three variants of [`EventStreamError`], so there can be no fourth. A
 //! limit's error comes as [`EventStreamError::Parser`], hence as `reqwest_eventsource::Error::Parser`, with
-//! nom's code `TooLarge`; nothing else ever does. [`too_large`] gives its sentence, which names the limit. What came first of the
+//! nom's code `TooLarge`; nothing else ever does. [`too_large`] returns its sentence, which names the limit. The beginning of the
 //! event is in [`LimitEvents::take_refused`].
 //!
 //! # Other differences from the original

@@ -1,8 +1,8 @@
-//! A way to the limit of a stream that somebody else constructs, and to what it has received.
+//! Access to the limit of a stream that somebody else constructs, and to what it has received.
 //!
-//! `reqwest-eventsource` makes its [`EventStream`](crate::EventStream) inside its own `poll_next`, with no
-//! way in. So the limit lies in a thread-local for the time of each poll: unlike a process-wide setting, that lets
-//! several agents with different limits live in one process, as tests need it.
+//! `reqwest-eventsource` makes its [`EventStream`](crate::EventStream) inside its own `poll_next`, where nobody can
+//! configure it. So the limit is in a thread-local during each poll: unlike a process-wide setting, this allows
+//! several agents with different limits in one process, as tests need it.
 
 use crate::parser::{DEFAULT_EVENT_LIMIT, Refused};
 use futures_core::Stream;

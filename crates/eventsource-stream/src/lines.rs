@@ -1,4 +1,4 @@
-//! Cuts pieces of bytes into lines, each byte looked at once.
+//! Cuts pieces of bytes into lines, looking at each byte once.
 
 use memchr::memchr2;
 

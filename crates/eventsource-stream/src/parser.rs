@@ -90,6 +90,9 @@ impl Parser {
     }
 
     /// The next whole event, or none until more is pushed. After an error the stream must be given up.
+    ///
+    /// # Errors
+    /// If the event or its id is longer than the limit.
     pub fn next_event(&mut self) -> Result<Option<Event>, TooLarge> {
         while let Some(line) = self.lines.next() {
             match self.fields.take_line(line) {

@@ -1,4 +1,4 @@
-//! What the core decided, carried out.
+//! Carrying out what the core has decided.
 
 use std::{sync::Arc, time::Duration};
 
@@ -63,7 +63,7 @@ impl Hub {
         }
     }
 
-    /// Whether a session must have had its held offer before this is done: nobody can cancel or forget what he was not offered.
+    /// Whether held offers must go out before this effect: a session cannot cancel or forget a task that it was not offered.
     fn follows_an_offer(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Cancel(key, ..) | Effect::Forget(key) | Effect::Requeued(key) => {
@@ -77,8 +77,8 @@ impl Hub {
     fn begin(&mut self, key: TaskKey, task: Arc<Task>) {
         let (place, mcpd) = self.place.take().unzip();
         let mcpd = mcpd.unwrap_or_else(|| self.mcpd.clone());
-        self.tasks_file.begun(&task.id, mcpd.url().as_deref());
-        let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.channel_trace);
+        self.files.tasks.begun(&task.id, mcpd.url().as_deref());
+        let trace = TaskTrace::start(&self.surroundings.telemetry, &task, &self.calls.trace);
         let outbox = Outbox::new(Arc::clone(&task), mcpd.room(), trace);
         let mut delivery = Delivery::new(
             (key, Arc::clone(&task)),
@@ -123,8 +123,8 @@ impl Hub {
 
     fn forget(&mut self, key: TaskKey) {
         let Some(relay) = self.relays.remove(&key) else { return };
-        self.tasks_file.over(&relay.task.id);
-        // Only now can no more of them come: its provider has ended it, or is no longer listened to.
+        self.files.tasks.over(&relay.task.id);
+        // Only now is the count final: the provider has ended the task, or is no longer listened to.
         self.history.late_chunks += u64::from(relay.outbox.late());
         if let Some(session) = relay.session.and_then(|s| self.sessions.get(&s)) {
             session.handle.forget(&relay.task.id);
@@ -157,11 +157,11 @@ impl Hub {
         }
     }
 
-    /// Ends a register call that the link has given up, so that it cannot reach mcpd behind the one that follows.
+    /// Ends a register call that the link has given up, so that it cannot reach mcpd after the one that follows.
     fn next_register_call(&mut self) -> CancellationToken {
-        self.registering.cancel();
-        self.registering = CancellationToken::new();
-        self.registering.clone()
+        self.calls.registering.cancel();
+        self.calls.registering = CancellationToken::new();
+        self.calls.registering.clone()
     }
 
     /// Writes the sticky id and the mcpd that it belongs to.
@@ -170,8 +170,8 @@ impl Hub {
             provider_session_id: id,
             mcpd_url: self.mcpd.url().as_deref().map(str::to_owned),
         };
-        session.write(&self.session_file);
-        self.sticky = Some(session);
+        session.write(&self.files.session_path);
+        self.files.session = Some(session);
     }
 
     fn open_channel(&mut self, epoch: u64, session: String) {
@@ -179,29 +179,29 @@ impl Hub {
         if epoch > 1 {
             self.surroundings.telemetry.metrics().reconnect();
         }
-        self.channel_opening = Some((epoch, ChannelOpening::start(&self.surroundings.telemetry)));
+        self.calls.opening = Some((epoch, ChannelOpening::start(&self.surroundings.telemetry)));
         let channel = Channel {
             epoch,
             session,
-            event_limit: self.event_limit,
-            idle_timeout: self.channel_idle_timeout,
+            event_limit: self.limits.event_bytes,
+            idle_timeout: self.limits.channel_idle,
             facts: if self.surroundings.telemetry.traces() { ReadFacts::OfAll } else { ReadFacts::OfStreams },
             events: self.channels.upstream.0.clone(),
             places: Arc::clone(&self.places),
         };
         let cancelled = self.halt.child_token();
-        self.channel = Some(cancelled.clone());
+        self.calls.channel = Some(cancelled.clone());
         self.spawn(channel.run(self.mcpd.clone(), cancelled));
     }
 
     pub(super) fn close_channel(&mut self) {
-        if let Some(channel) = self.channel.take() {
+        if let Some(channel) = self.calls.channel.take() {
             channel.cancel();
         }
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        // Boxed, because each wrapper around it has a copy of what it wraps in its own size.
+        // Boxed, because each wrapper would contain the whole future and grow by its size.
         self.spawned.spawn(self.halt.clone().run_until_cancelled_owned(Box::pin(work)));
     }
 }

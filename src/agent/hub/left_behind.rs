@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// How long the ends of a former life's tasks are offered to an mcpd that does not take them: as long as tasks last by default.
+/// How long the ends of a former life's tasks are offered to an mcpd that does not accept them: as long as a task may take by default.
 const RESTART_PATIENCE: Duration = Duration::from_secs(600);
 /// Wait between those attempts.
 const RESTART_RETRY: Duration = Duration::from_secs(2);

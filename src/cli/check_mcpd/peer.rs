@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// How long any one step may take: mcpd is asked for nothing that needs thought.
+/// How long any single step may take: nothing that mcpd is asked for takes long.
 pub(super) const STEP: Duration = Duration::from_secs(10);
 /// What the throw-away provider claims to be.
 pub(super) const KIND: &str = "mcprelay-check";
@@ -44,7 +44,7 @@ pub(super) struct Peer {
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
-    /// Null where it is no JSON.
+    /// Null if it is not JSON.
     pub(super) body: Value,
 }
 
@@ -92,7 +92,7 @@ impl Peer {
         read(self.mcpd.post(HEARTBEAT_PATH).json(&HeartbeatRequest { provider_session_id: session })).await
     }
 
-    /// The provider's row as callers see it; `None` where there is none.
+    /// The provider's row as callers see it; `None` if there is none.
     pub(super) async fn row(&self) -> Result<Option<LlmRow>, Broken> {
         let reply = read(self.mcpd.get(LLMS_PATH)).await?.expect(&[200])?;
         let rows: Vec<LlmRow> = serde_json::from_value(reply.body)
@@ -132,7 +132,7 @@ impl Peer {
         self.post(task, 0, &ResultPart::Status { status, body, headers }).await
     }
 
-    /// Calls the provider as anybody would, in the background: the answer is the check's own to give.
+    /// Calls the provider as anybody would, in the background, because the check itself has to answer.
     pub(super) fn infer(&self, stream: bool) -> Call {
         let path = infer_path(&self.name).unwrap_or_default();
         let request = self.mcpd.post(&path).json(&self.question(stream));
@@ -140,7 +140,7 @@ impl Peer {
     }
 }
 
-/// An inference under way, seen by its caller. Dropping it is the caller going away.
+/// An inference under way, seen by its caller. Dropping it means that the caller goes away.
 pub(super) struct Call(JoinHandle<reqwest::Result<Response>>);
 
 impl Drop for Call {
@@ -220,7 +220,7 @@ impl Channel {
         }
     }
 
-    /// Takes one frame; keep-alives and cancels are noted and give `None`.
+    /// Takes one frame; keep-alives and cancels are noted, and `None` is returned for them.
     async fn frame(&mut self, until: Instant) -> Result<Option<(String, String)>, Broken> {
         let frame = tokio::time::timeout_at(until, self.frames.next()).await;
         match frame.map_err(|_| Broken::Silent)?.map_err(Broken::Not)? {

@@ -33,7 +33,7 @@ impl Check {
         Ok(())
     }
 
-    /// The first registration; gives the session.
+    /// The first registration; returns the session.
     pub(super) async fn registered(&mut self) -> Result<Option<String>, Stop> {
         let reply = self.peer.register(None, true).await.and_then(register_reply);
         let session = reply.as_ref().ok().and_then(|reply| reply.provider_session_id.clone());
@@ -84,7 +84,7 @@ impl Check {
     async fn taken_name(&self) -> Result<(), Broken> {
         let reply = self.peer.register(None, true).await?;
         if reply.status == 200 {
-            // The name is now another session's: give it back before anything else is tried.
+            // The name now belongs to another session: it is given back before anything else is tested.
             let other = register_reply(reply)?.provider_session_id;
             self.peer.register(other.as_deref(), false).await?;
             self.peer.register(self.session.as_deref(), true).await?;
@@ -100,7 +100,7 @@ impl Check {
         }
     }
 
-    /// Opens the channel; gives it if it is one.
+    /// Opens the channel; returns it if it is one.
     pub(super) async fn opened(&mut self, session: &str) -> Result<Option<Channel>, Stop> {
         let unknown = match self.peer.open(UNKNOWN_SESSION).await {
             Ok(response) => {

@@ -10,16 +10,12 @@ use nix::unistd::Uid;
 
 use crate::{
     cli::report::Finding,
+    credentials::{OTHERS, OTHERS_WRITE},
     domain::counted,
     provide::config_file::{self, Parsed},
 };
 
-/// Others than the owner.
-const OTHERS: u32 = 0o077;
-/// Others than the owner may write.
-const OTHERS_WRITE: u32 = 0o022;
-
-/// The folder of everything.
+/// The home folder.
 pub(super) fn home(home: &Path) -> Vec<Finding> {
     let shown = home.display();
     let Ok(metadata) = fs::metadata(home) else {
@@ -45,7 +41,7 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
     findings
 }
 
-/// A file that holds a secret or an identity; nothing where there is none.
+/// A file that holds a secret or an identity; no finding if there is none.
 pub(super) fn secret(path: &Path, subject: &str) -> Option<Finding> {
     let metadata = fs::metadata(path).ok()?;
     let (shown, mode) = (path.display(), metadata.mode() & 0o7777);
@@ -78,7 +74,7 @@ pub(super) fn socket(path: &Path) -> Finding {
     }
 }
 
-/// The provider host's file as the host reads it; without an entry where it cannot be.
+/// The provider host's file as the host reads it; without entries if it cannot be read.
 pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
     let nothing = |finding| (Parsed::default(), vec![finding]);
     let shown = path.display();
@@ -117,7 +113,7 @@ fn opted_in(path: &Path, config: &Parsed) -> Finding {
     }
 }
 
-/// What the host does not take as it stands.
+/// Something in the file that the host skips or ignores.
 fn skipped(warning: &config_file::Warning) -> Finding {
     Finding::warning("config.json", warning.to_string(), "mend it there")
 }

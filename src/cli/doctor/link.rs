@@ -1,4 +1,4 @@
-//! mcpd: reachable, the token accepted, the clock right, and the channel not held back on its way.
+//! The checks of mcpd: whether it is reachable, accepts the token, has the right time, and whether its channel is delayed on the way.
 
 use std::{
     io,
@@ -32,13 +32,13 @@ struct Patience {
 
 const PATIENCE: Patience = Patience { prompt: Duration::from_secs(3), keep_alive: Duration::from_secs(20) };
 
-/// Looks at everything that concerns mcpd.
+/// Checks everything that concerns mcpd.
 pub(super) async fn examine(mcpd: &Mcpd, report: &mut Report) -> io::Result<()> {
     let asked = SystemTime::now();
     let response = mcpd.send(mcpd.get(LLMS_PATH).timeout(CALL_TIMEOUT), LLMS_PATH).await;
     let answered = SystemTime::now();
     let clock = response.as_ref().ok().map(|response| clock(response, asked, answered));
-    // A login page says 200 to everything: only a list of rows shows that the token was looked at.
+    // A login page answers everything with 200: only a list of rows shows that the token was checked.
     let listed = match response {
         Ok(response) => mcpd.json::<Vec<IgnoredAny>>(response).await,
         Err(error) => Err(error),
@@ -60,7 +60,7 @@ fn reached(mcpd: &Mcpd, error: Option<&CallError>) -> Vec<Finding> {
     }
 }
 
-/// Compares mcpd's clock with this machine's, as it was when mcpd answered: somewhere between the call and the reply.
+/// Compares mcpd's clock with this machine's at the time when mcpd answered, which is somewhere between the call and the reply.
 fn clock(response: &Response, asked: SystemTime, answered: SystemTime) -> Finding {
     let Some(theirs) = server_time(response) else {
         return Finding::skipped("clock", "mcpd does not tell the time");

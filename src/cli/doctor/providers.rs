@@ -1,4 +1,4 @@
-//! The providers that config.json publishes: what the provider host would say of each.
+//! The checks of the providers that config.json publishes: what the provider host would say about each.
 
 use futures_util::future::join_all;
 
@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// What helps where the sentence itself does not say what to do.
+/// What to do if the host's sentence does not say it.
 const MEND: &str = "start it, or correct its entry in config.json";
 
-/// Asks every opted-in server at once; no other is asked anything.
+/// Asks all opted-in servers at once; no other server is contacted.
 pub(super) async fn examine(config: &Parsed, env: Lookup<'_>) -> Vec<Finding> {
     let clients = Clients::default();
     let opted_in = config.entries.iter().filter(|entry| entry.publish);
@@ -28,7 +28,7 @@ async fn one(entry: &Entry, clients: &Clients, env: Lookup<'_>) -> Finding {
     if let Some(variable) =
         entry.api_key_env.as_deref().filter(|name| env(name).is_none_or(|key| key.is_empty()))
     {
-        // The host may well have it: a service has variables that a shell has not.
+        // The host may have it nevertheless: a service can have variables that a shell does not.
         let message = format!("its key's variable {} is not set here", Printable(variable));
         return Finding::warning(&subject, message, "see that it is set where the provider host runs");
     }

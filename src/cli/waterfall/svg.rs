@@ -1,4 +1,4 @@
-//! The waterfall as an image. Colours and sizes are those of a page with a white ground.
+//! The waterfall as an image. Colours and sizes are for a page with a white background.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -18,9 +18,9 @@ const TOP: u32 = 104;
 const INDENT: usize = 16;
 /// Characters of a name, indents counted as two: the room to the left of the bars.
 const NAME: usize = 30;
-/// The least that can be seen of a bar.
+/// The least visible width of a bar.
 const LEAST_BAR: f64 = 2.5;
-/// About so many marks on the time axis.
+/// About how many marks the time axis has.
 const MARKS: f64 = 6.0;
 
 const INK: &str = "#1f2328";
@@ -56,7 +56,7 @@ impl Waterfall {
         TOP + ROW * u32::try_from(self.rows.len()).unwrap_or(0)
     }
 
-    /// The pixel of a place in time.
+    /// The pixel of a point in time.
     fn x(&self, at: Duration) -> f64 {
         f64::from(LEFT) + self.part(at) * f64::from(WIDTH - LEFT - RIGHT)
     }
@@ -94,7 +94,7 @@ impl Waterfall {
         );
     }
 
-    /// The first token: what people who wait look at.
+    /// The first token, which is what people wait for.
     fn token(&self, out: &mut String) {
         let Some(at) = self.first_token else { return };
         let (x, bottom) = (self.x(at), self.bottom());
@@ -106,7 +106,7 @@ impl Waterfall {
                 "<path d=\"M{x:.1} {bottom} L{right:.1} {below} L{x:.1} {tip} L{left:.1} {below} Z\" fill=\"{TOKEN}\"/>"
             ),
         );
-        // Where there is no room to the right the label stands on the left.
+        // If there is no room on the right, the label goes to the left.
         let (label_x, anchor) = if self.part(at) < 0.7 { (x + 12.0, "start") } else { (x - 12.0, "end") };
         let label = format!("first token after {}", spelt(at));
         text(out, (label_x, f64::from(bottom) + 11.0), anchor, TOKEN, &label, " font-weight=\"600\"");

@@ -1,14 +1,14 @@
-//! How long the link waits after a failure, and what it says meanwhile.
+//! How long the link waits after a failure, and what its status says meanwhile.
 
 use std::time::{Duration, Instant};
 
 use super::{Link, Wait};
 use crate::domain::{CallFailure, LinkState};
 
-/// How long after a wake from sleep the link is tried once a second: networks come back within it.
+/// How long after a wake from sleep the link is tried once a second: the network is back by then.
 pub(super) const WAKE_EAGER: Duration = Duration::from_secs(60);
 
-/// Wait between tries in that time.
+/// Wait between attempts in that time.
 const WAKE_RETRY: Duration = Duration::from_secs(1);
 
 /// The longest `Retry-After` that is honoured: an mcpd with a wrong clock must not switch the agent off.
@@ -31,8 +31,8 @@ impl Link {
         }
     }
 
-    /// Waits as the contract says: d + uniform(0, d/2), d doubling from the least to the most, or a second right after a wake;
-    /// `Retry-After` may only lengthen it.
+    /// Waits as the contract says: d + uniform(0, d/2), with d doubling from the least to the most, or one second right after a wake;
+    /// `Retry-After` can only lengthen the wait.
     pub(super) fn back_off(
         &mut self,
         state: LinkState,

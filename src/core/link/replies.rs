@@ -1,4 +1,4 @@
-//! What happened to the link: mcpd's replies, the channel's life, other credentials, a wake from sleep.
+//! How the link reacts: to mcpd's replies, to the channel opening and closing, to other credentials, and to a wake from sleep.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,11 +14,11 @@ use crate::{
     domain::{CallFailure, LinkState, Provider, ProviderName},
 };
 
-/// A channel that lives shorter than this was taken away by somebody (the contract's number).
+/// A channel that is closed sooner than this was probably taken over by another process (the contract's number).
 const QUICK_CLOSE: Duration = Duration::from_secs(5);
-/// So many quick closes running mean another process with the same session (the contract's number).
+/// This many quick closes in a row mean that another process has the same session (the contract's number).
 const QUICK_CLOSES: u32 = 3;
-/// Wait between tries while another process has the session (the contract's number).
+/// Wait between attempts while another process has the session (the contract's number).
 const TAKEN_RETRY: Duration = Duration::from_secs(60);
 
 impl Link {
@@ -36,7 +36,7 @@ impl Link {
         self.credentials = read.map(|_| ());
     }
 
-    /// Forgets what mcpd believes: register and open again.
+    /// Forgets what mcpd has accepted, so that the link registers and opens its channel again.
     fn start_over(&mut self, fx: &mut Vec<Effect>) {
         self.accepted = None;
         self.in_flight = None;
@@ -55,7 +55,7 @@ impl Link {
         match reply {
             Ok(_) if self.in_flight_outdated => {}
             Ok(session) => self.register_accepted(session, set, now, fx),
-            // To deregister is best effort: mcpd lets the rows go by itself when the heartbeats stop. What is wanted by now waits.
+            // Deregistering is best effort: mcpd drops the rows by itself when the heartbeats stop. What is wanted by now has to wait.
             Err(failure) if set.is_empty() => {
                 self.accepted = Some(set);
                 if self.publishable().next().is_some() {
@@ -68,7 +68,7 @@ impl Link {
                 self.back_off(LinkState::Refused, detail, None, now);
             }
             Err(failure) => {
-                // The call may have arrived: what mcpd believes now is this set or the one before.
+                // The call may have arrived: mcpd now has either this set or the one before.
                 self.accepted = None;
                 self.failed(failure, now);
             }
@@ -88,7 +88,7 @@ impl Link {
         self.accepted = Some(set);
         self.reauthorized = false;
         if self.session.as_ref() != Some(&session) {
-            // Another session than the one the channel was opened for.
+            // This is not the session that the channel was opened for.
             self.close_channel(fx);
             self.session = Some(session.clone());
             self.persisted = false;
@@ -148,9 +148,9 @@ impl Link {
         }
     }
 
-    /// mcpd does not know the session: register, at once the first time.
+    /// mcpd does not know the session: register again, at once the first time.
     fn session_unknown(&mut self, detail: String, now: Instant, fx: &mut Vec<Effect>) {
-        // One register call at a time: the next one follows the reply of the one under way.
+        // There is one register call at a time: the next one follows the reply to the one under way.
         let under_way = self.in_flight.take();
         self.start_over(fx);
         (self.in_flight_outdated, self.in_flight) = (under_way.is_some(), under_way);
@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// The answer to a heartbeat that is under way is about the session that is gone.
+    /// Ends the session. The answer to a heartbeat under way would be about that session, so it is ignored.
     fn end_session(&mut self, how: LinkEffect, fx: &mut Vec<Effect>) {
         self.heartbeat_in_flight = None;
         fx.push(Effect::Link(how));
@@ -181,7 +181,7 @@ impl Link {
             Ok(()) => {
                 self.reauthorized = false;
                 if self.slept_through {
-                    // The network answers, so the channel is opened anew instead of waited for until it has been silent for too long.
+                    // The network works, so the channel is reopened now instead of after it has been silent for too long.
                     self.close_channel(fx);
                 }
             }
@@ -211,7 +211,7 @@ impl Link {
         self.eager_until = Some(now + WAKE_EAGER);
         self.slept_through = self.channel != Channel::Closed;
         self.wait = None;
-        // A call from before the sleep is as good as lost: nobody tells whether it arrived, and its late answer changes nothing.
+        // A call from before the sleep is as good as lost: it is not known whether it arrived, and a late answer to it is ignored.
         if self.in_flight.take().is_some() {
             self.accepted = None;
         }

@@ -1,4 +1,4 @@
-//! The link as everybody sees it.
+//! The link's status.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use super::{Channel, Link};
 use crate::domain::{LinkState, LinkStatus};
 
 impl Link {
-    /// The link as everybody sees it.
+    /// The link's status, for the sessions, the log and people.
     pub(in crate::core) fn status(&self, now: Instant) -> LinkStatus {
         let plain = |state, detail: &str| LinkStatus { state, detail: detail.to_owned(), next_attempt: None };
         if self.draining {

@@ -1,4 +1,4 @@
-//! The next thing that is missing between what is wanted and what mcpd accepted.
+//! The steps that lead from what mcpd has accepted to what is wanted.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -21,7 +21,7 @@ impl Link {
 
     pub(super) fn must_register(&self) -> bool {
         if self.publishable().next().is_none() {
-            // Deregistering: only what was registered, only once, and not because others have the names.
+            // Deregistering is for what was registered, happens once, and not because somebody else has the names.
             return self.listed
                 && self.wanted.is_empty()
                 && self.accepted.as_ref().is_none_or(|accepted| !accepted.is_empty());
@@ -59,7 +59,7 @@ impl Link {
 
     fn open_if_ready(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         let registered = self.accepted.as_ref().is_some_and(|set| !set.is_empty());
-        // What is about to be deregistered has no channel: opened here it would be closed, and opened, and closed again.
+        // A set that is about to be deregistered needs no channel: opened here, it would be closed at once, and so on in a circle.
         let unwanted = self.draining || self.is_resting();
         if !registered || self.channel != Channel::Closed || self.wait.is_some() || unwanted {
             return;
@@ -68,7 +68,7 @@ impl Link {
         self.epoch += 1;
         self.reconnects += u64::from(self.epoch > 1);
         self.channel = Channel::Opening;
-        // The set may be wanted again before mcpd has answered that it is gone; until then nothing is registered anew.
+        // The set may be wanted again before the reply to its deregistration has come, and then nothing else sets the heartbeat.
         self.heartbeat_at.get_or_insert(now + self.settings.heartbeat_interval);
         fx.push(Effect::Link(LinkEffect::OpenChannel { epoch: self.epoch, session }));
     }
@@ -78,7 +78,7 @@ impl Link {
             return;
         }
         let Some(session) = self.session.clone() else {
-            // The next session sets its own; a time that stays in the past would have the agent look for ever.
+            // The next session sets its own time; one that stays in the past would make the agent spin.
             self.heartbeat_at = None;
             return;
         };

@@ -1,4 +1,4 @@
-//! Slots and queues: which task of a name may come in, which goes out next, and where to.
+//! Slots and queues: which task for a name is admitted, which is offered next, and to which session.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, SessionKey, TaskKey},
 };
 
-/// What a caller is told to wait when a provider is full: about the time in which one short answer ends.
+/// How long a caller is told to wait when a provider is full: about the time that one short answer takes.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
 /// Why a task is not admitted.

@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// One provider of a name, and the session that pushed it.
+/// One provider with a name, and the session that pushed it.
 type Seat<'a> = (SessionKey, &'a Session, &'a Provider);
 
 /// What seats are ranked by, best first.
@@ -94,7 +94,7 @@ impl Providers {
         if serves == session { Verdict::Published } else { Verdict::StandingBy }
     }
 
-    /// Tells every session whose verdicts are not those it was told last.
+    /// Tells every session whose verdicts have changed since it was last told.
     pub(in crate::core) fn changed_verdicts(&mut self, fx: &mut Vec<Effect>) {
         let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live);
         let all: Vec<_> = connected

@@ -1,4 +1,4 @@
-//! The core driven by hand: a clock that is a number, effects that are looked at.
+//! The core driven by hand: the clock is a number, and the effects are inspected.
 
 mod deadlines;
 mod heartbeats;

@@ -1,4 +1,4 @@
-//! The link where it cannot know what mcpd has done, and right after a wake.
+//! The link when it cannot know what mcpd has done, and right after a wake.
 
 use super::{
     link::{Bench, passing, registers},

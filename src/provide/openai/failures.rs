@@ -20,7 +20,7 @@ const MAX_QUOTED_CHARS: usize = 500;
 /// How soon a caller may try again when the server does not say.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What servers write where the prompt does not fit, lower case: vLLM and OpenAI, llama.cpp, LM Studio, Ollama.
+/// What servers write if the prompt does not fit, in lower case: vLLM and OpenAI, llama.cpp, LM Studio, Ollama.
 const CONTEXT_WORDS: [&str; 6] = [
     "maximum context length",
     "context_length_exceeded",
@@ -29,7 +29,7 @@ const CONTEXT_WORDS: [&str; 6] = [
     "context length",
     "context window",
 ];
-/// What servers write where a filter stopped it, lower case: OpenAI and Azure.
+/// What servers write if a filter stopped the answer, in lower case: OpenAI and Azure.
 const FILTER_WORDS: [&str; 3] = ["content_filter", "content_policy_violation", "content management policy"];
 
 /// An error body in OpenAI's shape, or in one of its relatives.
@@ -41,7 +41,7 @@ struct ErrorBody {
     detail: Value,
 }
 
-/// The failure that an error answer is. `server` is its base URL, for people.
+/// The failure that an error answer means. `server` is the server's base URL, for people.
 pub(in crate::provide) fn from_answer(
     server: &str,
     status: u16,
@@ -56,7 +56,7 @@ pub(in crate::provide) fn from_answer(
     }
     let retry_after = retry_after(headers, SystemTime::now());
     let retryable = retryable(status, &said);
-    // A body that quotes the owner's key stays here.
+    // A body that quotes the owner's key is not passed on.
     let body = if said.is_json && !key.is_in(&body) { body } else { Bytes::new() };
     let quoted = if key.is_in(said.message.as_bytes()) { "" } else { &said.message };
     Failure {
@@ -72,20 +72,20 @@ pub(in crate::provide) fn from_answer(
     }
 }
 
-/// The failure that an error in the middle of a stream, or under a good status, is.
+/// The failure that an error in the middle of a stream, or under a good status, means.
 pub(in crate::provide) fn from_error_chunk(server: &str, body: Bytes, key: &Key) -> Failure {
     let said = Said::from(&body);
     let status = said.status.filter(|status| (400..600).contains(status)).unwrap_or(502);
     from_answer(server, status, &HeaderMap::new(), body, key)
 }
 
-/// The failure that a connection is which could not be made.
+/// The failure if no connection could be made.
 pub(in crate::provide) fn unconnected(server: &str, error: &dyn Error) -> Failure {
     let why = format!("cannot connect to {server}: {}; is it running?", root_cause(error));
     Failure::retryable(FailureCode::Unavailable, why, RETRY)
 }
 
-/// The failure that no answer is.
+/// The failure if there was no answer.
 pub(in crate::provide) fn from_transport(server: &str, error: &reqwest::Error) -> Failure {
     if error.is_connect() {
         return unconnected(server, error);
@@ -97,12 +97,12 @@ pub(in crate::provide) fn from_transport(server: &str, error: &reqwest::Error) -
     broken_off(server, error)
 }
 
-/// The failure that an answer is whose connection ended.
+/// The failure if the connection ended within an answer.
 pub(in crate::provide) fn broken_off(server: &str, error: &dyn Error) -> Failure {
     Failure::new(FailureCode::BadOutput, format!("the answer of {server} broke off: {}", root_cause(error)))
 }
 
-/// Our own sentence about an answer that is not one.
+/// Our own sentence about an answer that is not valid.
 pub(in crate::provide) fn bad_output(server: &str, what: impl std::fmt::Display) -> Failure {
     Failure::new(FailureCode::BadOutput, format!("{server} sent {what}"))
 }
@@ -140,7 +140,7 @@ fn code_for(status: u16, said: &Said) -> FailureCode {
 }
 
 fn retryable(status: u16, said: &Said) -> bool {
-    // A spent quota also comes as 429, and no waiting mends it.
+    // An exhausted quota is a 429 too, and waiting does not help.
     matches!(status, 408 | 425 | 429 | 503 | 504 | 529) && !said.mentions(&["insufficient_quota"])
 }
 

@@ -20,22 +20,22 @@ use crate::{
     plain_http::{self, PlainClient, Times},
 };
 
-/// How long a connection may take to be made. There is no limit on an answer as a whole: that is the agent's to decide.
+/// How long it may take to make a connection. The answer as a whole has no limit here: the agent decides on that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an idle connection is kept: reqwest's own default.
 const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 
-/// The clients of one host. Providers on this machine and remote ones differ: proxies are for the latter only, and the root
-/// certificates (some megabytes) are read only once something needs them.
+/// The HTTP clients of one host, one for each kind of server: on this machine or remote, with or without TLS. Only remote servers are
+/// reached through proxies, and only clients with TLS read the root certificates (some megabytes).
 #[derive(Debug, Default)]
 pub struct Clients {
     made: Mutex<BTreeMap<(bool, bool), Client>>,
 }
 
 impl Clients {
-    /// The client for a server; made at its first use. The pool keeps every connection that is given back, so that no request
-    /// in a steady state opens one.
+    /// The client for a server; made at its first use. Its pool keeps every connection that is given back, so that in a steady state no
+    /// request opens one.
     ///
     /// # Errors
     /// If the system's root certificates cannot be used.
@@ -60,7 +60,7 @@ impl Clients {
     }
 }
 
-/// The client for requests to `url` that need neither TLS nor a proxy nor what is in front of its host.
+/// The plain client for `url`; `None` if requests need TLS, a proxy, or the credentials in the URL.
 pub(in crate::provide) fn plain_client(url: &Url) -> Option<PlainClient> {
     plain_http::client(url, Times { connect: CONNECT_TIMEOUT, idle: IDLE_CONNECTION })
 }
@@ -70,7 +70,7 @@ pub(in crate::provide) fn plain_client(url: &Url) -> Option<PlainClient> {
 pub(in crate::provide) struct BaseUrl(Url);
 
 impl BaseUrl {
-    /// Takes what people write: with or without `/v1`, with or without a slash, even with `/chat/completions`.
+    /// Accepts what people write: with or without `/v1`, with or without a trailing slash, even with `/chat/completions`.
     ///
     /// # Errors
     /// A sentence for people, without credentials that the URL may contain.

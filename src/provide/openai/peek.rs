@@ -1,4 +1,4 @@
-//! Finding the few things that matter in an answer without parsing what does not matter.
+//! Finds the few things that matter in an answer without parsing the rest.
 
 use bytes::Bytes;
 use memchr::memmem::Finder;
@@ -27,7 +27,7 @@ pub(in crate::provide) struct Peeked {
     pub(in crate::provide) no_choices: bool,
 }
 
-/// Looks through chunks. One for a whole process: the search tables are built once.
+/// Searches chunks. One is enough for a provider's life: the search tables are built once.
 #[derive(Debug)]
 pub(in crate::provide) struct Peeker {
     finish: Finder<'static>,
@@ -56,7 +56,7 @@ impl Peeker {
     }
 }
 
-/// Whether `key` is somewhere in `text` with a value that begins with one of `first`.
+/// Whether `key` occurs in `text` with a value that begins with one of `first`.
 fn has_value(key: &Finder<'_>, mut text: &[u8], first: &[u8]) -> bool {
     // Not the finder's own iterator, which begins with a copy of the finder.
     while let Some(at) = key.find(text) {
@@ -114,7 +114,7 @@ impl Seen {
         Self::of_usual(text, choices).or_else(|| Self::by_serde(text))
     }
 
-    /// Reads what is written in the usual way, with the same result as serde.
+    /// Reads an answer that is written in the usual way, with the same result as serde.
     fn of_usual(text: &[u8], choices: ReadChoices) -> Option<Self> {
         let (mut seen, mut names) = (Self::default(), Names::default());
         scan::object(text, |scan, key| match scan.of(key) {

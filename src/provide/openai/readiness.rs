@@ -1,7 +1,8 @@
 //! Whether a server can work now: asked at intervals, and at once when a request has failed.
 //!
-//! One request per opted-in provider every 10 s while a server on this machine is well ([`INTERVAL`]), every 60 s for one
-//! elsewhere ([`REMOTE_INTERVAL`]), and about every second while it is not ([`RETRY_INTERVAL`]). Between them nothing wakes up.
+//! Each opted-in provider causes one request every 10 s while its server is well and on this machine ([`INTERVAL`]), every 60 s if the
+//! server is elsewhere ([`REMOTE_INTERVAL`]), and about one per second while the server is not well ([`RETRY_INTERVAL`]). In between,
+//! nothing wakes up.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,23 +23,23 @@ use crate::{
     provide::providers::Readiness,
 };
 
-/// How often a server on this machine is asked while it is well: its owner stops it at will.
+/// How often a server on this machine is asked while it is well: its owner may stop it at any time.
 pub(in crate::provide) const INTERVAL: Duration = Duration::from_secs(10);
 /// How often a remote server is asked while it is well: it is rarely away, and may count requests.
 const REMOTE_INTERVAL: Duration = Duration::from_secs(60);
 /// How often a server that is away or loading is asked: it is offered again within about this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The same once it has been away for a while ([`LONG_AWAY`]): nobody waits for it then.
+/// The same once it has been away for a while ([`LONG_AWAY`]): nobody is waiting for it any more.
 const LONG_RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// When an absence is a long one.
+/// From when on an absence counts as long.
 const LONG_AWAY: Duration = Duration::from_secs(60);
 /// The shortest time between two questions, however many requests fail.
 const FLOOR: Duration = Duration::from_millis(100);
-/// How long one question may take: a server whose every thread computes still answers this.
+/// How long one question may take: even a server whose threads are all computing answers in this time.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that is read of an answer, in bytes: a list of some thousand models.
-const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
-/// Anthropic wants to know which version of its interface is meant, even for the list of models.
+pub(in crate::provide) const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// Anthropic requires the version of its interface, even for the list of models.
 const ANTHROPIC_VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
 
 /// How a kind of server is asked.
@@ -111,7 +112,7 @@ pub(in crate::provide) struct Prober {
 }
 
 impl Prober {
-    /// Asks for ever.
+    /// Asks until the future is dropped.
     pub(in crate::provide) async fn run(self) {
         let mut well = Instant::now();
         loop {
@@ -170,7 +171,7 @@ impl Prober {
             }),
             status @ 500.. => unavailable(format!("{base} answers {status}")),
             200 if self.probe != Probe::LlamaCpp => self.no_list(body),
-            // A server without such a page, or one that counts requests, answers: that is what matters.
+            // A server without such a page, or one that limits requests, answers nevertheless, which is what matters.
             _ => None,
         }
     }

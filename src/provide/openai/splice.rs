@@ -1,4 +1,4 @@
-//! The request's way through: two values are put in by their place in the text, every other byte stays as it came.
+//! The request on its way to the server: two values are set by their place in the text, every other byte stays as it came.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -16,23 +16,23 @@ use crate::openai::{
     usual,
 };
 
-/// What asks a server for the numbers at the end of a stream.
+/// Asks a server for the usage at the end of a stream.
 const INCLUDE_USAGE: &[u8] = br#"{"include_usage":true}"#;
 
 /// A request as it goes to the provider.
 #[derive(Debug)]
 pub(in crate::provide) struct Spliced {
-    /// The body, with the entry's model and the wish for usage in it.
+    /// The body, with the entry's model and the request for usage in it.
     pub(in crate::provide) body: Bytes,
     /// Whether the body asks for a stream.
     pub(in crate::provide) stream: bool,
-    /// Whether we, not the caller, asked for the usage chunk: it is then dropped from the answer.
+    /// Whether the host, not the caller, asked for the usage chunk: it is then removed from the answer.
     pub(in crate::provide) usage_is_ours: bool,
 }
 
 /// Sets the top-level `model` to `model` and, for a stream, `stream_options.include_usage` to true. Costs one pass and one copy.
 ///
-/// A key that is there several times is replaced everywhere: servers differ in which one they believe.
+/// A key that occurs several times is replaced everywhere: servers differ in which occurrence they use.
 ///
 /// # Errors
 /// If `body` is not a JSON object.
@@ -46,7 +46,7 @@ pub(in crate::provide) fn splice(body: &Bytes, model: &str) -> Result<Spliced, s
     Ok(Spliced { stream: request.stream, usage_is_ours: request.stream && !asked, body: edits.apply() })
 }
 
-/// Edits `stream_options` so that usage is included; tells whether the caller had asked for it.
+/// Edits `stream_options` so that usage is included; returns whether the caller had asked for it.
 fn wish_for_usage(request: &Request<'_>, edits: &mut Edits<'_>) -> Result<bool, serde_json::Error> {
     let Some(last) = request.stream_options.last() else {
         edits.insert("stream_options", INCLUDE_USAGE, false);
@@ -63,7 +63,7 @@ fn wish_for_usage(request: &Request<'_>, edits: &mut Edits<'_>) -> Result<bool, 
                 let place = edits.place(value).start + 1;
                 edits.set_at(place, &options.include_usage, "include_usage", b"true", options.is_empty);
             }
-            // Neither an object nor null is the caller's mistake, and the provider's to explain.
+            // Anything but an object or null is the caller's mistake, which the provider will explain.
             _ => {}
         }
     }
@@ -91,7 +91,7 @@ impl<'a> Edits<'a> {
         start..start + value.len()
     }
 
-    /// What is the same already costs no copy.
+    /// A value that is right already costs no copy.
     fn replace(&mut self, value: &str, with: &'a [u8]) {
         if value.as_bytes() != with {
             self.edits.push((self.place(value), with.into()));
@@ -128,7 +128,7 @@ impl<'a> Edits<'a> {
         }
         // Stable: keys that go to the same place keep their order.
         self.edits.sort_by_key(|(place, _)| place.start);
-        // Exact, because bytes with room behind them cost one more allocation.
+        // The exact size, because converting a vector with spare room costs one more allocation.
         let added: usize = self.edits.iter().map(|(_, with)| with.len()).sum();
         let removed: usize = self.edits.iter().map(|(place, _)| place.len()).sum();
         let mut out = Vec::with_capacity(self.text.len() + added - removed);
@@ -157,7 +157,7 @@ impl<'a> Request<'a> {
         Self::usual(body).map_or_else(|_| serde_json::from_slice(body), Ok)
     }
 
-    /// Reads what has no escapes in its keys, with the same result as serde.
+    /// Reads an object without escapes in its keys, with the same result as serde.
     fn usual(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut request = Self { is_empty: true, ..Self::default() };
         scan::object(body, |scan, key| {
@@ -186,7 +186,7 @@ impl<'a> Options<'a> {
         Self::usual(text).map_or_else(|_| serde_json::from_str(text), Ok)
     }
 
-    /// Reads what has no escapes in its keys, with the same result as serde.
+    /// Reads an object without escapes in its keys, with the same result as serde.
     fn usual(text: &'a str) -> Result<Self, Malformed> {
         let mut options = Self { is_empty: true, ..Self::default() };
         Scanner::of_text(text)?.whole_object(|scan, key| {
@@ -205,7 +205,7 @@ impl<'a> Options<'a> {
     }
 }
 
-/// The keys that matter, compared after their escapes are resolved; a derive would refuse a key that comes twice.
+/// The keys that matter, compared after their escapes are resolved. It is written by hand because a derive would refuse a repeated key.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Key {

@@ -1,4 +1,4 @@
-//! The lines of a provider's event stream: linear, bounded, and without copying where a line is in one piece.
+//! Reads a provider's event stream: in linear time, within bounds, and without copying a line that comes in one piece.
 
 use bytes::{Bytes, BytesMut};
 
@@ -33,7 +33,7 @@ pub(in crate::provide) struct Scanner {
     joined: BytesMut,
     /// The last line ended with a carriage return: a line feed that follows belongs to it.
     after_return: bool,
-    /// Something has been read, so a byte-order mark is no longer one.
+    /// Something has been read, so a byte-order mark can no longer come.
     begun: bool,
 }
 

@@ -28,7 +28,7 @@ pub(super) const KINDS: &[Kind] = &[Kind { name: "echo", needs_model: false, ope
 fn open(entry: &Entry, _clients: &Clients) -> Result<Opened, CannotOpen> {
     let provider =
         Arc::new(Echo { model: entry.model.clone(), token_delay: entry.token_delay.unwrap_or(TOKEN_DELAY) });
-    // It never changes, so nobody keeps the other end.
+    // It never changes, so the other end is not needed.
     let (_, readiness) = watch::channel(Readiness::new(ProviderState::Ready, ""));
     Ok(Opened { provider, readiness })
 }
@@ -119,7 +119,7 @@ impl Echo {
     }
 
     fn envelope<'a>(&'a self, id: &'a str, object: &'static str, choice: Option<Choice<'a>>) -> Envelope<'a> {
-        // A fixed time: the same question has the same answer, byte for byte.
+        // The time is fixed, so that the same question gets the same answer, byte for byte.
         Envelope {
             id,
             object,

@@ -1,6 +1,6 @@
 //! The kinds of providers, one file per kind.
 //!
-//! To add one: write its file with a `KINDS` table beside the others, and name it in `ALL`. Nothing else knows the kinds.
+//! To add one, write a file with a `KINDS` table next to the others, and list that table in `ALL`. Nothing else knows the kinds.
 
 pub mod echo;
 pub mod openai_compatible;
@@ -45,7 +45,7 @@ pub struct Readiness {
     pub state: ProviderState,
     /// Why, for people; may be empty.
     pub detail: String,
-    /// Its context window in tokens, where the server tells.
+    /// Its context window in tokens, if the server tells.
     pub context_tokens: Option<u32>,
     /// Whether anything has been found out yet.
     pub known: bool,
@@ -66,16 +66,16 @@ impl Readiness {
 /// Makes the provider of an entry, whatever its kind.
 ///
 /// # Errors
-/// If there is no such kind, or the entry is none that it can serve.
+/// If there is no such kind, or it cannot serve the entry.
 pub fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
     let unknown = || CannotOpen(format!("has the unknown type {:?}", entry.kind));
     kind(&entry.kind).ok_or_else(unknown).and_then(|kind| (kind.open)(entry, clients))
 }
 
-/// What the host would say of an opted-in entry: asks its server once, as the host does before it pushes the entry.
+/// What the host would say about an opted-in entry: asks its server once, as the host does before it pushes the entry.
 pub async fn ask(entry: &Entry, clients: &Clients) -> Readiness {
     match open(entry, clients) {
-        // Who asks the server ends with what is opened, so it cannot be gone before its first answer.
+        // The prober lives as long as what was opened, so it cannot be gone before its first answer.
         Ok(mut opened) => match opened.readiness.wait_for(|readiness| readiness.known).await {
             Ok(readiness) => readiness.clone(),
             Err(_) => Readiness::unknown(),

@@ -1,5 +1,5 @@
-//! Every server that speaks OpenAI's chat completions: the request goes through with the entry's model in it, the answer's bytes
-//! come back as they are.
+//! Every server that speaks OpenAI's chat completions: the request is passed on with the entry's model in it, and the answer's bytes
+//! are passed back unchanged.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,15 +42,15 @@ pub(super) const KINDS: &[Kind] = &[
     kind("gemini"),
 ];
 
-/// A request that fails this soon, before any answer, met a kept connection that the server was just closing: it is sent once more,
-/// on a new one. Later it is the server that failed, and the request may have been worked on.
+/// A request that fails this soon, before any answer, met a kept connection that the server was just closing: it is sent again, on a new
+/// one. If it fails later, the server itself has failed, and may have worked on the request.
 const STALE_CONNECTION: Duration = Duration::from_millis(250);
 /// How often a server's comments are passed on as signs of life: far below the agent's token deadlines.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the end of an answer may take after its last event, for the connection to be used again.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Checked once and not for every request.
+/// Checked once instead of for every request.
 static JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -115,7 +115,7 @@ fn start(prober: Prober) -> DropGuard {
 /// One server with one model.
 struct Server {
     client: Client,
-    /// Where it takes no more than that to reach `chat`; with what is asked for there.
+    /// The client and the target for `chat`, if it can be reached without TLS and without a proxy.
     plain: Option<(PlainClient, Uri)>,
     chat: Url,
     /// Its base URL without credentials, for people.
@@ -130,9 +130,9 @@ struct Server {
     _probing: Option<DropGuard>,
 }
 
-/// A request without an answer.
+/// A request that got no answer.
 struct Unsent {
-    /// It may have gone out on a connection that the server had closed.
+    /// Whether it may have been sent on a connection that the server had closed.
     stale: bool,
     failure: Failure,
 }
@@ -167,7 +167,7 @@ impl Server {
         }
     }
 
-    /// A good answer. A model that is loading is waited for: the agent's deadlines say how long.
+    /// A successful answer. If the model is still loading, this waits for it, for as long as the agent's deadlines allow.
     async fn answer(&self, request: &Spliced, task: &Task) -> Result<Answer, Failure> {
         loop {
             let mut response = self.send(request, task).await?;
@@ -248,7 +248,7 @@ impl Server {
             let more = match response.chunk().await {
                 Ok(Some(piece)) => stream.take(piece).await,
                 Ok(None) => Err(stream.end_of_input().await),
-                // What was to be said has been said.
+                // The answer is complete; what followed it does not matter.
                 Err(_) if stream.finish => Err(Outcome::Complete.into()),
                 Err(error) => Err(self.broken_off(&error).into()),
             };
@@ -265,13 +265,13 @@ impl Server {
 
 /// Reads what follows the last event, so that the connection goes back to the pool.
 fn finish_reading(mut response: Answer) {
-    // The end has mostly come with it.
+    // Usually the end came together with the last event.
     if matches!(response.chunk().now_or_never(), Some(Ok(None) | Err(_))) {
         return;
     }
     tokio::spawn(async move {
         let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
-        // A server that goes on after its end loses the connection.
+        // A server that continues after the end loses the connection.
         let _ = timeout(TAIL_TIMEOUT, rest).await;
     });
 }
@@ -281,9 +281,9 @@ struct Stream<'a> {
     server: &'a Server,
     chunks: &'a Chunks,
     scanner: Scanner,
-    /// The usage chunk was our wish: the caller does not get it.
+    /// The host asked for the usage chunk, not the caller, who therefore does not get it.
     drop_usage: bool,
-    /// A choice has ended, so the end of input is an orderly one.
+    /// A choice has ended, so the end of input is orderly.
     finish: bool,
     usage: Option<Usage>,
     shown_alive: Option<Instant>,
@@ -295,7 +295,7 @@ impl<'a> Stream<'a> {
         Self { server, chunks, scanner, drop_usage, finish: false, usage: None, shown_alive: None }
     }
 
-    /// Passes on what `piece` completes. The error is the stream's end, a good one or a bad one.
+    /// Passes on the events that `piece` completes. An error is the stream's end, whether good or bad.
     async fn take(&mut self, piece: Bytes) -> Result<(), Finished> {
         self.scanner.feed(piece);
         loop {
@@ -311,7 +311,7 @@ impl<'a> Stream<'a> {
     async fn data(&mut self, data: Bytes) -> Result<(), Finished> {
         match data.trim_ascii() {
             b"[DONE]" => {
-                // Without a finish_reason it is all that says that the stream is whole, so the agent has to see it.
+                // Without a finish_reason, only this says that the stream is complete, so the agent has to see it.
                 if !self.finish {
                     self.chunks.raw(data).await?;
                 }
@@ -358,7 +358,7 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// Whether the answer is to be read as events: by what it says of itself, else by what was asked for.
+/// Whether the answer is to be read as events: going by its content type, or else by what was asked for.
 fn is_event_stream(headers: &HeaderMap, asked: bool) -> bool {
     let named = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let has = |word: &[u8]| named.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
@@ -371,7 +371,7 @@ fn is_stale(error: &reqwest::Error) -> bool {
 
 /// The headers of a request: its type, and the trace that the provider's own spans belong to.
 fn headers(task: &Task) -> HeaderMap {
-    // With room for what the client adds.
+    // With room for the headers that the client adds.
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, JSON.clone());
     for name in [TRACEPARENT, TRACESTATE] {

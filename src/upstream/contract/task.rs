@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// The data of a [`TASK_EVENT`](super::TASK_EVENT). It borrows from the event, so that the request goes on byte for byte and uncopied.
+/// The data of a [`TASK_EVENT`](super::TASK_EVENT). It borrows from the event, so that the request is passed on byte for byte and uncopied.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskEvent<'a> {
@@ -34,7 +34,7 @@ pub struct TaskEvent<'a> {
     /// Whether the caller wants a stream.
     #[serde(default)]
     pub streaming: bool,
-    /// The OpenAI chat body, byte for byte; absent for other kinds.
+    /// The OpenAI chat body, byte for byte; absent in tasks of other kinds.
     #[serde(borrow, default, deserialize_with = "as_written")]
     pub request: Option<&'a str>,
     /// What the body asks for, where that was to be read.
@@ -46,7 +46,7 @@ pub struct TaskEvent<'a> {
     /// Goes with `traceparent`.
     #[serde(default, deserialize_with = "text_or_none")]
     pub tracestate: Option<String>,
-    /// Milliseconds from now until nobody waits any more; see [`TaskEvent::deadline`].
+    /// Milliseconds from now until nobody waits for the answer any more; see [`TaskEvent::deadline`].
     #[serde(default, deserialize_with = "number_or_none")]
     pub deadline_ms: Option<f64>,
     /// A display name of who called.
@@ -67,8 +67,7 @@ impl<'a> TaskEvent<'a> {
     /// Reads the data of an event.
     ///
     /// # Errors
-    ///
-    /// It is not a task event.
+    /// If the data is not JSON, lacks `kind` or `taskId`, or has a field of a wrong type that cannot count as absent.
     pub fn read(data: &'a str, facts: ReadFacts) -> Result<Self, serde_json::Error> {
         Self::usual(data, facts).map_or_else(|_| Self::unusual(data, facts), Ok)
     }
@@ -86,7 +85,7 @@ impl<'a> TaskEvent<'a> {
         self
     }
 
-    /// Reads what is written in the usual way, with the same result as serde.
+    /// Reads data that is written in the usual way, with the same result as serde; any other data is an error here.
     pub(super) fn usual(data: &'a str, facts: ReadFacts) -> Result<Self, Malformed> {
         let mut event = Self::default();
         let mut names = Names::default();
@@ -127,11 +126,11 @@ impl<'a> TaskEvent<'a> {
     }
 }
 
-/// The id in the data of a task event that is no [`TaskEvent`], so that its caller gets an error and does not hang: whatever else is
-/// wrong, before it or behind, and be it a number. Of several the last one counts.
+/// The id in the data of a task event that is not a valid [`TaskEvent`], so that its caller gets an error and does not hang. It is found
+/// whatever else is wrong before or after it, and even if it is a number. If there are several, the last one counts.
 pub fn readable_task_id(data: &str) -> Option<String> {
     let found = Cell::new(None);
-    // An error says that the reading ended early; what was found until then has been found.
+    // An error means that the reading ended early; what was found until then counts.
     let _ = TaskIdReader(&found).deserialize(&mut serde_json::Deserializer::from_str(data));
     found.into_inner()
 }
@@ -146,7 +145,7 @@ const STATE: u32 = 1 << 6;
 const DEADLINE: u32 = 1 << 7;
 const CALLER: u32 = 1 << 8;
 
-/// Takes the text of whatever value there is, and none of a null.
+/// The text of any value, as it is written; `None` for a null.
 fn as_written<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de str>, D::Error> {
     Option::<&RawValue>::deserialize(from).map(|raw| raw.map(RawValue::get))
 }
@@ -175,7 +174,7 @@ fn text_or_null(scan: &mut Scanner<'_>) -> Result<Option<String>, Malformed> {
     if usual::null(scan)? { Ok(None) } else { usual::text(scan).map(|text| Some(text.to_owned())) }
 }
 
-/// A whole number that a double holds exactly, so that there are no two ways to read it.
+/// A whole number that a double can hold exactly, so that serde would read the same value.
 fn milliseconds(scan: &mut Scanner<'_>) -> Result<Option<f64>, Malformed> {
     if usual::null(scan)? {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What a task's output waits in, which is not made before there is output.
+//! The buffer in which a task's output waits; it is made only once there is output.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -8,7 +8,7 @@ use crate::{
     openai::{Facts, Gather, Room, Stamp, StreamBuffer},
 };
 
-/// Whose output it is.
+/// The task whose output it is.
 pub(super) struct Origin {
     task: Arc<Task>,
     /// When the task came.
@@ -17,7 +17,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// A task that has just come, whose output takes of `room`.
+    /// A task that has just come. Its output takes its memory from `room`.
     pub(super) fn new(task: Arc<Task>, room: Room) -> Self {
         Self { task, since: SystemTime::now(), room }
     }
@@ -32,16 +32,16 @@ impl Origin {
 
 /// The output that waits.
 pub(super) enum Pending {
-    /// Nothing came yet, and where the answer comes whole nothing will.
+    /// No output has come yet; if the answer comes whole, none will.
     Nothing,
     Stream(Box<StreamBuffer>),
     Plain(Box<Gather>),
-    /// The gathered answer is on its way; this is what it showed.
+    /// The gathered answer is being sent; this is what it said about itself.
     Gathered(Facts),
 }
 
 impl Pending {
-    /// The same, made for the first piece if there was none yet.
+    /// The buffer, made for the first piece if there is none yet.
     pub(super) fn begun(&mut self, of: &Origin) -> &mut Self {
         if let Self::Nothing = self {
             *self = if of.task.streaming {
@@ -53,7 +53,7 @@ impl Pending {
         self
     }
 
-    /// What the output has said of itself.
+    /// What the output has said about itself.
     pub(super) fn facts(&self) -> Option<&Facts> {
         match self {
             Self::Nothing => None,

@@ -1,4 +1,4 @@
-//! What a task's delivery came to, for the agent and for its trace.
+//! The result of a task's delivery, for the agent and for its trace.
 
 use tokio::time::Instant;
 
@@ -8,13 +8,11 @@ use crate::{
     telemetry::{Ending, TaskReport, TaskTrace, TraceWord},
 };
 
-/// What a task's delivery came to.
+/// The result of a task's delivery.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// What mcpd was told.
     pub outcome: EndKind,
-    /// Whether mcpd never took the end.
-    pub undelivered: bool,
     /// Chunks that the provider sent.
     pub chunks: u32,
     /// What the provider said it used.

@@ -1,4 +1,4 @@
-//! Random answers, and what a caller must get of them.
+//! Random answers, and what a caller must get from them.
 
 use proptest::prelude::*;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! Random chat requests, and what a provider must get of them.
+//! Random chat requests, and what a provider must get from them.
 
 use proptest::prelude::*;
 

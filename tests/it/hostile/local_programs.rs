@@ -1,4 +1,4 @@
-//! Hostile local programs: snapshots beyond all reason, names that are none, floods.
+//! Hostile local programs: snapshots beyond all reason, invalid names, floods.
 
 use std::{path::Path, time::Duration};
 

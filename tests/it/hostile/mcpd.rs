@@ -1,4 +1,4 @@
-//! A hostile mcpd: replies and events without end, results it does not take, ids that look like paths.
+//! A hostile mcpd: replies and events without end, results that it does not accept, ids that look like paths.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What is shown of what a peer says: clean text, whoever says it.
+//! How peers' texts are shown: as clean text, whoever sent them.
 
 use mcprelay::pb;
 use serde_json::json;

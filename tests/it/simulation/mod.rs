@@ -1,4 +1,4 @@
-//! Random schedules of everything that can go wrong, and the one sentence that has to hold in all of them.
+//! Random schedules of everything that can go wrong, and the one promise that has to hold in all of them.
 //!
 //! The normal test run plays a few hundred. Ten thousand, optimised:
 //!

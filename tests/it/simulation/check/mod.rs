@@ -1,8 +1,8 @@
-//! The sentence, exactly: every task handed over gets exactly one end, its tokens arrive once and in order, and nobody waits longer
+//! The promise, exactly: every task handed over gets exactly one end, its tokens arrive once and in order, and nobody waits longer
 //! than the deadlines say.
 //!
-//! Nothing is pardoned for having happened while something was broken. The relay between the agent and mcpd tells when the agent
-//! said what and what became of it, so a delay is forgiven only for as long as this task's own calls were held up, and the wait
+//! Nothing is excused because something was broken at the time. The relay between the agent and mcpd records when the agent
+//! sent what and what became of it, so a delay is forgiven only for as long as this task's own calls were held up, and the wait
 //! before a repeated one.
 
 mod ends;

@@ -1,4 +1,4 @@
-//! Who is told how things are: the sessions and the log of the link, those who watch of the whole status.
+//! Who is told what: the sessions and the log about the link, watchers about the whole status.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{Hub, STATUS_SPACING};
 use crate::domain::LinkStatus;
 
 impl Hub {
-    /// Tells the sessions and the log how the link is, when that is something else than they were told last.
+    /// Tells the sessions and the log about the link, if its state or reason is not what they were told last.
     pub(super) fn link_may_have_changed(&mut self) {
         let status = self.core.link_status(Instant::now().into_std());
         let same = |told: &LinkStatus| told.state == status.state && told.detail == status.detail;
@@ -39,7 +39,7 @@ impl Hub {
     }
 
     pub(super) fn status_may_have_changed(&mut self) {
-        // One receiver is the service's own; without a watcher nothing is put together.
+        // One receiver is the service's own; without a watcher no status is built.
         if self.status_due.is_none() && self.channels.status.receiver_count() > 1 {
             self.status_due = Some(Instant::now() + STATUS_SPACING);
         }
@@ -47,7 +47,7 @@ impl Hub {
 
     pub(super) fn publish_status(&mut self) {
         self.channels.status.send_replace(Some(Arc::new(self.status())));
-        // Tokens change nothing that the core sees, so a watched stream is looked at again by itself.
+        // Tokens change nothing that the core sees, so while somebody watches a running task the status is published periodically.
         let watched = self.channels.status.receiver_count() > 1 && !self.relays.is_empty();
         self.status_due = watched.then(|| Instant::now() + STATUS_SPACING);
     }

@@ -1,4 +1,4 @@
-//! What the hub has to look at by itself, because nobody tells it: the sleep clock and the credentials.
+//! What the hub has to check once a second, because nothing notifies it: the sleep clock and the credentials.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     upstream::{client::Access, connect::HttpError},
 };
 
-/// A jump of the sleep clock over this is a sleep; less is how the two clocks are read one after the other.
+/// A jump of the sleep clock by more than this is a sleep; less can come from reading the two clocks one after the other.
 const SLEEP_JUMP: Duration = Duration::from_secs(5);
 
 impl Hub {
@@ -24,9 +24,9 @@ impl Hub {
             self.feed_link(LinkInput::Woke);
         }
         self.slept = slept;
-        let fingerprint = Fingerprint::of(&self.sources.home);
-        if fingerprint != self.fingerprint {
-            self.fingerprint = fingerprint;
+        let fingerprint = Fingerprint::of(&self.credentials.sources.home);
+        if fingerprint != self.credentials.fingerprint {
+            self.credentials.fingerprint = fingerprint;
             self.read_credentials();
         }
     }
@@ -35,22 +35,22 @@ impl Hub {
         let read = self.take_credentials();
         match &read {
             Err(problem) => {
-                // One warning for one problem, however often the file changes.
-                if self.credentials_problem.as_ref() != Some(problem) {
+                // One warning per problem, however often the file changes.
+                if self.credentials.problem.as_ref() != Some(problem) {
                     let meanwhile = match self.mcpd.url() {
                         Some(_) => "until that is mended, what was read before is used",
                         None => "going online when that is mended",
                     };
                     warn!("{problem}; {meanwhile}");
-                    self.credentials_problem = Some(problem.clone());
+                    self.credentials.problem = Some(problem.clone());
                 }
                 if self.mcpd.url().is_some() {
-                    // What cannot be used is no reason to let go of the credentials that work.
+                    // Unusable credentials are no reason to drop those that work.
                     return;
                 }
             }
             Ok(_) => {
-                if self.credentials_problem.take().is_some() {
+                if self.credentials.problem.take().is_some() {
                     info!("the credentials can be used again");
                 }
             }
@@ -58,20 +58,21 @@ impl Hub {
         self.feed_link(LinkInput::Credentials(read));
     }
 
-    /// Goes over to what the files say now.
+    /// Switches to the credentials that the files hold now.
     fn take_credentials(&mut self) -> Result<UrlChange, String> {
-        let (access, wide_mode) = access(&self.sources)?;
+        let (access, wide_mode) = access(&self.credentials.sources)?;
         self.warn_of_a_wide_mode(wide_mode);
-        // Credentials may come long after the start, and then the id on disk can be another mcpd's.
+        // Credentials may appear long after the start, and the id on disk may then be another mcpd's.
         let url = self.mcpd.url();
-        let former = url.as_deref().or_else(|| self.sticky.as_ref().and_then(|s| s.mcpd_url.as_deref()));
+        let former =
+            url.as_deref().or_else(|| self.files.session.as_ref().and_then(|s| s.mcpd_url.as_deref()));
         let other = former.is_some_and(|url| url != access.url);
         self.use_access(&access, other).map_err(|error| error.to_string())?;
         Ok(if other { UrlChange::Other } else { UrlChange::Same })
     }
 
-    /// Goes over to these credentials. Tasks that another mcpd handed over keep that one: their answers are its callers' alone.
-    pub(super) fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
+    /// Switches to these credentials. Tasks that another mcpd handed over keep that mcpd: their answers belong to its callers alone.
+    fn use_access(&mut self, access: &Access, other: bool) -> Result<(), HttpError> {
         if !other {
             return self.mcpd.set_access(access);
         }
@@ -81,12 +82,12 @@ impl Hub {
         Ok(())
     }
 
-    /// One warning for one mode, however often the files change or mcpd refuses the token.
-    pub(super) fn warn_of_a_wide_mode(&mut self, found: Option<WideMode>) {
-        if let Some(wide) = found.as_ref().filter(|_| found != self.wide_mode) {
+    /// Warns once per mode, however often the files change or mcpd refuses the token.
+    fn warn_of_a_wide_mode(&mut self, found: Option<WideMode>) {
+        if let Some(wide) = found.as_ref().filter(|_| found != self.credentials.wide_mode) {
             warn!("{wide}");
         }
-        self.wide_mode = found;
+        self.credentials.wide_mode = found;
     }
 }
 
