@@ -53,12 +53,22 @@ impl TraceWord {
     }
 }
 
+/// The two digits of every byte.
+const DIGITS: [[u8; 2]; 256] = {
+    let (digits, mut all, mut byte) = (b"0123456789abcdef", [[0; 2]; 256], 0);
+    while byte < 256 {
+        all[byte] = [digits[byte >> 4], digits[byte & 0xf]];
+        byte += 1;
+    }
+    all
+};
+
 /// Ids are written several times for every task, and formatting them as numbers costs ten times as much.
-fn hex_of<const BYTES: usize, const DIGITS: usize>(id: [u8; BYTES]) -> [u8; DIGITS] {
-    const { assert!(DIGITS == 2 * BYTES) };
-    let mut digits = [0; DIGITS];
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(id) {
-        pair.copy_from_slice(&[byte >> 4, byte & 0xf].map(|half| b"0123456789abcdef"[usize::from(half)]));
+fn hex_of<const BYTES: usize, const LENGTH: usize>(id: [u8; BYTES]) -> [u8; LENGTH] {
+    const { assert!(LENGTH == 2 * BYTES) };
+    let mut digits = [0; LENGTH];
+    for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(id) {
+        *pair = DIGITS[usize::from(byte)];
     }
     digits
 }

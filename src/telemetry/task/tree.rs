@@ -145,7 +145,7 @@ impl TaskSpans {
 impl Chat {
     /// `leg` is what was wrong with the provider host's part in it, `error` with the inference as a whole.
     fn end(
-        self,
+        &self,
         (trace, asked): (&Trace, &RequestFacts),
         now: Time,
         report: Option<&TaskReport<'_>>,
