@@ -30,11 +30,12 @@ pub mod words;
 use std::{io, process::ExitCode};
 
 use clap::{
-    CommandFactory as _, Parser, Subcommand,
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    builder::Resettable,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use crate::config::{ConfigError, process_environment};
+use crate::config::{ConfigError, Lookup, process_environment};
 
 /// The text below the help: where to begin, and what scripts need to know.
 const BEGIN: &str = "Begin with `mcprelay demo`. `mcprelay doctor` says what to do about trouble.
@@ -126,7 +127,9 @@ impl From<io::Error> for Stop {
 
 /// Parses this process's command line. Help and usage errors are printed here, and the exit code is returned.
 pub fn parse() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|error| match value_complaint(&error) {
+    let command = without_empty_variables(Cli::command(), &process_environment);
+    let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| match value_complaint(&error) {
         Some(message) => Stop::Usage(message).report(),
         None => {
             // If even this cannot be printed, nobody can be told.
@@ -134,6 +137,18 @@ pub fn parse() -> Result<Cli, ExitCode> {
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
         }
     })
+}
+
+/// A variable that is set to nothing counts as unset, as OpenTelemetry and kubectl take theirs: that is what a unit file or a compose
+/// file makes of a setting that nobody filled in.
+fn without_empty_variables(command: clap::Command, env: Lookup<'_>) -> clap::Command {
+    let is_empty = |argument: &clap::Arg| {
+        let name = argument.get_env().and_then(|name| name.to_str());
+        name.and_then(env).is_some_and(|value| value.is_empty())
+    };
+    command
+        .mut_args(|argument| if is_empty(&argument) { argument.env(Resettable::Reset) } else { argument })
+        .mut_subcommands(|command| without_empty_variables(command, env))
 }
 
 /// One sentence about an invalid value: clap's own message does not say that it may have come from the environment. The value is left out,
@@ -212,6 +227,16 @@ mod tests {
                  name or password in it; write it like https://mcpd.example.com"
             )
         );
+    }
+
+    #[test]
+    fn a_variable_that_is_set_to_nothing_is_not_read_whatever_command_has_it() {
+        let env: Lookup<'_> = &|name| Some(if name == "MCPRELAY_HOME" { "" } else { "/x" }.into());
+        let command = without_empty_variables(Cli::command(), env);
+        for name in ["run", "status", "get"] {
+            assert_eq!(variable_of(command.find_subcommand(name).unwrap(), "home"), None, "{name}");
+        }
+        assert_eq!(variable_of(&command, "socket").as_deref(), Some("MCPRELAY_SOCKET"), "has a value");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub config: AgentArgs,
     /// Also serve the providers of config.json in the home, for an mcplocal that does not speak gRPC yet
-    #[arg(long, env = "MCPRELAY_PROVIDE", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "MCPRELAY_PROVIDE", value_parser = clap::builder::BoolishValueParser::new())]
     pub provide: bool,
 }
 

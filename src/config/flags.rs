@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
 
 use super::values::{duration, duration_or_zero, event_limit, loopback, mcpd_url, socket_mode};
 use crate::credentials::McpdUrl;
@@ -66,7 +66,7 @@ pub struct McpdArgs {
     #[arg(long, env = "MCPRELAY_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Send the token over plain http to other machines too [default: false]
-    #[arg(long, env = "MCPRELAY_ALLOW_INSECURE_HTTP", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "MCPRELAY_ALLOW_INSECURE_HTTP", value_parser = BoolishValueParser::new())]
     pub allow_insecure_http: bool,
 }
 

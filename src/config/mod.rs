@@ -238,7 +238,7 @@ impl Config {
 /// Parses a command line with an environment that is not this process's own.
 pub(crate) fn parse_args<A: Args>(command_line: &[&str], env: Lookup<'_>) -> Result<A, clap::Error> {
     let with_env = |arg: clap::Arg| {
-        let given = arg.get_env().and_then(|name| env(name.to_str()?));
+        let given = arg.get_env().and_then(|name| env(name.to_str()?)).filter(|value| !value.is_empty());
         let arg = arg.env(Resettable::Reset);
         match given {
             Some(value) => arg.default_value(value.into_string().unwrap_or_default()),

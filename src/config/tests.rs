@@ -49,6 +49,29 @@ fn a_flag_comes_before_the_environment_and_the_environment_before_the_default() 
 }
 
 #[test]
+fn a_variable_that_is_set_to_nothing_counts_as_unset() {
+    let env =
+        ["HOME", "SOCKET", "MCPD_URL", "MAX_IN_FLIGHT", "QUEUE_TIMEOUT", "ALLOW_UID", "ALLOW_INSECURE_HTTP"]
+            .map(|name| format!("MCPRELAY_{name}"));
+    let env: Vec<_> = env.iter().map(|name| (name.as_str(), "")).collect();
+    let (emptied, without) = (parse(&[], &env).expect("unset"), parse(&[], &[]).expect("defaults"));
+    assert_eq!(format!("{emptied:?}"), format!("{without:?}"));
+}
+
+#[test]
+fn a_switch_in_the_environment_is_on_or_off_and_nothing_else() {
+    let sent = |value| {
+        parse(&[], &[("MCPRELAY_ALLOW_INSECURE_HTTP", value)]).map(|config| config.allow_insecure_http)
+    };
+    assert_eq!(
+        (sent("true"), sent("yes"), sent("0"), sent("off")),
+        (Ok(true), Ok(true), Ok(false), Ok(false))
+    );
+    let refused = sent("maybe").expect_err("a word that is neither must not send a token in the clear");
+    assert!(refused.contains("maybe"), "{refused}");
+}
+
+#[test]
 fn every_flag_has_its_variable_and_says_its_default() {
     for arg in AgentArgs::augment_args(clap::Command::new("mcprelay")).get_arguments() {
         let flag = arg.get_long().expect("a long flag");

@@ -1,10 +1,13 @@
 //! Reading mcpd's replies within bounds, and putting them into words.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{
+    error::Error as StdError,
+    time::{Duration, SystemTime},
+};
 
 use reqwest::{
     Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+    header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -77,10 +80,23 @@ pub(super) fn looks_like_html(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'<')
 }
 
-/// `Retry-After` in seconds. Its date form needs clocks that agree, and rate limiters do not use it.
+/// `Retry-After` in seconds, or as the date that proxies give. A date is measured from the reply's own `Date`, so that the two clocks
+/// need not agree; only a reply without one is measured from ours.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u32 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.into()))
+    let asked = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = match asked.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than the number holds is still a wish to wait long.
+        true if !asked.is_empty() => asked.parse().unwrap_or(u64::MAX),
+        _ => {
+            let from = date(headers, DATE).unwrap_or_else(SystemTime::now);
+            date(headers, RETRY_AFTER)?.duration_since(from).ok()?.as_secs()
+        }
+    };
+    Some(Duration::from_secs(seconds.min(u32::MAX.into())))
+}
+
+fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok()
 }
 
 /// `Keep-Alive: timeout=N`, if N is in a range of which half makes sense as an idle time.
@@ -147,6 +163,34 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    fn waits(replied: &[(HeaderName, &str)]) -> Option<Duration> {
+        let replied =
+            replied.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()));
+        retry_after(&HeaderMap::from_iter(replied))
+    }
+
+    #[test]
+    fn when_to_try_again_is_read_as_seconds_and_as_a_date_by_the_clock_of_the_reply() {
+        let seconds = |value| waits(&[(RETRY_AFTER, value)]).map(|wait| wait.as_secs());
+        assert_eq!((seconds("7"), seconds(" 0 ")), (Some(7), Some(0)));
+        assert_eq!(
+            seconds("99999999999999999999"),
+            Some(u32::MAX.into()),
+            "long, and no instant is beyond it"
+        );
+        let (at, date) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:48:20 GMT");
+        assert_eq!(waits(&[(RETRY_AFTER, at), (DATE, date)]), Some(Duration::from_secs(77)));
+        assert_eq!(waits(&[(RETRY_AFTER, date), (DATE, at)]), None, "is over");
+        let coming = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+        assert!(
+            (3500..=3600).contains(&seconds(&coming).unwrap()),
+            "by our own clock, where there is no Date"
+        );
+        for odd in ["", "-1", "soon", "1.5"] {
+            assert_eq!(seconds(odd), None, "{odd}");
+        }
+    }
 
     type Served = server::Connection<TcpStream, bytes::Bytes>;
 
