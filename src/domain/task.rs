@@ -57,6 +57,8 @@ pub struct RequestFacts {
     pub seed: Option<i64>,
     /// How many choices.
     pub n: Option<u32>,
+    /// `stop`: what the answer is to end before; the first 16.
+    pub stop: Vec<String>,
 }
 
 /// What an inference used, as its provider counted; never estimated.

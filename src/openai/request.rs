@@ -3,8 +3,14 @@
 use super::{
     Malformed,
     scan::{self, Scanner, Span, number},
+    text,
 };
 use crate::domain::RequestFacts;
+
+/// Most texts of `stop` that are kept; OpenAI takes four.
+const MAX_STOP: usize = 16;
+/// Longest text that is kept of each, in bytes: they become an attribute of a trace.
+const MAX_WORD: usize = 256;
 
 impl RequestFacts {
     /// Reads a body, which must be one JSON object.
@@ -20,7 +26,9 @@ impl RequestFacts {
     /// Reads the value of one member of the body.
     pub(crate) fn member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Result<(), Malformed> {
         let key = scan.of(key);
-        if key == b"stream_options" && scan.peek()? == b'{' {
+        if key == b"stop" {
+            self.stop = stop(scan)?;
+        } else if key == b"stream_options" && scan.peek()? == b'{' {
             scan.object(|scan, key| {
                 let value = scan.skip()?;
                 if scan.of(key) == b"include_usage" {
@@ -52,6 +60,24 @@ impl RequestFacts {
     }
 }
 
+/// One text, or a list of them; whatever else there is is passed.
+fn stop(scan: &mut Scanner<'_>) -> Result<Vec<String>, Malformed> {
+    let mut all = Vec::new();
+    let mut take = |scan: &mut Scanner<'_>| {
+        if scan.peek()? != b'"' || all.len() == MAX_STOP {
+            return scan.skip().map(drop);
+        }
+        let written = scan.string()?;
+        all.extend(text::unescape_text(scan.text_of(written), MAX_WORD));
+        Ok(())
+    };
+    match scan.peek()? {
+        b'[' => scan.array(take).map(drop)?,
+        _ => take(scan)?,
+    }
+    Ok(all)
+}
+
 fn flag(value: &[u8]) -> Option<bool> {
     match value {
         b"true" => Some(true),
@@ -73,7 +99,7 @@ mod tests {
     fn what_is_asked_for_is_read() {
         let body = br#"{"model":"m","stream":true,"stream_options":{"x":1,"include_usage":true},"max_tokens":5,
             "max_completion_tokens":6,"temperature":0.5,"top_p":1,"top_k":40,"frequency_penalty":-1.5,"presence_penalty":2,"seed":-7,
-            "n":2,"messages":[{"role":"user","content":"max_tokens"}]}"#;
+            "n":2,"stop":["END","\n",7],"messages":[{"role":"user","content":"max_tokens"}]}"#;
         let expected = RequestFacts {
             stream: Some(true),
             include_usage: true,
@@ -85,10 +111,15 @@ mod tests {
             presence_penalty: Some(2.0),
             seed: Some(-7),
             n: Some(2),
+            stop: vec!["END".to_owned(), "\n".to_owned()],
         };
         assert_eq!(RequestFacts::read(body), Ok(expected));
         let older = RequestFacts::read(br#"{"max_tokens":5}"#).expect("an object");
         assert_eq!(older.max_tokens, Some(5));
+        let one = RequestFacts::read(br#"{"stop":"a\u0062"}"#).expect("an object");
+        assert_eq!(one.stop, ["ab"]);
+        let many = format!(r#"{{"stop":[{}"end"]}}"#, r#""x","#.repeat(99));
+        assert_eq!(RequestFacts::read(many.as_bytes()).expect("an object").stop, vec!["x"; MAX_STOP]);
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub mod key {
     pub const REQUEST_CHOICE_COUNT: &str = "gen_ai.request.choice.count";
     /// Whether a stream is asked for.
     pub const REQUEST_STREAM: &str = "gen_ai.request.stream";
+    /// Of the request: `stop`, as a list.
+    pub const REQUEST_STOP_SEQUENCES: &str = "gen_ai.request.stop_sequences";
     /// The answer's id.
     pub const RESPONSE_ID: &str = "gen_ai.response.id";
     /// The model that answered.

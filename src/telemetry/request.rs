@@ -20,6 +20,7 @@ pub(super) fn settings(to: &mut Attributes<'_>, facts: &RequestFacts) {
     to.real(key::REQUEST_FREQUENCY_PENALTY, facts.frequency_penalty);
     to.real(key::REQUEST_PRESENCE_PENALTY, facts.presence_penalty);
     to.flag(key::REQUEST_STREAM, facts.stream);
+    to.peers_all(key::REQUEST_STOP_SEQUENCES, facts.stop.iter().map(String::as_str));
 }
 
 #[derive(Deserialize)]
@@ -76,8 +77,16 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_becomes_attributes_and_what_was_not_does_not() {
-        let facts = RequestFacts { n: Some(2), temperature: Some(0.5), ..RequestFacts::default() };
-        assert_eq!(shown(&facts), ["gen_ai.request.choice.count=2", "gen_ai.request.temperature=0.5"]);
+        let stop = vec!["END".to_owned()];
+        let facts = RequestFacts { n: Some(2), temperature: Some(0.5), stop, ..RequestFacts::default() };
+        assert_eq!(
+            shown(&facts),
+            [
+                "gen_ai.request.choice.count=2",
+                "gen_ai.request.temperature=0.5",
+                "gen_ai.request.stop_sequences=[\"END\"]"
+            ]
+        );
         assert!(shown(&RequestFacts { n: Some(1), ..RequestFacts::default() }).is_empty());
     }
 
