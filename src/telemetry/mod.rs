@@ -2,6 +2,16 @@
 //!
 //! [`Telemetry`] owns the exporters of the process and ends them; [`Handle`] is what the rest of the agent holds. A handle
 //! is a value, not a global, so that many agents of one test process trace into their own collectors.
+//!
+//! | | |
+//! | --- | --- |
+//! | `settings`, `setup`, `export` | what the environment asks for, what is made of it, and what both kinds of export share |
+//! | `names` | every name of the conventions and of our own, in one place |
+//! | `task`, `posts`, `link` | the spans and measurements of a task, of its POSTs, and of the control channel |
+//! | `spans`, `otlp`, `collect` | how a span becomes bytes, and who takes it: a collector, or this process |
+//! | `request`, `answer`, `context` | what a trace tells of a request and an answer, and the W3C context |
+//! | `metrics`, `page` | the instruments and their labels, and the page for Prometheus |
+//! | `log` | the log's lines, and the thread that writes them |
 
 mod answer;
 mod collect;

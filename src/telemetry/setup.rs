@@ -85,6 +85,9 @@ struct Setup {
 
 /// Sets up log, traces and metrics from `settings` and the environment, once in a process. What is wrong with the
 /// environment is logged and otherwise ignored. The last lines need a [`LastLines`](super::LastLines) in `main`.
+///
+/// # Errors
+/// If the metrics page has no address to listen on, a thread cannot be started, or this process has set it up before.
 pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
     let get = |name: &str| std::env::var(name).ok();
     let (telemetry, mut problems) = start(settings, &get)?;

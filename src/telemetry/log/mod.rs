@@ -29,13 +29,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    pub fn detect() -> Self {
-        if std::io::stderr().is_terminal() { Self::Text } else { Self::Json }
-    }
-}
-
 /// What is logged without `RUST_LOG`: our own doings. The SDK's own complaints are said once by the exporter's watch.
 const DEFAULT_FILTER: &str = "warn,mcprelay=info,fake_mcpd=info";
 /// Goes in front of the user's directives, which may turn the SDK on again.

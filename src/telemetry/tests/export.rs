@@ -1,9 +1,8 @@
-//! The export against collectors that misbehave, and the metrics page.
+//! The export against collectors that misbehave.
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    process::{Command, Stdio},
+    net::{TcpListener, TcpStream},
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -27,18 +26,6 @@ const SPANS_OF_AN_EXPORT: u64 = 512;
 /// A trace that a share of a half takes, and one that it does not: the lower half of the id decides.
 const LOW_TRACE: &str = "4bf92f3577b34da60000000000000001";
 const HIGH_TRACE: &str = "4bf92f3577b34da6ffffffffffffffff";
-
-fn telemetry(variables: &[(&str, &str)], metrics_listen: Option<SocketAddr>) -> Telemetry {
-    let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-    let settings = Settings { log_format: LogFormat::Text, metrics_listen };
-    let (telemetry, problems) = start(&settings, &get).unwrap();
-    assert_eq!(problems, Vec::<String>::new());
-    telemetry
-}
-
-fn loopback() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
-}
 
 /// Ends `telemetry` and tells how long that took.
 fn shut_down(telemetry: Telemetry, bound: Duration) -> Duration {
@@ -298,112 +285,5 @@ fn the_innermost_of_the_libraries_is_not_even_asked_about() {
             assert!(tracing::event_enabled!(target: "mcprelay", Level::INFO));
         });
         shut_down(telemetry, Duration::ZERO);
-    }
-}
-
-fn page(address: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
-/// Every instrument has something to show.
-fn busy() -> (Telemetry, SocketAddr) {
-    let telemetry = telemetry(&[], Some(loopback()));
-    let handle = telemetry.handle();
-    handle.metrics().reconnect();
-    handle.metrics().heartbeat_missed();
-    handle.metrics().link_state(crate::domain::LinkState::Online);
-    run(&handle, None, Ending::Completed);
-    run(&handle, None, Ending::Failed(&failure()));
-    let address = telemetry.page_address().unwrap();
-    (telemetry, address)
-}
-
-#[test]
-fn the_metrics_page_shows_every_instrument() {
-    let (_telemetry, address) = busy();
-    let page = page(address);
-    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"));
-    for line in [
-        r#"mcprelay_link_state{mcprelay_link_state="online"} 1"#,
-        r#"mcprelay_link_state{mcprelay_link_state="backoff"} 0"#,
-        "mcprelay_link_reconnects_total 1",
-        "mcprelay_link_heartbeats_missed_total 1",
-        "mcprelay_posts_sent_total 6",
-        r#"mcprelay_chunks_received_total{mcprelay_llm="my-llm"} 6"#,
-        "mcprelay_tasks_queued 0",
-        r#"mcprelay_tasks_running{mcprelay_llm="my-llm"} 0"#,
-        r#"mcprelay_tasks_ended_total{mcprelay_llm="my-llm",mcprelay_task_outcome="completed"} 1"#,
-    ] {
-        assert!(page.contains(line), "{line} is missing in\n{page}");
-    }
-    for name in [
-        "gen_ai_client_operation_duration_seconds",
-        "gen_ai_client_operation_time_to_first_chunk_seconds",
-        "gen_ai_client_operation_time_per_output_chunk_seconds",
-        "gen_ai_client_token_usage",
-        "http_client_request_duration_seconds",
-    ] {
-        assert!(page.contains(&format!("# TYPE {name} histogram")), "{name} is missing in\n{page}");
-    }
-}
-
-#[test]
-fn promtool_accepts_the_metrics_page_where_it_is_installed() {
-    let (_telemetry, address) = busy();
-    let page = page(address);
-    let (_, body) = page.split_once("\r\n\r\n").unwrap();
-    let promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut promtool) = promtool else {
-        println!("NOT CHECKED: promtool is absent; it comes with Debian's prometheus package.");
-        return;
-    };
-    promtool.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.is_empty(), "{said}");
-}
-
-#[test]
-fn the_metrics_page_is_for_this_machine_alone() {
-    let settings =
-        Settings { log_format: LogFormat::Text, metrics_listen: Some(SocketAddr::from(([0, 0, 0, 0], 0))) };
-    let error = start(&settings, &|_| None).err().unwrap();
-    assert!(error.to_string().contains("is not a loopback address"), "{error}");
-}
-
-#[test]
-fn a_taken_address_is_said_with_what_to_do() {
-    let taken = TcpListener::bind(loopback()).unwrap();
-    let metrics_listen = Some(taken.local_addr().unwrap());
-    let error = start(&Settings { log_format: LogFormat::Text, metrics_listen }, &|_| None).err().unwrap();
-    assert!(error.to_string().contains("give --metrics-listen another address"), "{error}");
-}
-
-#[test]
-fn the_dashboard_and_the_guide_name_only_metrics_that_exist() {
-    let (_telemetry, address) = busy();
-    let page = page(address);
-    let names = |text: &str| {
-        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(str::to_owned);
-        let metric =
-            |w: &String| ["gen_ai_client_", "http_client_", "mcprelay_"].iter().any(|p| w.starts_with(p));
-        words.filter(metric).collect::<std::collections::BTreeSet<_>>()
-    };
-    let shown = names(&page);
-    for text in [
-        include_str!("../../../docs/grafana-dashboard.json"),
-        include_str!("../../../docs/guides/telemetry.md"),
-    ] {
-        let unknown: Vec<_> = names(text).difference(&shown).cloned().collect();
-        assert_eq!(unknown, Vec::<String>::new());
     }
 }

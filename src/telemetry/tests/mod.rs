@@ -1,14 +1,15 @@
 //! Whole tasks, seen by a collector.
 
 mod export;
+mod page;
 mod trace;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use opentelemetry_sdk::trace::SpanData;
 use tokio::time::Instant;
 
-use super::*;
+use super::{setup::start, *};
 use crate::domain::{
     Failure, FailureCode, Provider, ProviderName, ProviderState, RequestFacts, Task, TaskId, Usage,
 };
@@ -92,4 +93,16 @@ fn attributes(span: &SpanData) -> Vec<String> {
     let mut lines: Vec<_> = span.attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect();
     lines.sort();
     lines
+}
+
+fn telemetry(variables: &[(&str, &str)], metrics_listen: Option<SocketAddr>) -> Telemetry {
+    let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+    let settings = Settings { log_format: LogFormat::Text, metrics_listen };
+    let (telemetry, problems) = start(&settings, &get).unwrap();
+    assert_eq!(problems, Vec::<String>::new());
+    telemetry
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
 }
