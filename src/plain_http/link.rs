@@ -21,7 +21,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::unconstrained};
 
-use super::pool::Pool;
+use super::{io::Io, pool::Pool};
 
 /// What goes out: a request whose body is there as a whole.
 pub(super) type Outgoing = Request<Full<Bytes>>;
@@ -29,12 +29,12 @@ pub(super) type Outgoing = Request<Full<Bytes>>;
 /// An open connection.
 pub(super) struct Link {
     sender: SendRequest<Full<Bytes>>,
-    driver: Connection<TokioIo<TcpStream>, Full<Bytes>>,
+    driver: Connection<TokioIo<Io>, Full<Bytes>>,
 }
 
 impl Link {
-    pub(super) async fn new(io: TokioIo<TcpStream>) -> hyper::Result<Box<Self>> {
-        let (sender, driver) = Builder::new().handshake(io).await?;
+    pub(super) async fn new(stream: TcpStream) -> hyper::Result<Box<Self>> {
+        let (sender, driver) = Builder::new().handshake(TokioIo::new(Io::new(stream))).await?;
         Ok(Box::new(Self { sender, driver }))
     }
 

@@ -5,6 +5,7 @@
 //! hyper-util's client keeps connections to any server; there is one here, so there is nothing to look up.
 
 mod answer;
+mod io;
 mod link;
 mod pool;
 #[cfg(test)]
@@ -166,7 +167,7 @@ impl PlainClient {
 
 async fn connect(connector: HttpConnector, server: Uri) -> Result<Box<Link>, Error> {
     let io = connector.oneshot(server).await.map_err(|error| Error::Connect(error.into()))?;
-    Link::new(io).await.map_err(|error| Error::Connect(error.into()))
+    Link::new(io.into_inner()).await.map_err(|error| Error::Connect(error.into()))
 }
 
 /// Reads a reply whose content does not matter to its end, so that its connection can be used again; but no more than `limit` bytes.
