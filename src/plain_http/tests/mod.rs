@@ -1,5 +1,6 @@
 //! The client against servers that are played byte by byte.
 
+mod connect;
 mod early;
 mod idle;
 

@@ -1,0 +1,49 @@
+//! Making connections: how often, how long, and how many at once.
+
+use std::net;
+
+use super::*;
+
+/// A server whose connections are taken at once and without the client's runtime learning of it.
+struct Abrupt {
+    listener: net::TcpListener,
+    client: PlainClient,
+}
+
+impl Abrupt {
+    fn new() -> Self {
+        let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        Self { listener, client: client(&url.parse().unwrap(), TIMES).unwrap() }
+    }
+
+    fn accept(&self) -> TcpStream {
+        let (connection, _) = self.listener.accept().unwrap();
+        connection.set_nonblocking(true).unwrap();
+        TcpStream::from_std(connection).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_over_one_more_new_connection_and_no_further() {
+    for closed in [1, 2] {
+        let server = Abrupt::new();
+        let mut asked = Box::pin(server.client.post("/".parse().unwrap(), HeaderMap::new(), BODY.into()));
+        for _ in 0..closed {
+            // It connects. The system has taken the connection by then, and ends it before the client knows that it is made.
+            assert!((&mut asked).now_or_never().is_none());
+            drop(server.accept());
+            noticed().await;
+        }
+        let answer = (&mut asked).now_or_never();
+        if closed == 2 {
+            let error = answer.unwrap().unwrap_err();
+            assert!(matches!(error, Error::Unsent(_)) && error.is_unsent(), "{error:?}");
+            continue;
+        }
+        assert!(answer.is_none());
+        let (answer, _connection) = tokio::join!(asked, answered(server.accept(), OK));
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+}
