@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, futures::Notified},
+    sync::{Notify, Semaphore, futures::Notified},
     time::{Instant, sleep_until},
 };
 
@@ -22,6 +22,9 @@ const LEAST_TRUST: Duration = Duration::from_millis(100);
 const RECOVERY: Duration = Duration::from_secs(60);
 /// A request that fails later than that met no connection that was just being closed.
 const SOON: Duration = Duration::from_millis(250);
+/// How many connections may be on their way that no request waits for any more. A server that takes no further ones keeps each waiting
+/// until its time is over, while every request finds one that came back: without a bound they would be as many as the requests of that time.
+pub(super) const SPARE: usize = 16;
 
 /// When a connection that is in use now was idle.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,7 @@ pub(super) struct Pool {
     idle: Duration,
     state: Mutex<State>,
     returned: Notify,
+    spare: Arc<Semaphore>,
 }
 
 impl Pool {
@@ -60,7 +64,8 @@ impl Pool {
     pub(super) fn new(idle: Duration) -> Self {
         let raise_at = Instant::now();
         let state = State { links: Vec::new(), trust: idle, raise_at, waiting: 0, swept: false };
-        Self { idle, state: Mutex::new(state), returned: Notify::new() }
+        let spare = Arc::new(Semaphore::new(SPARE));
+        Self { idle, state: Mutex::new(state), returned: Notify::new(), spare }
     }
 
     /// The connection that was used last.
@@ -87,6 +92,21 @@ impl Pool {
         if state.waiting > 0 {
             self.returned.notify_one();
         }
+    }
+
+    /// Keeps a connection once it is made, unless too many are on their way so.
+    pub(super) fn put_later<E>(
+        self: &Arc<Self>,
+        connecting: impl Future<Output = Result<Box<Link>, E>> + Send + 'static,
+    ) {
+        let Ok(place) = Arc::clone(&self.spare).try_acquire_owned() else { return };
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Ok(link) = connecting.await {
+                pool.put(link);
+            }
+        });
     }
 
     /// Waits for connections to come back, until it is dropped.

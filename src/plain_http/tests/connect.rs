@@ -1,8 +1,11 @@
 //! Making connections: how often, how long, and how many at once.
 
-use std::net;
+use std::{io, net};
 
-use super::*;
+use tokio::runtime::Handle;
+use tower::service_fn;
+
+use super::{super::pool::SPARE, *};
 
 /// A server whose connections are taken at once and without the client's runtime learning of it.
 struct Abrupt {
@@ -46,4 +49,35 @@ async fn a_request_goes_over_one_more_new_connection_and_no_further() {
         let (answer, _connection) = tokio::join!(asked, answered(server.accept(), OK));
         assert_eq!(answer.unwrap().status(), 200);
     }
+}
+
+#[tokio::test]
+async fn connections_that_nobody_waits_for_any_more_are_few() {
+    let server = Played::new().await;
+    let mut connection = server.used().await;
+    let (deaf, _full) = deaf().await;
+    let mut client = server.client.clone();
+    client.server = deaf.parse().unwrap();
+    let before = Handle::current().metrics().num_alive_tasks();
+    for _ in 0..2 * SPARE {
+        let (link, _) = client.pool.take().unwrap();
+        let mut asked = Box::pin(client.post("/".parse().unwrap(), HeaderMap::new(), BODY.into()));
+        assert!((&mut asked).now_or_never().is_none());
+        client.pool.put(link);
+        let answer;
+        (answer, connection) = tokio::join!(asked, answered(connection, OK));
+        drain(answer.unwrap().into_body(), 10).await;
+    }
+    assert_eq!(Handle::current().metrics().num_alive_tasks() - before, SPARE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_a_connection_waits_for_it_takes_no_longer_than_it_may() {
+    // So does one whose name nobody resolves.
+    let never = service_fn(|_: Uri| std::future::pending::<Result<TokioIo<TcpStream>, io::Error>>());
+    let begun = Instant::now();
+    let made = connect(never, Uri::from_static("http://unknown.example"), TIMES.connect);
+    let error = timeout(2 * TIMES.connect, made).await.unwrap().err().unwrap();
+    assert!(matches!(error, Error::Connect(_)), "{error:?}");
+    assert_eq!(begun.elapsed(), TIMES.connect);
 }
