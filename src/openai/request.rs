@@ -40,19 +40,24 @@ impl RequestFacts {
     }
 
     fn member(&mut self, scan: &mut Scanner<'_>, key: &[u8]) -> Result<(), Malformed> {
-        if key == b"stream_options" && scan.peek()? == b'{' {
-            scan.object(|scan, key| {
-                let value = scan.skip()?;
-                if scan.of(key) == b"include_usage" {
-                    self.include_usage = scan.of(value) == b"true";
-                }
-                Ok(())
-            })?;
-        } else {
+        if key != b"stream_options" {
             let value = scan.skip()?;
             self.setting(key, scan.of(value));
+            return Ok(());
         }
-        Ok(())
+        // Of several the last one counts, as parsers have it.
+        self.include_usage = false;
+        if scan.peek()? != b'{' {
+            return scan.skip().map(drop);
+        }
+        scan.object(|scan, key| {
+            let value = scan.skip()?;
+            if scan.of(key) == b"include_usage" {
+                self.include_usage = scan.of(value) == b"true";
+            }
+            Ok(())
+        })
+        .map(drop)
     }
 
     fn setting(&mut self, key: &[u8], value: &[u8]) {
@@ -117,6 +122,17 @@ mod tests {
             br#"{"stream":"yes","stream_options":true,"max_tokens":"5","temperature":1e999,"top_p":"x","seed":1.5,
             "n":-1,"stop":{"a":[]},"max_completion_tokens":null}"#;
         assert_eq!(RequestFacts::read(body), Ok(RequestFacts::default()));
+    }
+
+    #[test]
+    fn of_several_options_the_last_ones_count() {
+        for (last, asked) in
+            [("{}", false), ("null", false), ("1", false), (r#"{"include_usage":true}"#, true)]
+        {
+            let body = format!(r#"{{"stream_options":{{"include_usage":true}},"stream_options":{last}}}"#);
+            let facts = RequestFacts::read(body.as_bytes()).expect("an object");
+            assert_eq!(facts.include_usage, asked, "{last}");
+        }
     }
 
     #[test]
