@@ -23,22 +23,15 @@ impl RequestFacts {
         Ok(facts)
     }
 
-    /// Reads the value of one member of the body.
+    /// Reads the value of one member of the body. Of several with one name the last counts, as parsers have it.
     pub(crate) fn member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Result<(), Malformed> {
-        let key = scan.of(key);
-        if key == b"stop" {
-            self.stop = stop(scan)?;
-        } else if key == b"stream_options" && scan.peek()? == b'{' {
-            scan.object(|scan, key| {
+        match scan.of(key) {
+            b"stop" => self.stop = stop(scan)?,
+            b"stream_options" => self.include_usage = include_usage(scan)?,
+            key => {
                 let value = scan.skip()?;
-                if scan.of(key) == b"include_usage" {
-                    self.include_usage = scan.of(value) == b"true";
-                }
-                Ok(())
-            })?;
-        } else {
-            let value = scan.skip()?;
-            self.setting(key, scan.of(value));
+                self.setting(key, scan.of(value));
+            }
         }
         Ok(())
     }
@@ -58,6 +51,21 @@ impl RequestFacts {
             _ => {}
         }
     }
+}
+
+fn include_usage(scan: &mut Scanner<'_>) -> Result<bool, Malformed> {
+    if scan.peek()? != b'{' {
+        return scan.skip().map(|_| false);
+    }
+    let mut wanted = false;
+    scan.object(|scan, key| {
+        let value = scan.skip()?;
+        if scan.of(key) == b"include_usage" {
+            wanted = scan.of(value) == b"true";
+        }
+        Ok(())
+    })?;
+    Ok(wanted)
 }
 
 /// One text, or a list of them; whatever else there is is passed.
@@ -128,6 +136,17 @@ mod tests {
             br#"{"stream":"yes","stream_options":true,"max_tokens":"5","temperature":1e999,"top_p":"x","seed":1.5,
             "n":-1,"stop":{"a":[]},"max_completion_tokens":null}"#;
         assert_eq!(RequestFacts::read(body), Ok(RequestFacts::default()));
+    }
+
+    #[test]
+    fn of_several_options_the_last_ones_count() {
+        for (last, asked) in
+            [("{}", false), ("null", false), ("1", false), (r#"{"include_usage":true}"#, true)]
+        {
+            let body = format!(r#"{{"stream_options":{{"include_usage":true}},"stream_options":{last}}}"#);
+            let facts = RequestFacts::read(body.as_bytes()).expect("an object");
+            assert_eq!(facts.include_usage, asked, "{last}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::unconstrained};
 
-use super::pool::Pool;
+use super::{io::Io, pool::Pool};
 
 /// What goes out: a request whose body is there as a whole.
 pub(super) type Outgoing = Request<Full<Bytes>>;
@@ -29,13 +29,15 @@ pub(super) type Outgoing = Request<Full<Bytes>>;
 /// An open connection.
 pub(super) struct Link {
     sender: SendRequest<Full<Bytes>>,
-    driver: Connection<TokioIo<TcpStream>, Full<Bytes>>,
+    driver: Connection<TokioIo<Io>, Full<Bytes>>,
+    /// How many answers have been read from it to their end.
+    pub(super) answers: u32,
 }
 
 impl Link {
-    pub(super) async fn new(io: TokioIo<TcpStream>) -> hyper::Result<Box<Self>> {
-        let (sender, driver) = Builder::new().handshake(io).await?;
-        Ok(Box::new(Self { sender, driver }))
+    pub(super) async fn new(stream: TcpStream) -> hyper::Result<Box<Self>> {
+        let (sender, driver) = Builder::new().handshake(TokioIo::new(Io::new(stream))).await?;
+        Ok(Box::new(Self { sender, driver, answers: 0 }))
     }
 
     /// Whether it ends here: nothing is on it, and the server has closed it or says something nobody asked for.
@@ -92,7 +94,8 @@ pub(crate) struct Body {
 impl Body {
     fn give_back(&mut self) {
         // A server that answers before it has read the request leaves a connection that is not ready.
-        if let Some(link) = self.link.take().filter(|link| link.sender.is_ready()) {
+        if let Some(mut link) = self.link.take().filter(|link| link.sender.is_ready()) {
+            link.answers = link.answers.saturating_add(1);
             self.pool.put(link);
         }
     }

@@ -5,6 +5,7 @@
 //! hyper-util's client keeps connections to any server; there is one here, so there is nothing to look up.
 
 mod answer;
+mod io;
 mod link;
 mod pool;
 #[cfg(test)]
@@ -18,9 +19,13 @@ use hyper::{
     Method, Request, Response, Uri,
     header::{HOST, HeaderMap, HeaderValue},
 };
-use hyper_util::{client::legacy::connect::HttpConnector, client::proxy::matcher::Matcher};
+use hyper_util::{
+    client::{legacy::connect::HttpConnector, proxy::matcher::Matcher},
+    rt::TokioIo,
+};
 use reqwest::{ResponseBuilderExt as _, Url};
-use tower::ServiceExt as _;
+use tokio::{net::TcpStream, time::timeout};
+use tower::{Service, ServiceExt as _};
 
 pub(crate) use self::{
     answer::{Answer, BrokenOff},
@@ -69,6 +74,8 @@ impl Error {
 #[derive(Clone, Debug)]
 pub(crate) struct PlainClient {
     connector: HttpConnector,
+    /// How long a connection may take to be made.
+    limit: Duration,
     server: Uri,
     host: HeaderValue,
     pool: Arc<Pool>,
@@ -87,7 +94,7 @@ pub(crate) fn client(url: &Url, times: Times) -> Option<PlainClient> {
     connector.set_connect_timeout(Some(times.connect));
     // The URL has no port where it is HTTP's own.
     let host = server.authority()?.as_str().parse().ok()?;
-    Some(PlainClient { connector, server, host, pool: Arc::new(Pool::new(times.idle)) })
+    Some(PlainClient { connector, limit: times.connect, server, host, pool: Arc::new(Pool::new(times.idle)) })
 }
 
 /// What a request on its way to the server of `url` asks for: its path and query.
@@ -144,7 +151,7 @@ impl PlainClient {
             return Ok((link, Some(idled)));
         }
         let waiting = self.pool.wait();
-        let mut connecting = Box::pin(connect(self.connector.clone(), self.server.clone()));
+        let mut connecting = Box::pin(connect(self.connector.clone(), self.server.clone(), self.limit));
         loop {
             tokio::select! {
                 biased;
@@ -155,18 +162,23 @@ impl PlainClient {
                 () = waiting.returned() => {}
             }
             if let Some((link, idled)) = self.pool.take() {
-                let pool = Arc::clone(&self.pool);
                 // It is nearly there, and what made it necessary will come again.
-                tokio::spawn(async move { connecting.await.map(|link| pool.put(link)) });
+                self.pool.put_later(connecting);
                 return Ok((link, Some(idled)));
             }
         }
     }
 }
 
-async fn connect(connector: HttpConnector, server: Uri) -> Result<Box<Link>, Error> {
-    let io = connector.oneshot(server).await.map_err(|error| Error::Connect(error.into()))?;
-    Link::new(io).await.map_err(|error| Error::Connect(error.into()))
+/// `limit` is for all of it, because the connector's own is not for finding the addresses.
+async fn connect<C>(connector: C, server: Uri, limit: Duration) -> Result<Box<Link>, Error>
+where
+    C: Service<Uri, Response = TokioIo<TcpStream>, Error: Into<Box<dyn StdError + Send + Sync>>>,
+{
+    let made =
+        timeout(limit, connector.oneshot(server)).await.map_err(|error| Error::Connect(error.into()))?;
+    let io = made.map_err(|error| Error::Connect(error.into()))?;
+    Link::new(io.into_inner()).await.map_err(|error| Error::Connect(error.into()))
 }
 
 /// Reads a reply whose content does not matter to its end, so that its connection can be used again; but no more than `limit` bytes.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, futures::Notified},
+    sync::{Notify, Semaphore, futures::Notified},
     time::{Instant, sleep_until},
 };
 
@@ -22,12 +22,20 @@ const LEAST_TRUST: Duration = Duration::from_millis(100);
 const RECOVERY: Duration = Duration::from_secs(60);
 /// A request that fails later than that met no connection that was just being closed.
 const SOON: Duration = Duration::from_millis(250);
+/// So many requests lost just behind a connection's first answer, with no second one on any, are no accident: the server closes after
+/// each answer and does not say so. Nothing is kept then, until it is tried again.
+const CLOSED_BEHIND_ONE: u32 = 2;
+/// How many connections may be on their way that no request waits for any more. A server that takes no further ones keeps each waiting
+/// until its time is over, while every request finds one that came back: without a bound they would be as many as the requests of that time.
+pub(super) const SPARE: usize = 16;
 
 /// When a connection that is in use now was idle.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Idled {
     since: Instant,
     until: Instant,
+    /// What it had answered before.
+    answers: u32,
 }
 
 struct Idle {
@@ -42,6 +50,8 @@ struct State {
     trust: Duration,
     /// Before that it is not believed in for longer.
     raise_at: Instant,
+    /// Requests lost on connections that had just given their one answer, since one had two.
+    behind_one: u32,
     /// How many requests wait for a connection.
     waiting: usize,
     /// There is a task that looks after them.
@@ -53,14 +63,17 @@ pub(super) struct Pool {
     idle: Duration,
     state: Mutex<State>,
     returned: Notify,
+    spare: Arc<Semaphore>,
 }
 
 impl Pool {
     /// A pool that keeps connections for `idle` at most.
     pub(super) fn new(idle: Duration) -> Self {
         let raise_at = Instant::now();
-        let state = State { links: Vec::new(), trust: idle, raise_at, waiting: 0, swept: false };
-        Self { idle, state: Mutex::new(state), returned: Notify::new() }
+        let state =
+            State { links: Vec::new(), trust: idle, raise_at, behind_one: 0, waiting: 0, swept: false };
+        let spare = Arc::new(Semaphore::new(SPARE));
+        Self { idle, state: Mutex::new(state), returned: Notify::new(), spare }
     }
 
     /// The connection that was used last.
@@ -69,7 +82,8 @@ impl Pool {
         let Idle { link, since } = state.links.pop()?;
         let until = Instant::now();
         if until - since < state.trust {
-            return Some((link, Idled { since, until }));
+            let answers = link.answers;
+            return Some((link, Idled { since, until, answers }));
         }
         // All others are older. They are closed without the lock.
         let _old = mem::take(&mut state.links);
@@ -80,6 +94,12 @@ impl Pool {
     /// Keeps a connection on which nothing is under way.
     pub(super) fn put(self: &Arc<Self>, link: Box<Link>) {
         let mut state = self.state();
+        if link.answers > 1 {
+            state.behind_one = 0;
+        }
+        if state.trust.is_zero() {
+            return;
+        }
         state.links.push(Idle { link, since: Instant::now() });
         if !mem::replace(&mut state.swept, true) {
             tokio::spawn(sweep(Arc::downgrade(self), Instant::now() + SWEEP.min(state.trust)));
@@ -87,6 +107,21 @@ impl Pool {
         if state.waiting > 0 {
             self.returned.notify_one();
         }
+    }
+
+    /// Keeps a connection once it is made, unless too many are on their way so.
+    pub(super) fn put_later<E>(
+        self: &Arc<Self>,
+        connecting: impl Future<Output = Result<Box<Link>, E>> + Send + 'static,
+    ) {
+        let Ok(place) = Arc::clone(&self.spare).try_acquire_owned() else { return };
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Ok(link) = connecting.await {
+                pool.put(link);
+            }
+        });
     }
 
     /// Waits for connections to come back, until it is dropped.
@@ -97,12 +132,21 @@ impl Pool {
 
     /// A request was lost on a connection that had been idle so long: the server may have closed it at that moment, as it will have
     /// closed those that were idle for longer.
-    pub(super) fn lost(&self, Idled { since, until }: Idled) {
+    pub(super) fn lost(&self, Idled { since, until, answers }: Idled) {
         let (now, age) = (Instant::now(), until - since);
         let mut state = self.state();
-        if age >= LEAST_TRUST && now - until < SOON {
-            state.trust = (age.min(state.trust) / 2).max(LEAST_TRUST).min(self.idle);
-            state.raise_at = now + RECOVERY;
+        let soon = now - until < SOON;
+        let had_just_begun = soon && age < LEAST_TRUST && answers == 1;
+        state.behind_one += u32::from(had_just_begun);
+        let trust = if !soon {
+            None
+        } else if age >= LEAST_TRUST {
+            Some((age.min(state.trust) / 2).max(LEAST_TRUST).min(self.idle))
+        } else {
+            (had_just_begun && state.behind_one >= CLOSED_BEHIND_ONE).then_some(Duration::ZERO)
+        };
+        if let Some(trust) = trust {
+            (state.trust, state.raise_at) = (trust, now + RECOVERY);
         }
         let older = state.links.partition_point(|link| link.since <= since);
         let closed: Vec<_> = state.links.drain(..older).collect();
@@ -115,7 +159,7 @@ impl Pool {
         let mut state = self.state();
         let now = Instant::now();
         if state.trust < self.idle && state.raise_at <= now {
-            state.trust = (state.trust * 2).min(self.idle);
+            state.trust = (state.trust * 2).max(LEAST_TRUST).min(self.idle);
             state.raise_at = now + RECOVERY;
         }
     }

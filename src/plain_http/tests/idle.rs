@@ -129,3 +129,35 @@ async fn after_a_loss_idle_connections_are_trusted_for_less_and_for_more_again_w
         assert_eq!(server.client.pool.trust(), Duration::from_secs(trust));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_closes_after_every_answer_without_saying_so_soon_gets_a_connection_for_each_request() {
+    let server = Played::new().await;
+    let loses_one = async || {
+        let mut connection = server.used().await;
+        let (answer, ()) = tokio::join!(server.post(), async {
+            read_request(&mut connection).await;
+            drop(connection);
+        });
+        answer.unwrap_err();
+    };
+    loses_one().await;
+    loses_one().await;
+    for _ in 0..3 {
+        closed(server.used().await).await;
+        assert_eq!(server.client.pool.len(), 0);
+    }
+    // It is tried again each minute, which one request tells.
+    advance(Duration::from_secs(60)).await;
+    loses_one().await;
+    server.used().await;
+    assert_eq!(server.client.pool.len(), 0);
+    // One that has answered twice shows that they are kept again.
+    advance(Duration::from_secs(60)).await;
+    let connection = server.used().await;
+    drop(server.again(connection).await);
+    noticed().await;
+    loses_one().await;
+    server.used().await;
+    assert_eq!(server.client.pool.len(), 1);
+}

@@ -1,5 +1,7 @@
 //! The client against servers that are played byte by byte.
 
+mod connect;
+mod early;
 mod idle;
 
 use futures_util::FutureExt as _;
@@ -170,7 +172,7 @@ async fn a_request_comes_back_from_a_connection_that_ends_before_it() {
         connection.write_all(said.as_bytes()).await.unwrap();
         drop(connection);
         noticed().await;
-        let link = Link::new(hyper_util::rt::TokioIo::new(made.unwrap())).await.unwrap();
+        let link = Link::new(made.unwrap()).await.unwrap();
         let mut error = exchange(link, Request::new(BODY.into()), &server.client.pool).await.unwrap_err();
         assert!(error.take_message().is_some(), "{said}: {error:?}");
     }

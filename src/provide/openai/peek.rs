@@ -51,7 +51,7 @@ impl Peeker {
     pub(in crate::provide) fn peek(&self, chunk: &[u8]) -> Peeked {
         let hit = has_value(&self.finish, chunk, b"\"")
             || has_value(&self.usage, chunk, b"{")
-            || has_value(&self.error, chunk, b"{\"[0123456789t");
+            || has_value(&self.error, chunk, b"{\"[-0123456789tf");
         if hit { parse(chunk) } else { Peeked::default() }
     }
 }

@@ -100,6 +100,15 @@ fn an_answer() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+#[test]
+fn every_error_but_null_is_found_by_searching() {
+    for error in ["{}", "[]", "\"\"", "-1", "0", "7.5", "true", "false", "null"] {
+        let chunk = format!(r#"{{"error":{error}}}"#);
+        assert_eq!(peek(&chunk).error, error != "null", "{chunk}");
+        assert_eq!(parse(chunk.as_bytes()).error, error != "null", "{chunk}");
+    }
+}
+
 proptest! {
     #[test]
     fn an_answer_is_read_as_serde_reads_it(text in an_answer()) {
