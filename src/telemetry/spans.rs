@@ -182,7 +182,7 @@ impl Attributes<'_> {
     pub(super) fn text<'v>(&mut self, key: &'static str, value: impl Into<Option<&'v str>>) {
         match (self, value.into()) {
             (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::text_attribute(out, key, value),
+            (Self::Wire(out), Some(value)) => attributes::text(out, key, value),
             (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value.to_owned())),
         }
     }
@@ -197,7 +197,7 @@ impl Attributes<'_> {
     pub(super) fn whole(&mut self, key: &'static str, value: impl Into<Option<i64>>) {
         match (self, value.into()) {
             (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::whole_attribute(out, key, value),
+            (Self::Wire(out), Some(value)) => attributes::whole(out, key, value),
             (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
         }
     }
@@ -206,7 +206,7 @@ impl Attributes<'_> {
     pub(super) fn real(&mut self, key: &'static str, value: impl Into<Option<f64>>) {
         match (self, value.into()) {
             (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::real_attribute(out, key, value),
+            (Self::Wire(out), Some(value)) => attributes::real(out, key, value),
             (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
         }
     }
@@ -215,7 +215,7 @@ impl Attributes<'_> {
     pub(super) fn flag(&mut self, key: &'static str, value: impl Into<Option<bool>>) {
         match (self, value.into()) {
             (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::flag_attribute(out, key, value),
+            (Self::Wire(out), Some(value)) => attributes::flag(out, key, value),
             (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
         }
     }
@@ -230,7 +230,7 @@ impl Attributes<'_> {
         let values = values.map(cut);
         match self {
             _ if values.len() == 0 => {}
-            Self::Wire(out) => attributes::texts_attribute(out, key, values),
+            Self::Wire(out) => attributes::texts(out, key, values),
             Self::Values(all) => {
                 let values = values.map(|value| value.to_owned().into()).collect();
                 all.push(KeyValue::new(key, Value::Array(Array::String(values))));

@@ -18,7 +18,7 @@ const ATTRIBUTES: u64 = 9;
 const SHORT: usize = 0x7f - 6;
 
 #[inline(always)]
-pub(in crate::telemetry) fn text_attribute(out: &mut Vec<u8>, key: &str, value: &str) {
+pub(in crate::telemetry) fn text(out: &mut Vec<u8>, key: &str, value: &str) {
     if key.len() + value.len() > SHORT {
         return attribute(out, ATTRIBUTES, key, Some(Any::Text(value)));
     }
@@ -28,7 +28,7 @@ pub(in crate::telemetry) fn text_attribute(out: &mut Vec<u8>, key: &str, value: 
 }
 
 #[inline(always)]
-pub(in crate::telemetry) fn whole_attribute(out: &mut Vec<u8>, key: &str, value: i64) {
+pub(in crate::telemetry) fn whole(out: &mut Vec<u8>, key: &str, value: i64) {
     let value = value.cast_unsigned();
     short_attribute(out, key, 1 + varint_length(value));
     out.push(tag(3, VARINT));
@@ -36,19 +36,19 @@ pub(in crate::telemetry) fn whole_attribute(out: &mut Vec<u8>, key: &str, value:
 }
 
 #[inline(always)]
-pub(in crate::telemetry) fn real_attribute(out: &mut Vec<u8>, key: &str, value: f64) {
+pub(in crate::telemetry) fn real(out: &mut Vec<u8>, key: &str, value: f64) {
     short_attribute(out, key, 9);
     out.push(tag(4, FIXED64));
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 #[inline(always)]
-pub(in crate::telemetry) fn flag_attribute(out: &mut Vec<u8>, key: &str, value: bool) {
+pub(in crate::telemetry) fn flag(out: &mut Vec<u8>, key: &str, value: bool) {
     short_attribute(out, key, 2);
     out.extend_from_slice(&[tag(2, VARINT), value.into()]);
 }
 
-pub(in crate::telemetry) fn texts_attribute<'a>(
+pub(in crate::telemetry) fn texts<'a>(
     out: &mut Vec<u8>,
     key: &str,
     values: impl Iterator<Item = &'a str> + Clone,
@@ -68,6 +68,7 @@ pub(in crate::telemetry) fn texts_attribute<'a>(
 #[inline(always)]
 fn short_attribute(out: &mut Vec<u8>, key: &str, value_length: usize) {
     let length = key.len() + value_length + 4;
+    debug_assert!(length < 0x80, "{key} is too long for a short attribute");
     out.extend_from_slice(&[tag(ATTRIBUTES, LENGTH), length as u8, tag(1, LENGTH), key.len() as u8]);
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(&[tag(2, LENGTH), value_length as u8]);
