@@ -40,8 +40,8 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let greeter = domain::Provider {
 //!     name: ProviderName::new("greeter")?,
-//!     kind: "greeter".to_owned(),
-//!     model: "greeter-1".to_owned(),
+//!     kind: "greeter".into(),
+//!     model: "greeter-1".into(),
 //!     tier: String::new(),
 //!     description: "says hello".to_owned(),
 //!     publish: true,
