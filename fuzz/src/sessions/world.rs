@@ -15,7 +15,7 @@ use crate::{
     core::{Core, DRAIN_DELIVERY_BOUND, Effect, Input, LinkInput, Settings, link, link::UrlChange},
     domain::{
         Activity, CallFailure, Failure, FailureCode, Outcome, Provider, ProviderName, ProviderState, Pushed,
-        SessionHello, SessionKey, Task, TaskId, TaskKey,
+        RequestFacts, SessionHello, SessionKey, Task, TaskId, TaskKey,
     },
 };
 
@@ -226,9 +226,7 @@ impl World {
                 ledger.channel = false;
                 LinkInput::ChannelClosed(ledger.epoch, answer(reply).err()?)
             }
-            Step::Heartbeat(reply) => {
-                LinkInput::Heartbeat(ledger.heartbeat.take()?, answer(reply).map(drop))
-            }
+            Step::Heartbeat(reply) => LinkInput::Heartbeat(ledger.heartbeat.take()?, answer(reply).map(drop)),
             Step::Woke => {
                 ledger.heartbeat = None;
                 LinkInput::Woke
@@ -340,6 +338,7 @@ fn a_task(id: u8) -> Task {
         llm: "a".to_owned(),
         streaming: false,
         request: Bytes::new(),
+        asked: RequestFacts::default(),
         deadline: None,
         trace_context: BTreeMap::new(),
         caller: None,
@@ -384,8 +383,8 @@ fn pushed(entry: &Entry) -> Pushed {
     }
     Ok(Provider {
         name: name(entry.name),
-        kind: "echo".to_owned(),
-        model: if entry.model { "m" } else { "n" }.to_owned(),
+        kind: "echo".into(),
+        model: if entry.model { "m" } else { "n" }.into(),
         tier: String::new(),
         description: String::new(),
         publish: entry.publish,
