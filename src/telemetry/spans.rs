@@ -195,27 +195,29 @@ impl Attributes<'_> {
 
     #[inline(always)]
     pub(super) fn whole(&mut self, key: &'static str, value: impl Into<Option<i64>>) {
-        match (self, value.into()) {
-            (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::whole(out, key, value),
-            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
-        }
+        self.plain(key, value.into(), attributes::whole);
     }
 
     #[inline(always)]
     pub(super) fn real(&mut self, key: &'static str, value: impl Into<Option<f64>>) {
-        match (self, value.into()) {
-            (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::real(out, key, value),
-            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
-        }
+        self.plain(key, value.into(), attributes::real);
     }
 
     #[inline(always)]
     pub(super) fn flag(&mut self, key: &'static str, value: impl Into<Option<bool>>) {
-        match (self, value.into()) {
+        self.plain(key, value.into(), attributes::flag);
+    }
+
+    #[inline(always)]
+    fn plain<V: Into<Value>>(
+        &mut self,
+        key: &'static str,
+        value: Option<V>,
+        write: impl FnOnce(&mut Vec<u8>, &str, V),
+    ) {
+        match (self, value) {
             (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::flag(out, key, value),
+            (Self::Wire(out), Some(value)) => write(out, key, value),
             (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
         }
     }
