@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use eventsource_stream::{LimitEvents, limit_events, too_large};
+use eventsource_stream::{LimitEvents, Refused, limit_events, too_large};
 use futures_util::Stream as _;
 use reqwest_eventsource::{Error as SourceError, Event as SourceEvent, EventSource, retry::Never};
 use tokio::{
@@ -56,6 +56,8 @@ enum Seen {
     /// No event, but the first byte, or the first keep-alive.
     Bytes,
     Event(SourceEvent),
+    /// An event over the limit, which was skipped.
+    Refused(Refused),
     Ended(Box<SourceError>),
 }
 
@@ -103,9 +105,17 @@ impl Channel {
                         return None;
                     }
                 }
+                Seen::Refused(refused) => {
+                    let mut answered = pin!(self.refuse(refused, mcpd));
+                    if cancelled.run_until_cancelled(answered.as_mut()).await.is_none() {
+                        drop(source);
+                        answered.await;
+                        return None;
+                    }
+                }
                 Seen::Ended(error) => {
-                    if let Some(refused) = source.inner.take_refused().filter(|r| r.event == TASK_EVENT) {
-                        self.refuse(&refused.data, mcpd).await;
+                    if let Some(refused) = source.inner.take_refused() {
+                        self.refuse(refused, mcpd).await;
                     }
                     return Some(self.ended(mcpd, *error).await);
                 }
@@ -113,11 +123,25 @@ impl Channel {
         }
     }
 
-    /// Answers a task that was too large to be read, if its beginning contains its id.
-    async fn refuse(&self, beginning: &str, mcpd: &Mcpd) {
-        match oversized_task(beginning, self.event_limit) {
-            Some((task, failure)) => self.emit_task(Event::BadTask(task, failure), mcpd).await,
-            None => self.emit(Event::LostTask).await,
+    /// Says that an event was too large to be read, and answers a task if what is kept of it tells its id for sure.
+    async fn refuse(&self, refused: Refused, mcpd: &Mcpd) {
+        let (kind, bytes, why) = (Printable(&refused.event), refused.bytes, refused.why);
+        if refused.event != TASK_EVENT {
+            return warn!(event = %kind, bytes, "dropped an event of mcpd's: {why}");
+        }
+        match oversized_task(&refused) {
+            Some((task, failure)) => {
+                warn!(task_id = %task.id, bytes, "a task is too large: {why}; --event-limit can raise it");
+                self.emit_task(Event::BadTask(task, failure), mcpd).await;
+            }
+            None => {
+                warn!(
+                    bytes,
+                    "a task is too large and its caller gets no answer, because its taskId is out of sight: {why}; \
+                     --event-limit can raise it"
+                );
+                self.emit(Event::LostTask).await;
+            }
         }
     }
 
@@ -154,7 +178,7 @@ impl Channel {
         };
         match timeout(OPEN_TIMEOUT, source.next()).await.map_err(|_| late())? {
             Seen::Ended(error) => Err(self.ended(mcpd, *error).await),
-            Seen::Event(_) | Seen::Bytes => Ok(source),
+            Seen::Event(_) | Seen::Refused(_) | Seen::Bytes => Ok(source),
         }
     }
 
@@ -234,6 +258,11 @@ impl Source {
                 if polled.is_pending() && (first || self.kept_alive != kept_alive) {
                     return Poll::Ready(Seen::Bytes);
                 }
+            }
+            if polled.is_pending()
+                && let Some(refused) = self.inner.take_refused()
+            {
+                return Poll::Ready(Seen::Refused(refused));
             }
             if let Poll::Ready(Some(Ok(SourceEvent::Message(message)))) = &polled {
                 self.kept_alive |= message.event == PING_EVENT;

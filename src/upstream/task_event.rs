@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use eventsource_stream::{Refused, TooLarge};
+use serde_json::value::RawValue;
 
 use super::contract::{INFER_KIND, ReadFacts, TaskEvent, is_answerable, readable_task_id};
 use crate::domain::{Failure, FailureCode, MAX_TRACESTATE_BYTES, Printable, RequestFacts, Task, TaskId};
@@ -56,14 +58,57 @@ pub fn read_task(data: &str, facts: ReadFacts) -> Result<Task, BadTask> {
     }
 }
 
-/// The task whose event is over the limit, and the error that its caller gets, if its id is in the event's `beginning`.
-pub fn oversized_task(beginning: &str, limit: usize) -> Option<(Task, Failure)> {
+/// The task whose event was too large to be read, and the error that its caller gets, if what is kept of the event tells its id.
+pub fn oversized_task(refused: &Refused) -> Option<(Task, Failure)> {
+    let what = match refused.why {
+        TooLarge::Event { limit } | TooLarge::Endless { limit } => {
+            format!(
+                "the request is larger than {limit} bytes, the most that the agent takes; its --event-limit can raise it"
+            )
+        }
+        TooLarge::Id => format!("the task cannot be read: {}", refused.why),
+    };
+    let failure = Failure::new(FailureCode::TooLarge, what);
+    Some((nameless(oversized_id(&refused.beginning, &refused.ending)?), failure))
+}
+
+/// The id in the beginning or in the ending of a task event. Two that differ are none.
+fn oversized_id(beginning: &str, ending: &str) -> Option<TaskId> {
+    if !beginning.trim_ascii_start().starts_with('{') {
+        return None;
+    }
     // A number that is cut off would be another id; what comes before a comma is complete.
-    let whole = &beginning[..beginning.rfind(',')?];
-    let why = format!(
-        "the request is larger than {limit} bytes, the most that the agent takes; its --event-limit can raise it"
-    );
-    Some((nameless(readable_id(whole)?), Failure::new(FailureCode::TooLarge, why)))
+    let first = beginning.rfind(',').and_then(|comma| readable_id(&beginning[..comma]));
+    let last = last_members(ending).and_then(|members| readable_id(&format!("{{{members}")));
+    match (first, last) {
+        (Some(first), Some(last)) if first != last => None,
+        (first, last) => first.or(last),
+    }
+}
+
+/// The last members of a JSON object whose text ends with `ending`, its closing brace included; `None` if none begins in there.
+///
+/// The text is read from its end, where no string is open, so it is sure which quotes begin and end strings: outside of strings there are
+/// no backslashes, and inside a quote has an odd number of them before it. So a name in a request's text, or in an object within it, is
+/// never taken for one of the object's own.
+fn last_members(ending: &str) -> Option<&str> {
+    let (bytes, mut depth, mut in_string, mut found) = (ending.as_bytes(), 0_usize, false, None);
+    for (at, byte) in bytes.iter().enumerate().rev() {
+        match byte {
+            b'"' => {
+                let escapes = bytes[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+                in_string ^= escapes % 2 == 0;
+            }
+            _ if in_string => {}
+            b'}' | b']' => depth += 1,
+            b'{' | b'[' if depth <= 1 => break,
+            b'{' | b'[' => depth -= 1,
+            b',' if depth == 1 => found = Some(at + 1),
+            _ => {}
+        }
+    }
+    let members = &ending[found?..];
+    serde_json::from_str::<&RawValue>(&format!("{{{members}")).is_ok().then_some(members)
 }
 
 fn readable_id(data: &str) -> Option<TaskId> {
@@ -149,9 +194,13 @@ mod tests {
         );
     }
 
+    fn oversized(beginning: &str, ending: &str) -> Option<String> {
+        oversized_id(beginning, ending).map(|id| id.as_str().to_owned())
+    }
+
     #[test]
     fn a_task_that_is_too_large_is_answered_where_its_beginning_has_the_whole_id() {
-        let id = |beginning| oversized_task(beginning, 1).map(|(task, _)| task.id.as_str().to_owned());
+        let id = |beginning| oversized(beginning, "");
         assert_eq!(id(r#"{"kind":"infer","taskId":"t1","request":{"messages":["xx"#).as_deref(), Some("t1"));
         assert_eq!(id(r#"{"taskId":12,"llmName"#).as_deref(), Some("12"));
         for beginning in [
@@ -159,8 +208,61 @@ mod tests {
             r#"{"kind":"infer","taskId":12"#,
             r#"{"kind":"infer","taskId":"t,1"#,
             r#"{"request":{"taskId":"no","x"#,
+            r#"["taskId","t1","#,
         ] {
             assert_eq!(id(beginning), None, "{beginning}");
+        }
+    }
+
+    #[test]
+    fn a_task_that_is_too_large_is_answered_where_its_ending_has_the_whole_id() {
+        for ending in [
+            r#"xx"}]},"taskId":"t1"}"#,
+            r#"x\\"}]} , "taskId" : "t1" , "deadlineMs" : 7 } "#,
+            r#"xx,\"taskId\":\"no\""}],"taskId":"no"},"caller":"\\\"}","x":[{"taskId":"no"},1],"taskId":"t1"}"#,
+        ] {
+            assert_eq!(oversized(r#"{"request":{"messages":["#, ending).as_deref(), Some("t1"), "{ending}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_may_be_somebody_elses_is_none() {
+        let beginning = r#"{"kind":"infer","request":{"messages":["#;
+        for ending in [
+            "",
+            r#""taskId":"no"}"#,
+            r#"xx","taskId":"no"}}"#,
+            r#"xx","taskId":"no"}]}}"#,
+            r#"xx\",\"taskId\":\"no\"}"}}"#,
+            r#"xx"}},"taskId":"no""#,
+            r#"xx"}},"taskId":"no"}}"#,
+            r#"xx"}},"taskId":"no"},"#,
+            r#"xx"}},"taskId":"no" no}"#,
+        ] {
+            assert_eq!(oversized(beginning, ending), None, "{ending}");
+        }
+        let other = r#"{"taskId":"one","request":{"messages":["#;
+        assert_eq!(oversized(other, r#"xx"}},"taskId":"two"}"#), None);
+        assert_eq!(oversized(other, r#"xx"}},"taskId":"one"}"#).as_deref(), Some("one"));
+    }
+
+    proptest::proptest! {
+        /// Wherever a valid event is cut, its ending gives its own id or none.
+        #[test]
+        fn an_ending_never_gives_the_id_of_something_inside_the_request(
+            text in r#"([a"\\\\,:{}\[\]]|\{"taskId":"no"\}|,"taskId":"no"){0,12}"#,
+            behind in proptest::bool::ANY,
+            cut in 0..400_usize,
+        ) {
+            let mut event = serde_json::json!({"request": {"a": [text, {"taskId": "no"}], "taskId": "no"}});
+            event["llmName"] = text.clone().into();
+            if behind {
+                event["taskId"] = "own".into();
+            }
+            let event = event.to_string();
+            let ending = &event[event.ceil_char_boundary(cut.min(event.len()))..];
+            let id = oversized(r#"{"request":{"#, ending);
+            proptest::prop_assert!(id.is_none() || behind && id.as_deref() == Some("own"), "{:?} of {}", id, ending);
         }
     }
 

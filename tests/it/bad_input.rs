@@ -157,17 +157,39 @@ async fn unknown_events_and_fields_and_a_bad_cancel_are_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_over_the_limit_is_answered_and_ends_the_channel_with_a_reason_and_it_is_reopened() {
+async fn an_event_over_the_limit_is_answered_and_the_channel_goes_on() {
+    let logs = Logs::keep();
     let world = World::with(FakeMcpd::builder(), |config| config.event_limit = 64 << 10).await;
     let mut client = world.serving("llama").await;
     let call = world.mcpd.infer_stream("llama", &chat(&"x".repeat(100_000))).expect("accepted");
     let reply: InferReply = soon("the end", call.collect()).await.end.into();
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (413, &json!("too_large")));
-    let link = world.link(AgentState::Backoff).await;
-    assert!(link.detail.contains("--event-limit"), "{}", link.detail);
-    world.active("llama").await;
+    assert_eq!(logs.lines_with("--event-limit can raise it").len(), 1);
+    for large in ["event: future\ndata: ", "event: cancel\ndata: ", ": "] {
+        world.mcpd.send_raw(format!("{large}{}\n\n", "x".repeat(100_000)));
+    }
     works(&world, &mut client, "llama").await;
+    assert_eq!(world.calls(CallKind::Stream).len(), 1, "the channel stayed open");
     world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_over_the_limit_is_answered_by_the_id_behind_its_request_and_never_by_one_inside() {
+    let logs = Logs::keep();
+    let world = World::with(FakeMcpd::builder(), |config| config.event_limit = 64 << 10).await;
+    let mut client = world.serving("llama").await;
+    let text = "x".repeat(100_000);
+    let inside = format!(r#"{{"kind":"infer","request":{{"text":"{text}","taskId":"inside"}}}}"#);
+    world.mcpd.send_task(inside);
+    let behind =
+        format!(r#"{{"kind":"infer","request":{{"text":"{text}","taskId":"inside"}},"taskId":"behind"}}"#);
+    world.mcpd.send_task(behind);
+    let delivered = |e: &fake_mcpd::Entry| e.is_call(CallKind::Result);
+    let entry = soon("its result", world.mcpd.wait_for(delivered)).await;
+    assert_eq!(entry.task.as_deref(), Some("behind"));
+    assert_eq!(logs.lines_with("its taskId is out of sight").len(), 1);
+    works(&world, &mut client, "llama").await;
+    assert_eq!(world.calls(CallKind::Stream).len(), 1, "the channel stayed open");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,8 @@
 //! - Time is linear in the bytes received, however they are cut into pieces.
 //! - Memory is bounded: one event may take [`DEFAULT_EVENT_LIMIT`] bytes, or what [`limit_events`] or
 //!   [`EventStream::set_event_limit`] says, and an id [`ID_LIMIT`] bytes. One byte more is an error, and the end
-//!   of the stream. What a large event needed is given back after it.
+//!   of the stream; under [`limit_events`] it is the end of that event only, whose rest is read and dropped, unless
+//!   it has no end within [`ENDLESS_FACTOR`] times the limit. What a large event needed is given back after it.
 //! - No bytes make it fail, panic or wait: invalid UTF-8 becomes U+FFFD, one leading byte order mark is skipped,
 //!   a carriage return ends a line at once.
 //!
@@ -15,8 +16,8 @@
 //!
 //! `reqwest-eventsource` matches on the three variants of [`EventStreamError`], so there can be no fourth. A
 //! limit's error comes as [`EventStreamError::Parser`], hence as `reqwest_eventsource::Error::Parser`, with
-//! nom's code `TooLarge`; nothing else ever does. [`too_large`] returns its sentence, which names the limit. The beginning of the
-//! event is in [`LimitEvents::take_refused`].
+//! nom's code `TooLarge`; nothing else ever does. [`too_large`] returns its sentence, which names the limit. What is kept of an
+//! event that was dropped is in [`LimitEvents::take_refused`].
 //!
 //! # Other differences from the original
 //!
@@ -28,8 +29,10 @@
 mod limit;
 mod lines;
 mod parser;
+mod skipped;
 mod stream;
 
 pub use limit::{LimitEvents, limit_events};
-pub use parser::{BEGINNING, DEFAULT_EVENT_LIMIT, Event, ID_LIMIT, Parser, Refused, TooLarge};
+pub use parser::{DEFAULT_EVENT_LIMIT, Event, Parser};
+pub use skipped::{BEGINNING, ENDING, ENDLESS_FACTOR, ID_LIMIT, Refused, TooLarge};
 pub use stream::{EventStream, EventStreamError, Eventsource, too_large};

@@ -4,7 +4,7 @@
 //! configure it. So the limit is in a thread-local during each poll: unlike a process-wide setting, this allows
 //! several agents with different limits in one process, as tests need it.
 
-use crate::parser::{DEFAULT_EVENT_LIMIT, Refused};
+use crate::skipped::Refused;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 use std::cell::Cell;
@@ -12,15 +12,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 thread_local! {
-    static LIMIT: Cell<usize> = const { Cell::new(DEFAULT_EVENT_LIMIT) };
+    static LIMIT: Cell<Option<usize>> = const { Cell::new(None) };
     static RECEIVED: Cell<u64> = const { Cell::new(0) };
     static COMMENTS: Cell<u64> = const { Cell::new(0) };
     static REFUSED: Cell<Option<Refused>> = const { Cell::new(None) };
 }
 
-/// Keeps the beginning of an event over its limit, for the [`LimitEvents`] that polls its source.
-pub(crate) fn keep_refused(refused: Option<Refused>) {
-    REFUSED.set(refused);
+/// Keeps what is known of an event over its limit, for the [`LimitEvents`] that polls its source.
+pub(crate) fn keep_refused(refused: Refused) {
+    REFUSED.set(Some(refused));
 }
 
 /// Counts bytes that came from a source, for the [`LimitEvents`] that polls it.
@@ -33,8 +33,8 @@ pub(crate) fn count_comments(comments: u64) {
     COMMENTS.set(COMMENTS.get() + comments);
 }
 
-/// What an event may take, bytes, in a stream that is made here and now.
-pub(crate) fn current_limit() -> usize {
+/// What an event may take, bytes, in a stream that is made here and now, if a [`LimitEvents`] polls whoever makes it.
+pub(crate) fn current_limit() -> Option<usize> {
     LIMIT.get()
 }
 
@@ -52,7 +52,8 @@ pin_project! {
 }
 
 impl<S> LimitEvents<S> {
-    /// The beginning of the event that was over its limit, once: the error itself has no room for it.
+    /// What is kept of an event that was over its limit, once. To be asked after every poll: an event that was dropped makes
+    /// the poll pending, with a wake, so there is one at most, and what comes after it has not been given yet.
     pub fn take_refused(&mut self) -> Option<Refused> {
         self.refused.take()
     }
@@ -69,7 +70,7 @@ impl<S> LimitEvents<S> {
 }
 
 /// Passes `inner` on, and gives every [`EventStream`](crate::EventStream) that `inner` makes while it is
-/// polled the limit of `bytes` for one event. Made for `reqwest_eventsource::EventSource`:
+/// polled the limit of `bytes` for one event. An event over it is dropped, and the stream goes on. Made for `reqwest_eventsource::EventSource`:
 ///
 /// ```
 /// # fn connect(request: reqwest::RequestBuilder) -> Result<(), reqwest_eventsource::CannotCloneRequestError> {
@@ -85,7 +86,7 @@ pub fn limit_events<S: Stream>(inner: S, bytes: usize) -> LimitEvents<S> {
 }
 
 /// Puts the limit and the counts of the surroundings back, also when a poll panics.
-struct Restore(usize, u64, u64);
+struct Restore(Option<usize>, u64, u64);
 
 impl Drop for Restore {
     fn drop(&mut self) {
@@ -100,7 +101,7 @@ impl<S: Stream> Stream for LimitEvents<S> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let this = self.project();
-        let _restore = Restore(LIMIT.replace(*this.bytes), RECEIVED.replace(0), COMMENTS.replace(0));
+        let _restore = Restore(LIMIT.replace(Some(*this.bytes)), RECEIVED.replace(0), COMMENTS.replace(0));
         let polled = this.inner.poll_next(cx);
         *this.received += RECEIVED.get();
         *this.comments += COMMENTS.get();
@@ -117,7 +118,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt, stream};
 
     /// The limit seen from inside a poll.
-    fn seen() -> impl Stream<Item = usize> + Unpin {
+    fn seen() -> impl Stream<Item = Option<usize>> + Unpin {
         stream::repeat_with(current_limit)
     }
 
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn a_limit_holds_within_its_own_polls_only() {
         let mut outer = limit_events(limit_events(seen(), 1).zip(seen()), 2);
-        assert_eq!(outer.next().now_or_never(), Some(Some((1, 2))));
-        assert_eq!(current_limit(), DEFAULT_EVENT_LIMIT);
+        assert_eq!(outer.next().now_or_never(), Some(Some((Some(1), Some(2)))));
+        assert_eq!(current_limit(), None);
     }
 }

@@ -1,20 +1,12 @@
 //! Lines to events, after the HTML standard; no I/O, so that tests and fuzzers can feed it bytes.
 
-use crate::lines::Lines;
-use std::fmt;
+use crate::lines::{Line, Lines};
+use crate::skipped::{BEGINNING, ENDLESS_FACTOR, ID_LIMIT, Refused, Skipped, TooLarge};
 use std::time::Duration;
 
 /// What one event may take, bytes, unless something else is set. Large enough for a completion request
 /// with a few images inline, small enough to be held a few times over.
 pub const DEFAULT_EVENT_LIMIT: usize = 32 * 1024 * 1024;
-
-/// What an event's id may take, bytes. Every later event carries a copy of it, so a large id followed by many
-/// tiny events would cost far more than the bytes received; nor does a longer one fit into the
-/// `Last-Event-ID` header of most servers.
-pub const ID_LIMIT: usize = 4 * 1024;
-
-/// What is kept of the data of an event over its limit, bytes: an envelope's first fields, not its content.
-pub const BEGINNING: usize = 4 * 1024;
 
 /// The type of an event that names none.
 const DEFAULT_TYPE: &str = "message";
@@ -35,45 +27,12 @@ pub struct Event {
     pub retry: Option<Duration>,
 }
 
-/// Why an event was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TooLarge {
-    /// An event's data, its type and the line being received take more than `limit` bytes together.
-    Event {
-        /// The limit, bytes.
-        limit: usize,
-    },
-    /// An id takes more than [`ID_LIMIT`] bytes.
-    Id,
-}
-
-/// What came first of an event that was refused: for whoever has to answer it all the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// The event's type, as far as it had come.
-    pub event: String,
-    /// The beginning of its data, at most [`BEGINNING`] bytes; cut off anywhere.
-    pub data: String,
-}
-
-impl fmt::Display for TooLarge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Event { limit } => write!(f, "an event of the stream is over the limit of {limit} bytes"),
-            Self::Id => write!(f, "an event id of the stream is over the limit of {ID_LIMIT} bytes"),
-        }
-    }
-}
-
-impl std::error::Error for TooLarge {}
-
 /// Pieces of bytes in, events out. [`Parser::push`] a piece, then call [`Parser::next_event`] until it
 /// has no more; in that order time is linear in the bytes pushed.
 #[derive(Debug)]
 pub struct Parser {
     lines: Lines,
     fields: Fields,
-    refused: Option<Refused>,
 }
 
 impl Parser {
@@ -81,7 +40,7 @@ impl Parser {
     /// its type, and the line being received without its ending, whether a comment or a field, a byte order mark
     /// included: so the pieces make no difference to what is refused.
     pub fn new(event_limit: usize) -> Self {
-        Self { lines: Lines::default(), fields: Fields::new(event_limit), refused: None }
+        Self { lines: Lines::default(), fields: Fields::new(event_limit) }
     }
 
     /// Adds a piece of the stream.
@@ -89,27 +48,36 @@ impl Parser {
         self.lines.push(piece);
     }
 
-    /// The next whole event, or none until more is pushed. After an error the stream must be given up.
+    /// From now on the rest of an event over its limit is read and dropped, instead of nothing being read after it: the error
+    /// comes at the event's end, and the next event after it. Fields that are no part of an event, comments too, are dropped
+    /// without an error. An event without end is an error after all, and the stream's end.
+    pub fn skip_oversized(&mut self) {
+        self.fields.skips = true;
+    }
+
+    /// The next whole event, or none until more is pushed. After an error for which [`Parser::is_over`], the stream must be
+    /// given up.
     ///
     /// # Errors
     /// If the event or its id is longer than the limit.
     pub fn next_event(&mut self) -> Result<Option<Event>, TooLarge> {
         while let Some(line) = self.lines.next() {
-            match self.fields.take_line(line) {
+            match self.fields.take(line) {
                 Ok(None) => {}
-                Ok(event) => return Ok(event),
-                Err(error) => {
-                    self.refused = Some(self.fields.refused(line));
-                    return Err(error);
-                }
+                taken => return taken,
             }
         }
-        if let Err(error) = self.fields.check_room(self.lines.unfinished()) {
-            self.refused = Some(self.fields.refused(self.lines.unfinished_line()));
-            return Err(error);
-        }
+        let over = self.fields.check_unfinished(self.lines.unfinished())?;
         self.lines.settle();
+        if over {
+            self.lines.cut();
+        }
         Ok(None)
+    }
+
+    /// Whether nothing can be read after the error `why`.
+    pub fn is_over(&self, why: TooLarge) -> bool {
+        !self.fields.skips || matches!(why, TooLarge::Endless { .. })
     }
 
     /// The id that a reconnection should send: the last one whose event was complete.
@@ -122,9 +90,14 @@ impl Parser {
         self.fields.last_event_id = id;
     }
 
-    /// The beginning of the event that was over its limit, once.
+    /// What is kept of the event that was skipped, once: after an error.
     pub fn take_refused(&mut self) -> Option<Refused> {
-        self.refused.take()
+        self.fields.refused.take()
+    }
+
+    /// What is kept of the event being skipped, when the stream ends before it.
+    pub(crate) fn abandon(&mut self) -> Option<Refused> {
+        self.fields.abandon(self.lines.unfinished())
     }
 
     /// Comments since this was last asked.
@@ -141,7 +114,8 @@ impl Parser {
     pub(crate) fn discard(&mut self) {
         self.lines = Lines::default();
         let last_event_id = std::mem::take(&mut self.fields.last_event_id);
-        self.fields = Fields { last_event_id, ..Fields::new(self.fields.limit) };
+        let skips = self.fields.skips;
+        self.fields = Fields { last_event_id, skips, ..Fields::new(self.fields.limit) };
     }
 }
 
@@ -149,6 +123,10 @@ impl Parser {
 #[derive(Debug)]
 struct Fields {
     limit: usize,
+    /// See [`Parser::skip_oversized`].
+    skips: bool,
+    skipped: Option<Skipped>,
+    refused: Option<Refused>,
     /// The first line, and with it a byte order mark, has been taken.
     begun: bool,
     event: String,
@@ -163,8 +141,19 @@ struct Fields {
 
 impl Fields {
     fn new(limit: usize) -> Self {
-        let (event, last_event_id) = (String::new(), String::new());
-        Self { limit, begun: false, event, data: None, retry: None, new_id: None, last_event_id, comments: 0 }
+        Self {
+            limit,
+            skips: false,
+            skipped: None,
+            refused: None,
+            begun: false,
+            event: String::new(),
+            data: None,
+            retry: None,
+            new_id: None,
+            last_event_id: String::new(),
+            comments: 0,
+        }
     }
 
     /// Refuses a line of `line` bytes that the limit has no room for.
@@ -190,19 +179,92 @@ impl Fields {
     }
 
     /// Takes one line, and gives the event that it completes.
-    fn take_line(&mut self, line: &[u8]) -> Result<Option<Event>, TooLarge> {
-        self.check_room(line.len())?;
+    fn take(&mut self, line: Line<'_>) -> Result<Option<Event>, TooLarge> {
+        let room = self.check_room(line.len());
+        self.check_end(line)?;
+        let head = self.without_bom(line.head());
+        if self.skipped.is_none() {
+            match room.and_then(|()| self.take_line(head)) {
+                Err(why) if self.skips && is_part_of_event(field(head).0) => {
+                    self.skipped = Some(Skipped::new(why, self.data.take()));
+                }
+                Err(_) if self.skips => {
+                    self.comments += u64::from(head.starts_with(b":"));
+                    return Ok(None);
+                }
+                taken => return taken,
+            }
+        }
+        self.skip_line(head, line)
+    }
+
+    /// Skips one line of an event over its limit; the error comes at the event's end.
+    fn skip_line(&mut self, head: &[u8], line: Line<'_>) -> Result<Option<Event>, TooLarge> {
+        let Some(skipped) = &mut self.skipped else { return Ok(None) };
+        if line.is_empty() {
+            self.refused = self.refuse(true);
+            return self.refused.as_ref().map_or(Ok(None), |refused| Err(refused.why));
+        }
+        skipped.bytes += line.len();
+        self.comments += u64::from(head.starts_with(b":"));
+        match field(head) {
+            (b"data", value) => skipped.add(value, line),
+            // A type that is cut here is longer than any that a reader knows.
+            (b"event", value) => self.event = lossy(&value[..value.len().min(BEGINNING)]),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Ends the event being skipped, if there is one. Its id does not count.
+    fn refuse(&mut self, ended: bool) -> Option<Refused> {
+        let skipped = self.skipped.take()?;
+        self.new_id = None;
+        Some(skipped.refused(std::mem::take(&mut self.event), ended))
+    }
+
+    /// Ends the event being skipped with an unfinished line.
+    fn abandon(&mut self, line: Line<'_>) -> Option<Refused> {
+        if self.skips && !line.is_empty() && self.check_room(line.len()).is_err() {
+            let head = self.without_bom(line.head());
+            if self.skipped.is_none() && is_part_of_event(field(head).0) {
+                self.skipped = Some(Skipped::new(self.too_large(), self.data.take()));
+            }
+            let _ = self.skip_line(head, line);
+        }
+        self.refuse(false)
+    }
+
+    /// Whether a line that has not ended need not be kept whole.
+    fn check_unfinished(&self, line: Line<'_>) -> Result<bool, TooLarge> {
+        self.check_end(line)?;
+        match self.check_room(line.len()) {
+            Err(why) if !self.skips => Err(why),
+            room => Ok(room.is_err() || self.skipped.is_some()),
+        }
+    }
+
+    /// Refuses what has no end within [`ENDLESS_FACTOR`] times the limit.
+    fn check_end(&self, line: Line<'_>) -> Result<(), TooLarge> {
+        let bytes = self.skipped.as_ref().map_or(0, |skipped| skipped.bytes) + line.len();
+        if self.skips && bytes > self.limit.saturating_mul(ENDLESS_FACTOR) {
+            return Err(TooLarge::Endless { limit: self.limit });
+        }
+        Ok(())
+    }
+
+    fn without_bom<'a>(&mut self, line: &'a [u8]) -> &'a [u8] {
         let first = !std::mem::replace(&mut self.begun, true);
-        let line = line.strip_prefix(BOM).filter(|_| first).unwrap_or(line);
+        line.strip_prefix(BOM).filter(|_| first).unwrap_or(line)
+    }
+
+    fn take_line(&mut self, line: &[u8]) -> Result<Option<Event>, TooLarge> {
         if line.is_empty() {
             return Ok(self.dispatch());
         }
         self.comments += u64::from(line[0] == b':');
-        let (name, value) = match memchr::memchr(b':', line) {
-            Some(colon) => (&line[..colon], &line[colon + 1..]),
-            None => (line, &b""[..]),
-        };
-        self.take_field(name, value.strip_prefix(b" ").unwrap_or(value))?;
+        let (name, value) = field(line);
+        self.take_field(name, value)?;
         Ok(None)
     }
 
@@ -221,16 +283,9 @@ impl Fields {
         Ok(())
     }
 
-    /// The beginning of an event for which `line` was too much.
-    fn refused(&self, line: &[u8]) -> Refused {
-        let line = line.strip_prefix(b"data:").map(|value| value.strip_prefix(b" ").unwrap_or(value));
-        let data = self.data.as_deref().map(str::as_bytes).or(line).unwrap_or_default();
-        let data = String::from_utf8_lossy(&data[..data.len().min(BEGINNING)]).into_owned();
-        Refused { event: self.event.clone(), data }
-    }
-
     fn add_data(&mut self, value: &[u8]) -> Result<(), TooLarge> {
         let (room, too_large) = (self.room_beside(self.event.len()), self.too_large());
+        let before = self.data.as_ref().map(String::len);
         // The LF goes before a further line, not behind each: a single large line then fits its allocation.
         let data = match &mut self.data {
             Some(data) => {
@@ -239,7 +294,15 @@ impl Fields {
             }
             none => none.insert(String::new()),
         };
-        if append_lossy(data, value, room) { Ok(()) } else { Err(too_large) }
+        if append_lossy(data, value, room) {
+            return Ok(());
+        }
+        // What does not fit is no part of what is kept.
+        match before {
+            Some(before) => data.truncate(before),
+            None => self.data = None,
+        }
+        Err(too_large)
     }
 
     /// Ends the event at a blank line.
@@ -255,6 +318,23 @@ impl Fields {
             retry: self.retry.take(),
         })
     }
+}
+
+/// A line's name and value.
+fn field(line: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memchr(b':', line) {
+        Some(colon) => (&line[..colon], line[colon + 1..].strip_prefix(b" ").unwrap_or(&line[colon + 1..])),
+        None => (line, b""),
+    }
+}
+
+/// Whether an event would be another one without its field of this name.
+fn is_part_of_event(name: &[u8]) -> bool {
+    matches!(name, b"data" | b"event" | b"id")
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A `retry` value: ASCII digits only. One that overflows is ignored like any other that makes no sense.
@@ -287,89 +367,4 @@ fn append_lossy(text: &mut String, bytes: &[u8], limit: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lines::KEPT_CAPACITY;
-
-    /// What an HTTP/2 frame carries by default, bytes.
-    const PIECE: usize = 16 * 1024;
-
-    /// Feeds `size` bytes of one line that begins with `head`, then `tail`.
-    fn feed(
-        parser: &mut Parser,
-        head: &[u8],
-        size: usize,
-        tail: &[u8],
-        mut seen: impl FnMut(&Parser),
-    ) -> usize {
-        let body = vec![b'x'; PIECE];
-        let pieces = std::iter::once(head).chain((0..size / PIECE).map(|_| &body[..])).chain([tail]);
-        let mut events = 0;
-        for piece in pieces {
-            parser.push(piece);
-            while parser.next_event().expect("within the limit").is_some() {
-                events += 1;
-            }
-            seen(parser);
-        }
-        events
-    }
-
-    fn memory(parser: &Parser) -> usize {
-        parser.lines.capacity() + parser.fields.data.as_ref().map_or(0, String::capacity)
-    }
-
-    #[test]
-    fn the_work_on_a_line_at_the_limit_is_linear_in_its_bytes() {
-        let size = DEFAULT_EVENT_LIMIT - PIECE;
-        let mut parser = Parser::new(DEFAULT_EVENT_LIMIT);
-        // Each byte is copied in once and searched once. Checked on the way, or a quadratic parser would take
-        // minutes to fail.
-        let linear = |parser: &Parser| assert!(parser.lines.work <= 2 * DEFAULT_EVENT_LIMIT);
-        assert_eq!(feed(&mut parser, b"data:", size, b"\n\n", linear), 1);
-    }
-
-    #[test]
-    fn the_work_on_many_short_lines_in_one_piece_is_linear_in_its_bytes() {
-        let stream = b"data:1\r\n\r\n:c\r".repeat(20_000);
-        let mut parser = Parser::new(DEFAULT_EVENT_LIMIT);
-        for piece in stream.chunks(100_003) {
-            parser.push(piece);
-            while parser.next_event().expect("within the limit").is_some() {}
-        }
-        assert!(parser.lines.work <= 3 * stream.len(), "{} for {} bytes", parser.lines.work, stream.len());
-    }
-
-    #[test]
-    fn memory_stays_within_the_limit_and_its_growth_and_is_given_back_after_the_event() {
-        let limit = 4 * 1024 * 1024;
-        let mut parser = Parser::new(limit);
-        let mut peak = 0;
-        let events =
-            feed(&mut parser, b"data:", limit - PIECE, b"\n\n", |parser| peak = memory(parser).max(peak));
-        assert_eq!(events, 1);
-        assert!((limit - PIECE..=2 * limit).contains(&peak), "{peak}");
-        assert!(memory(&parser) <= KEPT_CAPACITY, "{} kept", memory(&parser));
-    }
-
-    #[test]
-    fn a_large_line_that_is_not_data_is_given_back_before_its_event_ends() {
-        let mut parser = Parser::new(DEFAULT_EVENT_LIMIT);
-        assert_eq!(feed(&mut parser, b":", 1024 * 1024, b"\ndata:1", |_| {}), 0);
-        assert!(memory(&parser) <= KEPT_CAPACITY, "{} kept", memory(&parser));
-    }
-
-    #[test]
-    fn the_memory_of_a_line_without_end_stops_at_the_limit() {
-        let limit = 256 * 1024;
-        let mut parser = Parser::new(limit);
-        let refused = (0..).find_map(|_| {
-            parser.push(&[b'x'; PIECE]);
-            assert!(memory(&parser) <= 2 * limit + PIECE);
-            parser.next_event().err()
-        });
-        assert_eq!(refused, Some(TooLarge::Event { limit }));
-        parser.discard();
-        assert_eq!(memory(&parser), 0);
-    }
-}
+mod tests;

@@ -1,7 +1,8 @@
 //! The original's public face: a stream of bytes becomes a stream of events.
 
 use crate::limit::{count_comments, count_received, current_limit, keep_refused};
-use crate::parser::{Event, Parser, TooLarge};
+use crate::parser::{DEFAULT_EVENT_LIMIT, Event, Parser};
+use crate::skipped::TooLarge;
 use futures_core::Stream;
 use nom::error::{Error as NomError, ErrorKind};
 use pin_project_lite::pin_project;
@@ -12,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 pin_project! {
     /// A stream of events. It ends with its source, after a transport error and after an event over the
-    /// limit; an event that its source left incomplete is dropped.
+    /// limit, which under [`limit_events`](crate::limit_events) is dropped instead; an event that its source left incomplete is dropped.
     pub struct EventStream<S> {
         #[pin]
         source: S,
@@ -25,7 +26,13 @@ impl<S> EventStream<S> {
     /// Events of `source`, under the limit of the [`limit_events`](crate::limit_events) around this call or
     /// else [`DEFAULT_EVENT_LIMIT`](crate::DEFAULT_EVENT_LIMIT).
     pub fn new(source: S) -> Self {
-        Self { source, parser: Parser::new(current_limit()), ended: false }
+        let limit = current_limit();
+        let mut parser = Parser::new(limit.unwrap_or(DEFAULT_EVENT_LIMIT));
+        // Only there somebody hears of what is skipped; anybody else would take the gap for all that there is.
+        if limit.is_some() {
+            parser.skip_oversized();
+        }
+        Self { source, parser, ended: false }
     }
 
     /// Sets what one event may take, bytes; see [`Parser::new`] for what counts.
@@ -62,9 +69,12 @@ where
             match next {
                 Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
                 Ok(None) => {}
-                Err(error) => {
-                    keep_refused(this.parser.take_refused());
-                    break Some(Err(error.into()));
+                Err(error) if this.parser.is_over(error) => break Some(Err(error.into())),
+                Err(_) => {
+                    this.parser.take_refused().into_iter().for_each(keep_refused);
+                    // The error's variants all end the stream under `reqwest-eventsource`, so there is no item to say it with.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
             }
             match ready!(this.source.as_mut().poll_next(cx)) {
@@ -77,6 +87,7 @@ where
             }
         };
         *this.ended = true;
+        this.parser.abandon().into_iter().for_each(keep_refused);
         this.parser.discard();
         Poll::Ready(last)
     }

@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{Outcome, outcome_of};
-use eventsource_stream::{DEFAULT_EVENT_LIMIT, Event, EventStreamError, Eventsource, ID_LIMIT, too_large};
+use common::{Outcome, outcome_of, skipping};
+use eventsource_stream::{
+    DEFAULT_EVENT_LIMIT, ENDLESS_FACTOR, Event, EventStreamError, Eventsource, ID_LIMIT, TooLarge, too_large,
+};
 use futures_util::{FutureExt, StreamExt, stream};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -104,6 +106,25 @@ proptest! {
     }
 
     #[test]
+    fn what_is_skipped_does_not_depend_on_the_pieces(
+        bytes in bytes(),
+        sizes in proptest::collection::vec(0..20_usize, 1..5).prop_filter("some size", |sizes| sizes.iter().any(|s| *s > 0)),
+        limit in 0..40_usize,
+    ) {
+        prop_assert_eq!(skipping(cut(&bytes, &sizes), limit), skipping([&bytes[..]], limit));
+    }
+
+    /// Whatever fits is read as if nothing around it had been skipped.
+    #[test]
+    fn a_skipped_event_costs_no_other(bytes in bytes(), limit in 8..40_usize) {
+        let stream = [&bytes[..], b"\n\n", b"data:12345678901234567890123456789012345678901\n\nevent:a\ndata:b\n\n"].concat();
+        let items = skipping([&stream[..]], limit);
+        prop_assert!(matches!(items[items.len() - 2], Err((TooLarge::Event { .. }, ..))), "{:?}", items);
+        let last = items.last().and_then(|item| item.as_ref().ok()).map(|e| (e.event.as_str(), e.data.as_str()));
+        prop_assert_eq!(last, Some(("a", "b")));
+    }
+
+    #[test]
     fn no_event_is_larger_than_the_limit(bytes in bytes(), limit in 0..40_usize) {
         for event in outcome_of([&bytes[..]], limit).into_iter().flatten() {
             // The default type is not received.
@@ -179,4 +200,53 @@ fn a_transport_error_is_passed_on_and_ends_the_stream() {
     let items: Vec<_> = stream::iter(pieces).eventsource().collect().now_or_never().expect("ready");
     assert_eq!(items.len(), 2);
     assert_eq!(items[1], Err(EventStreamError::Transport("reset")));
+}
+
+/// The data of each event read, and `!` for each one skipped.
+fn read_skipping(bytes: &[u8], limit: usize) -> Vec<String> {
+    let data = |item: Result<Event, _>| item.map_or_else(|_| "!".to_owned(), |event| event.data);
+    skipping([bytes], limit).into_iter().map(data).collect()
+}
+
+#[test]
+fn whatever_makes_an_event_too_large_is_skipped_with_it() {
+    let long = "x".repeat(ID_LIMIT + 1);
+    for (event, limit) in [
+        ("data:12345678901\n".to_owned(), 10),
+        ("data:123\ndata:4567\r\ndata:8\n:c\n".to_owned(), 10),
+        ("event:12345678901\ndata:1\n".to_owned(), 10),
+        (format!("id:{long}\ndata:1\n"), 2 * ID_LIMIT),
+    ] {
+        let stream = format!("data:a\n\n{event}\ndata:b\n\n");
+        assert_eq!(read_skipping(stream.as_bytes(), limit), ["a", "!", "b"], "{event}");
+    }
+}
+
+#[test]
+fn a_comment_or_an_unknown_field_over_the_limit_costs_no_event() {
+    for line in [":2345678901234", "unknown line 12", "retry:00000000000001"] {
+        let stream = format!("data:a\n{line}\n\n{line}\n\ndata:b\n\n");
+        assert_eq!(read_skipping(stream.as_bytes(), 10), ["a", "b"], "{line}");
+    }
+}
+
+#[test]
+fn the_id_of_a_skipped_event_does_not_count() {
+    let items = skipping([&b"id:1\ndata:a\n\nid:2\ndata:12345678901\n\ndata:b\n\n"[..]], 10);
+    let ids: Vec<_> = items.iter().flatten().map(|event| event.id.as_str()).collect();
+    assert_eq!(ids, ["1", "1"]);
+}
+
+#[test]
+fn an_event_without_end_is_the_streams_end_at_a_multiple_of_the_limit() {
+    let bound = 10 * ENDLESS_FACTOR;
+    let one_line = [b"data:", &vec![b'x'; bound][..]].concat();
+    let lines = b"data:x\n".repeat(bound);
+    let comment = [b":", &vec![b'x'; bound][..]].concat();
+    for endless in [one_line, lines, comment] {
+        let items = skipping([&endless[..]], 10);
+        assert!(matches!(items[..], [Err((TooLarge::Endless { limit: 10 }, ..))]), "{items:?}");
+    }
+    let within = format!("data:{}\n\ndata:b\n\n", "x".repeat(bound - "data:".len()));
+    assert_eq!(read_skipping(within.as_bytes(), 10), ["!", "b"]);
 }

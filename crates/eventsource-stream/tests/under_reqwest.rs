@@ -1,6 +1,6 @@
 //! An unmodified reqwest-eventsource over a raw TCP server: the patch is in place, and its limit has a way in.
 
-use eventsource_stream::{DEFAULT_EVENT_LIMIT, limit_events, too_large};
+use eventsource_stream::{DEFAULT_EVENT_LIMIT, ENDLESS_FACTOR, limit_events, too_large};
 use futures_util::{Stream, StreamExt};
 use reqwest_eventsource::{Error, Event, EventSource, retry};
 use std::time::Duration;
@@ -81,11 +81,30 @@ async fn hostile_bytes_reach_the_caller_as_events_while_the_connection_stays_ope
 }
 
 #[tokio::test]
-async fn a_limit_given_from_outside_refuses_the_event_and_ends_the_stream() {
-    let (source, _hold) = serve(vec![b"data:small\n\n".to_vec(), vec![b'x'; 2000]]).await;
+async fn a_limit_given_from_outside_drops_the_event_and_the_stream_goes_on() {
+    let large = format!("event: large\ndata: {}\n\ndata: next\n\n", "x".repeat(2000));
+    let (source, hold) = serve(vec![b"data:small\n\n".to_vec(), large.into_bytes()]).await;
     let mut limited = limit_events(source, 1000);
     assert_eq!(next_data(&mut limited).await, "small");
-    assert_eq!(refusal(&mut limited).await, "an event of the stream is over the limit of 1000 bytes");
+    assert_eq!(next_data(&mut limited).await, "next");
+    let refused = limited.take_refused().expect("what is kept of it");
+    assert_eq!((refused.event.as_str(), refused.bytes), ("large", "data: ".len() + 2000));
+    assert_eq!(refused.why.to_string(), "an event of the stream is over the limit of 1000 bytes");
+    assert_eq!(limited.take_refused(), None);
+    drop(hold);
+    assert!(matches!(next(&mut limited).await, Some(Err(Error::StreamEnded))));
+}
+
+#[tokio::test]
+async fn an_event_without_end_ends_the_stream_and_what_is_kept_of_it_can_be_had() {
+    let endless = vec![b"event: task\ndata: begin".to_vec(), vec![b'x'; 1000 * ENDLESS_FACTOR]];
+    let (source, _hold) = serve(endless).await;
+    let mut limited = limit_events(source, 1000);
+    let why = "an event of the stream is over the limit of 1000 bytes and has no end after 64 times as many";
+    assert_eq!(refusal(&mut limited).await, why);
+    let refused = limited.take_refused().expect("what is kept of it");
+    assert!(refused.event == "task" && refused.beginning.starts_with("beginx"), "{refused:?}");
+    assert_eq!(refused.ending, "");
 }
 
 #[tokio::test]
@@ -97,10 +116,10 @@ async fn without_a_limit_given_the_default_holds() {
 
 #[tokio::test]
 async fn two_limits_in_one_process_do_not_meet() {
-    let event = format!("data:{}\n\n", "x".repeat(2000)).into_bytes();
+    let event = format!("data:{}\n\ndata:next\n\n", "x".repeat(2000)).into_bytes();
     let (first, _hold_first) = serve(vec![event.clone()]).await;
     let (second, _hold_second) = serve(vec![event]).await;
     let (mut narrow, mut wide) = (limit_events(first, 1000), limit_events(second, 3000));
-    assert_eq!(refusal(&mut narrow).await, "an event of the stream is over the limit of 1000 bytes");
+    assert_eq!(next_data(&mut narrow).await, "next");
     assert_eq!(next_data(&mut wide).await.len(), 2000);
 }
