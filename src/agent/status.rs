@@ -56,6 +56,7 @@ impl Hub {
         // Tasks under way have chunks too, and a live view wants to see them move.
         let under_way = self.relays.values().filter(|relay| !relay.recorded);
         let under_way: u64 = under_way.map(|relay| u64::from(relay.outbox.progress().0)).sum();
+        let late: u64 = self.sessions.values().map(|session| session.handle.late()).sum();
         pb::Totals {
             tasks: count(history.tasks),
             tasks_ok: count(history.ok),
@@ -64,7 +65,7 @@ impl Hub {
             tasks_overloaded: count(history.overloaded),
             chunks: count(history.chunks + under_way),
             posts: count(history.posts),
-            late_chunks: count(history.late_chunks),
+            late_chunks: count(history.late_chunks + late),
             reconnects: count(self.core.reconnects()),
         }
     }

@@ -11,7 +11,7 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint},
 };
 use tonic::{
-    Status,
+    Code, Status,
     codec::{Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::ProstEncoder;
@@ -145,6 +145,14 @@ fn value<'a>(message: &mut &'a [u8], kind: WireType) -> Result<&'a [u8], Uncount
     let (value, rest) = message.split_at_checked(length).ok_or(Uncounted::Short)?;
     *message = rest;
     Ok(if kept { value } else { &[] })
+}
+
+/// The status with which the client is told of a broken inbound stream.
+pub(super) fn inbound_error(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
+        _ => status,
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic},
     time::Duration,
 };
 
@@ -16,17 +16,17 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
-    BUILTIN_CLIENT, Event, STOPPING, convert,
+    BUILTIN_CLIENT, Event, STOPPING, codec, convert,
     outbound::{self, NotReading},
 };
 use crate::{
     domain::{
-        CancelReason, Failure, FailureCode, LinkStatus, MAX_TASK_ID_BYTES, Outcome, Printable, ProviderName,
-        SessionHello, SessionKey, Taken, TaskId, TaskKey, TaskSink, Verdicts,
+        CancelReason, Failure, FailureCode, LinkStatus, MAX_TASK_ID_BYTES, Outcome, Output, Printable,
+        ProviderName, SessionHello, SessionKey, Taken, TaskId, TaskKey, TaskSink, Verdicts,
     },
     pb::{self, session_request::Payload},
 };
@@ -100,6 +100,7 @@ type Tasks = HashMap<TaskId, LocalTask>;
 pub struct SessionHandle {
     out: outbound::Sender,
     tasks: Arc<Mutex<Tasks>>,
+    late: Arc<atomic::AtomicU64>,
     closing: Arc<Mutex<Option<CloseReason>>>,
     closed: CancellationToken,
 }
@@ -144,6 +145,11 @@ impl SessionHandle {
     /// Forgets a task that is over for the agent, whether or not the client has ended it.
     pub fn forget(&self, id: &TaskId) {
         lock(&self.tasks).remove(id.as_str());
+    }
+
+    /// Pieces that came for tasks that the session does not have.
+    pub fn late(&self) -> u64 {
+        self.late.load(atomic::Ordering::Relaxed)
     }
 
     /// Cuts the session off from all its tasks. Once this returns, nothing that the session still sends can reach them, so they can be
@@ -211,6 +217,7 @@ impl Reader {
         let handle = SessionHandle {
             out,
             tasks: Arc::default(),
+            late: Arc::default(),
             closing: Arc::default(),
             closed: shutdown.child_token(),
         };
@@ -254,7 +261,7 @@ impl Reader {
             let message = tokio::select! {
                 biased;
                 () = end.as_mut() => return Err(self.close_status()),
-                message = self.inbound.message() => message.map_err(inbound_error)?,
+                message = self.inbound.message() => message.map_err(codec::inbound_error)?,
             };
             match message {
                 None => return Ok(None),
@@ -325,13 +332,14 @@ impl Reader {
 
     async fn chunk(&mut self, chunk: pb::TaskChunk) -> Result<(), Status> {
         let output = convert::output(chunk.output);
+        let is_piece = !matches!(output, Output::Alive);
         let broken = {
             let mut tasks = lock(&self.handle.tasks);
             match tasks.get_mut(chunk.task_id.as_str()) {
                 None => None,
                 Some(task) if task.broken => return Ok(()),
                 Some(task) => {
-                    task.any_output |= !matches!(output, crate::domain::Output::Alive);
+                    task.any_output |= is_piece;
                     let taken = match convert::oversized_piece(&output) {
                         Some(failure) => Taken::Broken(failure),
                         None => task.sink.output(output),
@@ -349,6 +357,7 @@ impl Reader {
         match broken {
             Some((key, failure)) => self.emit(Event::Broken(self.key, key, failure)).await,
             None => {
+                self.handle.late.fetch_add(is_piece.into(), atomic::Ordering::Relaxed);
                 self.unknown_task(&chunk.task_id);
                 Ok(())
             }
@@ -385,13 +394,5 @@ impl Reader {
 
     async fn emit(&self, event: Event) -> Result<(), Status> {
         self.events.send(event).await.map_err(|_| CloseReason::Stopping.status())
-    }
-}
-
-/// The status with which the client is told of a broken inbound stream.
-fn inbound_error(status: Status) -> Status {
-    match status.code() {
-        Code::OutOfRange => Status::resource_exhausted(status.message().to_owned()),
-        _ => status,
     }
 }

@@ -65,6 +65,8 @@ pub struct Delivery {
     reports: mpsc::Sender<(TaskKey, Report)>,
     rng: fastrand::Rng,
     parts: u32,
+    /// When mcpd's own deadline has passed, if it gave one.
+    due: Option<Instant>,
     trace: Option<Posts>,
 }
 
@@ -83,6 +85,7 @@ impl Delivery {
             include_usage,
             outbox,
             posts: ResultPosts::new(mcpd, &task.id),
+            due: task.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
             task,
             reports,
             rng: fastrand::Rng::with_seed(seed),
@@ -222,7 +225,7 @@ impl Delivery {
     ) -> Sent {
         let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         loop {
-            let (said, asked) = match self.post(key, &body, attempt, place.take()).await {
+            let (said, asked, latest) = match self.post(key, &body, attempt, place.take()).await {
                 PartReply::Accepted => return self.delivered(),
                 // mcpd probably got the end with an earlier attempt, and is done with the task because of it.
                 PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
@@ -236,18 +239,24 @@ impl Delivery {
                 PartReply::Ambiguous(said, _) if !terminal && !self.posts.mcpd().is_idempotent() => {
                     return Sent::Lost(ambiguous(&said));
                 }
-                PartReply::Unauthorized(said, _) => (said, None),
-                PartReply::NotApplied(said, asked) => (said, asked),
+                // By then the caller has its answer from mcpd, whoever logs in again.
+                PartReply::Unauthorized(said, _) if self.is_due() => return Sent::Lost(refused(&said)),
+                PartReply::Unauthorized(said, _) => (said, None, self.due),
+                PartReply::NotApplied(said, asked) => (said, asked, None),
                 PartReply::Ambiguous(said, asked) => {
                     maybe_applied = true;
-                    (said, asked)
+                    (said, asked, None)
                 }
             };
-            let wait = self.wait(attempt).max(asked.unwrap_or_default());
+            let wait = self.wait(attempt, asked, latest);
             debug!(task_id = %self.task.id, key, attempt, ?wait, "result part not taken, sent again: {said}");
             sleep(wait).await;
             attempt += 1;
         }
+    }
+
+    fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| due <= Instant::now())
     }
 
     fn delivered(&self) -> Sent {
@@ -280,9 +289,11 @@ impl Delivery {
         reply
     }
 
-    fn wait(&mut self, attempt: u32) -> Duration {
+    /// How long to wait before the next attempt: at least what mcpd `asked` for, but not beyond `latest`.
+    fn wait(&mut self, attempt: u32, asked: Option<Duration>, latest: Option<Instant>) -> Duration {
         let base = RETRY_MIN.saturating_mul(1 << attempt.min(16)).min(RETRY_MAX);
-        base + base.mul_f64(self.rng.f64() / 2.0)
+        let wait = (base + base.mul_f64(self.rng.f64() / 2.0)).max(asked.unwrap_or_default());
+        latest.map_or(wait, |latest| wait.min(latest.saturating_duration_since(Instant::now())))
     }
 
     /// An error with a status as long as no chunk has been attempted; in the middle of a stream, or if no status fits, a sentence.

@@ -130,6 +130,31 @@ async fn retry_after_on_a_part_is_honoured() {
     assert!((8.9..=9.5).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
 }
 
+/// Until then a new login could still save the answer; other trouble may pass at any time, so there the end keeps its patience.
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_ends_a_delivery_with_the_tasks_own_deadline_and_other_trouble_does_not() {
+    for (status, streams) in [(401, false), (401, true), (503, false)] {
+        let logs = Logs::keep();
+        let (world, mut client) = world().await;
+        world.mcpd.answer(Aim::next(CallKind::Result).times(10_000), Answer::status(status));
+        let began = Instant::now();
+        // fake-mcpd knows nothing of this task, so it does not cancel it at its deadline.
+        let task = json!({"kind": "infer", "taskId": "t", "llmName": "llama", "streaming": streams, "request": chat("hi"), "deadlineMs": 3000});
+        world.mcpd.send_task(task.to_string());
+        let offer = client.offer().await;
+        client.finish_body(&offer, &completion("hi")).await;
+        let given_up = async {
+            while logs.lines_with("mcpd did not take the task's end").is_empty() {
+                pass(Duration::from_millis(100)).await;
+            }
+        };
+        soon("its end", given_up).await;
+        let took = began.elapsed().as_secs_f64();
+        let expected = if status == 401 { 2.9..=3.3 } else { 60.0..=64.0 };
+        assert!(expected.contains(&took), "{status}: {took} s");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refused_connection_is_tried_again() {
     let (world, mut client) = world_of(FakeMcpd::builder().idempotent_results(false)).await;

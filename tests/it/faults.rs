@@ -219,6 +219,23 @@ async fn a_provider_hears_within_100_ms_that_the_caller_left_and_its_late_chunks
 }
 
 #[tokio::test(start_paused = true)]
+async fn late_chunks_are_counted_after_the_providers_own_end_and_after_its_session() {
+    let world = World::start().await;
+    let mut client = world.serving("llama").await;
+    let (call, offer) = begun(&world, &mut client).await;
+    finish_well(&client, call, &offer, "one").await;
+    for _ in 0..3 {
+        client.chunk(&offer, &chunk("late")).await;
+    }
+    client.output(&offer, None::<pb::task_chunk::Output>).await;
+    let mut watch = Watch::open(&world.config.socket).await;
+    watch.until(|s| s.totals.is_some_and(|t| t.late_chunks == 3.0)).await;
+    drop(client);
+    let ended = watch.until(|s| s.sessions.is_empty()).await;
+    assert_eq!(ended.totals.expect("totals").late_chunks, 3.0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slot_is_held_until_the_cancel_is_confirmed_or_its_bound_has_passed() {
     for confirms in [true, false] {
         let world = World::with(FakeMcpd::builder(), |config| {

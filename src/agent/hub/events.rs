@@ -123,7 +123,8 @@ impl Hub {
                 self.link_may_have_changed();
             }
             bridge::Event::Closed(session) => {
-                self.sessions.remove(&session);
+                let gone = self.sessions.remove(&session);
+                self.history.late_chunks += gone.map_or(0, |session| session.handle.late());
                 self.feed(Input::SessionClosed(session));
                 self.link_may_have_changed();
             }
