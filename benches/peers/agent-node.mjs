@@ -22,7 +22,7 @@ startRegistrar({
     async *stream(options) {
       for await (const event of events(await ask(options))) {
         const data = event.slice("data: ".length);
-        if (data === "[DONE]") return;
+        if (data === "[DONE]") continue;
         const content = JSON.parse(data).choices[0].delta.content;
         if (content) yield content;
       }

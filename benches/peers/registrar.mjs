@@ -19,7 +19,7 @@ async function work(task) {
   let whole = "";
   for await (const event of events(reply)) {
     const data = event.slice("data: ".length);
-    if (data === "[DONE]") break;
+    if (data === "[DONE]") continue;
     if (mode === "token") await post({ chunk: { data } });
     else whole += JSON.parse(data).choices[0].delta.content ?? "";
   }

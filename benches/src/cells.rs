@@ -143,8 +143,8 @@ pub mod metric {
     pub const TO_MCPD: &str = "connections opened to mcpd";
     /// The same to the provider.
     pub const TO_PROVIDER: &str = "connections opened to provider";
-    /// Spans at the collector, of those that were made.
-    pub const SPANS: &str = "spans that arrived %";
+    /// Spans that arrive at the collector.
+    pub const SPANS: &str = "spans per request";
     /// Memory of an agent that has nothing to do.
     pub const IDLE_RSS: &str = "idle RSS MiB";
     /// From the start of the process to its row in mcpd's list.
