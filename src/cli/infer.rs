@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Read as _};
 
 use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use futures_util::StreamExt as _;
 use reqwest::{Response, header};
 use reqwest_eventsource::{Error as StreamError, Event, EventSource, retry};
@@ -11,6 +12,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     Stop,
     answer::Answer,
+    completions,
     http::{self, CallError, Mcpd},
     output,
 };
@@ -27,6 +29,7 @@ const MAX_PROMPT_BYTES: u64 = 32 * 1024 * 1024;
 #[derive(Debug, Args)]
 pub struct InferArgs {
     /// The LLM, as `mcprelay get llm` lists it
+    #[arg(add = ArgValueCandidates::new(completions::llms))]
     pub name: String,
     /// What to ask; from standard input where it is missing or "-"
     pub prompt: Option<String>,

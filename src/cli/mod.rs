@@ -49,6 +49,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// When to use colours
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", global = true)]
+    pub color: output::Color,
 }
 
 /// The commands.
@@ -186,6 +189,7 @@ pub fn sets_up_its_own_log(cli: &Cli) -> bool {
 /// Runs the command.
 pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
     let env = &process_environment;
+    output::set_color(cli.color);
     match cli.command {
         Command::Run(args) => run::run(args, env).await,
         Command::Provide(args) => provide::run(args, env).await,
@@ -197,7 +201,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
         Command::Pause(args) => pause::run(args, true, env).await,
         Command::Resume(args) => pause::run(args, false, env).await,
-        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
