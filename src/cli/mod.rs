@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: how they end ([`Stop`]), print ([`output`]) and reach the agent
 //! ([`socket`]) and mcpd ([`http`]).
 
+mod answer;
 pub mod check_mcpd;
 pub mod completions;
 pub mod demo;
@@ -51,6 +52,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// When to use colours
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", global = true)]
+    pub color: output::Color,
 }
 
 /// The commands.
@@ -192,6 +196,7 @@ pub fn sets_up_its_own_log(cli: &Cli) -> bool {
 /// Runs the command.
 pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
     let env = &process_environment;
+    output::set_color(cli.color);
     match cli.command {
         Command::Run(args) => run::run(args, env).await,
         Command::Provide(args) => provide::run(args, env).await,
@@ -205,7 +210,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::Resume(args) => pause::run(args, false, env).await,
         Command::Service(args) => service::run(args, env).await,
         Command::Deregister(args) => deregister::run(args, env).await,
-        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args, Cli::command()),
     }
 }

@@ -9,7 +9,13 @@ use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Streaming;
 
-use super::{Stop, output, socket, status_json::StatusJson, version, view, watch, words};
+use super::{
+    Stop,
+    output::{self, Look},
+    socket,
+    status_json::StatusJson,
+    version, view, watch, words,
+};
 use crate::{
     config::{self, HomeArgs, Lookup},
     domain::Printable,
@@ -71,7 +77,7 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
     };
     match args.output {
         Format::Json => output::print_json(&StatusJson::from(&status))?,
-        Format::Table => output::print(&view::text(&status, SystemTime::now(), output::terminal_width()))?,
+        Format::Table => output::print(&view::text(&status, SystemTime::now(), Look::of_stdout()))?,
     }
     if let Some((why, what)) = version::outdated(&status, &home) {
         output::note(&format!("warning: {why}: {what}"));

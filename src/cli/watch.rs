@@ -20,7 +20,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use super::{Stop, output, rates::Rates, status, view};
+use super::{
+    Stop,
+    output::{self, Look},
+    rates::Rates,
+    status, view,
+};
 use crate::pb::{AgentState, WatchStatusResponse};
 
 /// Pause between two drawings: ages and countdowns move smoothly enough, and an idle view costs next to nothing.
@@ -240,7 +245,7 @@ impl Screen {
         lines.extend(head.flat_map(|line| folded(&line, width)).map(Line::from));
         for section in view::sections(&status, now, Some(&|name| self.rates.rate(name, at))) {
             lines.push(Line::default());
-            let text = view::section_text(&section, Some(width));
+            let text = view::section_text(&section, Look { width: Some(width), ..Look::default() });
             let mut rows = text.lines().flat_map(|line| folded(line, width));
             lines.extend(rows.next().map(|heading| Line::from(heading).bold()));
             lines.extend(rows.map(Line::from));

@@ -34,7 +34,7 @@ pub(crate) fn restart_command(pid: u32) -> Option<String> {
 fn restart_of_group(line: &str) -> Option<String> {
     let (above, unit) = line.rsplit_once('/')?;
     let name = unit.strip_suffix(".service").filter(|name| name.starts_with("mcprelay"))?;
-    let user = above.contains("/user@").then_some("--user ").unwrap_or_default();
+    let user = if above.contains("/user@") { "--user " } else { "" };
     Some(format!("systemctl {user}restart {name}"))
 }
 
