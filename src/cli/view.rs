@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{output, status::why_idle, words};
+use super::{agent_status::why_idle, output, words};
 use crate::{
     domain::Printable,
     pb::{
