@@ -14,7 +14,7 @@ use super::{
     agent_status::{may_come, next, once, open, why_idle},
     output, socket,
     status_json::StatusJson,
-    view, watch, words,
+    version, view, watch, words,
 };
 use crate::{
     config::{self, HomeArgs, Lookup},
@@ -65,7 +65,7 @@ pub enum Target {
 
 /// Shows the status once or continuously, or waits.
 pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    let socket = args.home.places(env)?.socket;
+    let config::Places { home, socket } = args.home.places(env)?;
     if args.watch {
         return watch::run(&socket).await;
     }
@@ -76,6 +76,9 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
     match args.output {
         Format::Json => output::print_json(&StatusJson::from(&status))?,
         Format::Table => output::print(&view::text(&status, SystemTime::now(), output::terminal_width()))?,
+    }
+    if let Some((why, what)) = version::outdated(&status, &home) {
+        output::note(&format!("warning: {why}: {what}"));
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use imports::{Module, Tree};
 /// Modules that know no other module of ours.
 const KNOW_NONE: [&str; 6] = ["credentials", "domain", "http", "json", "platform", "sse"];
 /// Circles of files that are left to break, as the beginnings of their modules' paths.
-const CIRCLES_LEFT: [&str; 4] = ["plain_http", "provide::", "telemetry", "upstream::"];
+const CIRCLES_LEFT: [&str; 6] =
+    ["cli::service", "cli::version", "plain_http", "provide::", "telemetry", "upstream::"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -100,4 +101,13 @@ fn the_openai_format_is_bytes_in_and_bytes_out() {
 fn the_fake_mcpd_shares_nothing_with_the_agent() {
     let text = fs::read_to_string(root().join("fake-mcpd/Cargo.toml")).unwrap();
     assert!(!text.lines().any(|line| line.starts_with("mcprelay")), "fake-mcpd depends on the agent");
+}
+
+#[test]
+fn one_module_knows_the_operating_system() {
+    let words = ["inotify", "timerfd", "/proc", "CLOCK_BOOTTIME", "target_os"];
+    for (path, text) in source("").into_iter().filter(|(path, _)| !path.contains("/src/platform/")) {
+        let known = words.iter().find(|word| text.contains(*word));
+        assert!(known.is_none(), "{path} knows {}, which belongs into src/platform", known.unwrap());
+    }
 }
