@@ -11,7 +11,7 @@ use clap_complete::{
     env::{CompleteEnv, Shells},
 };
 
-use super::{Cli, Stop, get, http::Mcpd, output, status};
+use super::{Cli, Stop, agent_status, get, http::Mcpd, output};
 use crate::config::{HomeArgs, McpdArgs, parse_args, process_environment};
 
 /// The variable with which a completion script asks for candidates.
@@ -75,7 +75,7 @@ pub fn llms() -> Vec<CompletionCandidate> {
 pub fn providers() -> Vec<CompletionCandidate> {
     names(async {
         let home = parse_args::<HomeArgs>(&[], &process_environment).ok()?;
-        let status = status::once(&home.places(&process_environment).ok()?.socket).await.ok()?;
+        let status = agent_status::once(&home.places(&process_environment).ok()?.socket).await.ok()?;
         Some(status.providers.into_iter().filter_map(|status| Some(status.provider?.name)).collect())
     })
 }

@@ -8,10 +8,10 @@ mod providers;
 use clap::Args;
 
 use super::{
-    Stop,
+    Stop, agent_status,
     http::Mcpd,
     report::{Finding, Format, Report},
-    socket, status, version, words,
+    socket, version, words,
 };
 use crate::{
     config::{HomeArgs, Lookup, McpdArgs, Places},
@@ -86,7 +86,7 @@ async fn agent(places: &Places) -> Vec<Finding> {
             "start it with `mcprelay run`, which replaces it",
         )],
         Err(error) => vec![Finding::failed("socket", &error.to_string())],
-        Ok(_) => match status::once(socket).await {
+        Ok(_) => match agent_status::once(socket).await {
             Ok(status) => {
                 let own = [files::socket(socket), link_of_agent(&status)];
                 let outdated = version::outdated(&status, &places.home);
@@ -111,7 +111,7 @@ fn link_of_agent(status: &WatchStatusResponse) -> Finding {
     match agent.state() {
         AgentState::Online | AgentState::Connecting => Finding::ok("agent", message),
         AgentState::Idle => {
-            let why = status::why_idle(status);
+            let why = agent_status::why_idle(status);
             let (why, advice) = why.rsplit_once("; ").unwrap_or((&why, "see `mcprelay status`"));
             Finding::warning("agent", format!("{version}, idle: {why}"), advice)
         }

@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: how they end ([`Stop`]), print ([`output`]) and reach the agent
 //! ([`socket`]) and mcpd ([`http`]).
 
+mod agent_status;
 mod answer;
 pub mod check_mcpd;
 pub mod completions;

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
+    agent_status::why_idle,
     output::{self, Look},
-    status::why_idle,
     words,
 };
 use crate::{
