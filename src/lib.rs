@@ -10,9 +10,9 @@
 //!  main ──► cli ──┬──► agent ──┬──► core
 //!                 │            ├──► bridge ◄──(the socket)── provide
 //!                 │            └──► upstream ──┬──► openai
-//!                 │                            └──► plain_http
+//!                 │                            └──► http
 //!                 └──► provide ──┬──► openai
-//!                                └──► plain_http
+//!                                └──► http
 //! ```
 //!
 //! The picture leaves out what several modules use: `domain`, `config`, `credentials`, `platform` and `telemetry`. The table has it all:
@@ -30,10 +30,10 @@
 //! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use | `domain` |
 //! | [`pb`] | the bridge's wire types, generated | |
 //! | `platform` | what differs between Linux and macOS: clocks, a tick, file changes, limits | |
-//! | `plain_http` | the shorter path to servers that need neither TLS nor a proxy, for upstream and provide | `credentials` |
-//! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `openai`, `pb`, `plain_http`, `platform` |
+//! | `http` | HTTP as a client speaks it, whoever the server is: Clients and what they trust, bodies, errors, backoff | |
+//! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `openai`, `pb`, `http`, `platform` |
 //! | [`telemetry`] | traces, metrics, the log | `domain`, `openai` |
-//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `credentials`, `domain`, `openai`, `plain_http`, `telemetry` |
+//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `credentials`, `domain`, `openai`, `http`, `telemetry` |
 //!
 //! # The path of one task
 //!
@@ -76,8 +76,8 @@ pub mod config;
 pub mod core;
 pub mod credentials;
 pub mod domain;
+mod http;
 pub mod openai;
-mod plain_http;
 mod platform;
 pub mod provide;
 pub mod telemetry;
