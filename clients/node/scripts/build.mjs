@@ -11,8 +11,7 @@ const here = (path) => fileURLToPath(new URL(`../${path}`, import.meta.url));
 const PROTO = here('../../proto/mcprelay/bridge/v1/bridge.proto');
 
 const require = createRequire(import.meta.url);
-// proto-loader's own protobufjs, so that what is written is what it reads.
-const protobuf = createRequire(require.resolve('@grpc/proto-loader'))('protobufjs');
+const protobuf = require('protobufjs');
 
 function embedProto() {
   const { root } = protobuf.parse(readFileSync(PROTO, 'utf8'), { keepCase: true });
@@ -21,12 +20,18 @@ function embedProto() {
   writeFileSync(here('src/generated/bridge.ts'), `// Made from bridge.proto by scripts/build.mjs.\nexport const bridge: object = ${json};\n`);
 }
 
+function embedVersion() {
+  const { version } = JSON.parse(readFileSync(here('package.json'), 'utf8'));
+  writeFileSync(here('src/generated/version.ts'), `// Made from package.json by scripts/build.mjs.\nexport const version = '${version}';\n`);
+}
+
 function compile(project) {
   execFileSync(process.execPath, [require.resolve('typescript/bin/tsc'), '-p', here(project)], { stdio: 'inherit' });
 }
 
 rmSync(here('dist'), { recursive: true, force: true });
 embedProto();
+embedVersion();
 compile('tsconfig.json');
 compile('tsconfig.esm.json');
 writeFileSync(here('dist/esm/package.json'), '{ "type": "module" }\n');

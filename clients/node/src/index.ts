@@ -1,2 +1,4 @@
+export { textOf } from './messages.js';
 export { startRegistrar, Registrar } from './registrar.js';
+export type * from './chat-body.js';
 export type * from './types.js';
