@@ -135,7 +135,7 @@ export interface Codec<T> {
 }
 
 /** The codec of a message of the bridge; `Codec.encode` takes enum values by name. */
-export function codecOf<T extends object>(name: string): Codec<T> {
+export function codecOf<T extends object = object>(name: string): Codec<T> {
   const type = root.lookupType(`${PACKAGE}.${name}`);
   return {
     encode: (message) => type.encode(type.fromObject(message)).finish() as Buffer,

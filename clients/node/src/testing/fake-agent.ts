@@ -1,15 +1,17 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Server, ServerCredentials, type ServerDuplexStream, type ServiceDefinition } from '@grpc/grpc-js';
+import { Server, ServerCredentials, status } from '@grpc/grpc-js';
+import type { sendUnaryData, ServerDuplexStream, ServerWritableStream } from '@grpc/grpc-js';
 import type { ChatBody } from '../chat-body.js';
 import { asyncDispose } from '../dispose.js';
 import { checkedSocketPath, targetOf } from '../socket.js';
 import type { AgentState } from '../types.js';
-import { codecOf, pathOf, type SessionResponse } from '../wire.js';
+import type { SessionResponse } from '../wire.js';
 import { Changes } from './changes.js';
 import { FakeSession, type Heard, type Judge, type PushedProvider } from './fake-session.js';
 import type { FakeTask } from './fake-task.js';
+import { SERVICE } from './service.js';
 
 export interface FakeAgentOptions {
   /** Where it listens; by default a socket of its own in the folder for temporary files. */
@@ -55,6 +57,9 @@ export class FakeAgent {
   private server: Server | undefined;
   private silent = false;
   private offered = 0;
+  private readonly watchers = new Set<ServerWritableStream<object, object>>();
+  /** The names of the providers that were paused. */
+  readonly paused = new Set<string>();
 
   constructor(options: FakeAgentOptions = {}) {
     this.folder = options.socketPath === undefined ? mkdtempSync(join(tmpdir(), 'fake-agent-')) : undefined;
@@ -63,7 +68,7 @@ export class FakeAgent {
     this.welcome = {
       welcome: {
         session_id: 's1',
-        agent_version: '0.0.0-fake',
+        agent_version: VERSION,
         max_message_bytes: options.maxMessageBytes ?? 4 * 1024 * 1024,
         agent_status: { state: `AGENT_STATE_${(options.link ?? 'online').toUpperCase()}`, detail: '' },
       },
@@ -73,7 +78,11 @@ export class FakeAgent {
   /** Listens, for the first time or after `drop()`. */
   async start(): Promise<void> {
     const server = new Server({ 'grpc.max_receive_message_length': -1 });
-    server.addService(SERVICE, { Session: (call: ServerDuplexStream<Heard, SessionResponse>) => this.opened(call) });
+    server.addService(SERVICE, {
+      Session: (call: ServerDuplexStream<Heard, SessionResponse>) => this.opened(call),
+      WatchStatus: (call: ServerWritableStream<object, object>) => this.watched(call),
+      SetPaused: (call: { request: PauseRequest }, answer: sendUnaryData<object>) => this.steered(call.request, answer),
+    });
     await new Promise<void>((resolve, reject) => {
       const bound = (error: Error | null) => (error ? reject(error) : resolve());
       server.bindAsync(targetOf(this.socketPath), ServerCredentials.createInsecure(), bound);
@@ -152,6 +161,34 @@ export class FakeAgent {
     this.close();
   }
 
+  private watched(call: ServerWritableStream<object, object>): void {
+    this.watchers.add(call);
+    call.on('cancelled', () => this.watchers.delete(call));
+    call.write(this.status());
+  }
+
+  private steered({ provider_name: name, paused }: PauseRequest, answer: sendUnaryData<object>): void {
+    const named = this.providers.map((provider) => provider.name).filter((known) => name === '' || known === name);
+    if (name !== '' && named.length === 0) {
+      return answer({ code: status.NOT_FOUND, details: `no provider named '${name}' was pushed` });
+    }
+    const changed = named.filter((known) => this.paused.has(known) !== paused);
+    for (const known of changed) paused ? this.paused.add(known) : this.paused.delete(known);
+    answer(null, { changed });
+    for (const watcher of this.watchers) watcher.write(this.status());
+  }
+
+  private status(): object {
+    const providers = this.sessions.at(-1)?.all('provider_snapshot').at(-1)?.providers ?? [];
+    return {
+      agent: this.welcome.welcome?.agent_status,
+      agent_version: VERSION,
+      pid: process.pid,
+      providers: providers.map((provider) => ({ provider, verdict: provider.publish ? 'VERDICT_PUBLISHED' : 'VERDICT_NOT_OPTED_IN', paused: this.paused.has(provider.name) })),
+      totals: {},
+    };
+  }
+
   private opened(call: ServerDuplexStream<Heard, SessionResponse>): void {
     const welcome = () => (this.silent ? undefined : this.welcome);
     this.sessions.push(new FakeSession(call, this.changes, { welcome, judge: () => this.verdict }));
@@ -163,16 +200,9 @@ export class FakeAgent {
   }
 }
 
-const requests = codecOf<Heard>('SessionRequest');
-const responses = codecOf<SessionResponse>('SessionResponse');
-const SERVICE: ServiceDefinition = {
-  Session: {
-    path: pathOf('Session'),
-    requestStream: true,
-    responseStream: true,
-    requestSerialize: requests.encode,
-    requestDeserialize: requests.decode,
-    responseSerialize: responses.encode,
-    responseDeserialize: responses.decode,
-  },
-};
+const VERSION = '0.0.0-fake';
+
+interface PauseRequest {
+  provider_name: string;
+  paused: boolean;
+}
