@@ -1,4 +1,4 @@
-// Builds dist/: the agent's proto, the CommonJS and the ESM form.
+// Builds dist/: the agent's proto, the CommonJS and the ESM form; and fetches the licences.
 //
 // The proto is embedded as a module, not read from a file at run time: __dirname exists only in CommonJS, import.meta
 // only in ESM, and a bundler would leave the file behind.
@@ -36,3 +36,5 @@ compile('tsconfig.json');
 compile('tsconfig.esm.json');
 writeFileSync(here('dist/esm/package.json'), '{ "type": "module" }\n');
 copyFileSync(PROTO, here('dist/bridge.proto'));
+// Every package carries its licences; npm packs nothing from outside of its folder.
+for (const file of ['LICENSE', 'LICENSE-APACHE', 'LICENSE-MIT']) copyFileSync(here(`../../${file}`), here(file));
