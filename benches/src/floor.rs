@@ -156,7 +156,7 @@ impl Agent {
     async fn take(&self, payload: ToAgent) -> Result<(), Error> {
         let tasks = || self.tasks.lock().map_err(|_| "poisoned");
         let (task, part) = match payload {
-            ToAgent::TaskChunk(TaskChunk { task_id, output: Some(Output::ChunkJson(chunk)) }) => {
+            ToAgent::TaskChunk(TaskChunk { task_id, output: Some(Output::ChunkJson(chunk)), .. }) => {
                 (tasks()?.get(&task_id).cloned(), (wrap(&chunk), false))
             }
             ToAgent::TaskFinished(TaskFinished { task_id, outcome, .. }) => {
@@ -275,7 +275,8 @@ async fn relay_stream(
                 return Ok(());
             }
             let output = Some(Output::ChunkJson(event.slice(b"data: ".len()..end)));
-            let chunk = ToAgent::TaskChunk(TaskChunk { task_id: task_id.to_owned(), output });
+            let chunk =
+                ToAgent::TaskChunk(TaskChunk { task_id: task_id.to_owned(), output, more: Vec::new() });
             answers.send(pb::SessionRequest { payload: Some(chunk) }).await?;
         }
     }
