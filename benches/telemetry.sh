@@ -100,7 +100,7 @@ done | xargs | awk -v untraced="$untraced" -v most_off="$MOST_OFF" -v most_strea
         return 100 * extra / of
     }
     function judge(what, percent, most) {
-        printf "%s: at most %d %%: %s\n", what, most, percent > most ? "MISSED" : "met"
+        printf "%s: at most %d %%: %s\n", what, most, (percent > most) ? "MISSED" : "met"
         missed = missed || percent > most
     }
     {
