@@ -1,4 +1,0 @@
-import client = require('@mcpctl/mcprelay-client');
-
-const registrar: client.Registrar = client.startRegistrar({ providers: [] });
-void registrar.stop();
