@@ -24,18 +24,19 @@ def behind(tmp_path, kind, *changes, mcpd=(), pace=PACE):
         home = write_home(tmp_path / "home", ingress, [echo(tokenDelayMs=pace, maxInFlight=CALLERS)])
         quick = ("--reconnect-min", "200ms", "--reconnect-max", "1s")
         with Agent(home, "--ca-file", ingress.ca, *quick) as agent:
-            wait_for("the LLM to be active", lambda: server.is_active("parrot"))
+            agent.wait_online()
             yield types.SimpleNamespace(mcpd=server, ingress=ingress, agent=agent)
 
 
-def stream(mcpd, prompt=PROMPT):
-    """The text of one stream and how often it ended; what came instead of it, if nothing did."""
+def stream(mcpd, prompt=PROMPT, begun=lambda: None):
+    """The text of one stream and how often it ended; `begun` is called with its first line."""
     body = json.dumps(chat(prompt, stream=True)).encode()
     url = f"{mcpd.url}/api/v1/llms/parrot/infer"
     request = urllib.request.Request(url, data=body, headers={"Authorization": f"Bearer {TOKEN}"})
     text, ends = "", 0
     with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
         for line in reply:
+            begun()
             data = line.decode().removeprefix("data: ").strip()
             if data == "[DONE]":
                 ends += 1
@@ -49,18 +50,19 @@ def stream(mcpd, prompt=PROMPT):
 
 def under_load(link, trouble):
     """What callers get while something happens in the middle of their streams."""
-    got = [None] * CALLERS
+    got, first = [None] * CALLERS, [threading.Event() for _ in range(CALLERS)]
 
     def call(n):
         try:
-            got[n] = stream(link.mcpd)
+            got[n] = stream(link.mcpd, begun=first[n].set)
         except Exception as error:  # noqa: BLE001 - it is compared with what should have come
             got[n] = error
+            first[n].set()
 
     callers = [threading.Thread(target=call, args=(n,)) for n in range(CALLERS)]
     for caller in callers:
         caller.start()
-    wait_for("every stream to have begun", lambda: sum(t["chunks"] > 0 for t in link.agent.status()["tasks"]) == CALLERS)
+    assert all(event.wait(PATIENCE) for event in first), "every stream begins"
     trouble()
     for caller in callers:
         caller.join()
