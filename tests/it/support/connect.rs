@@ -56,10 +56,11 @@ async fn tunnel(
         head.push(client.read_u8().await?);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
-    let sent = head.lines().filter_map(|line| line.split_once(": "));
-    let sent =
-        sent.filter(|(name, _)| name.eq_ignore_ascii_case("proxy-authorization")).map(|(_, value)| value);
-    let allowed = authorization.is_none_or(|wanted| sent.last() == Some(wanted));
+    let is_ours = |(name, value): (&str, &str), wanted: &str| {
+        name.eq_ignore_ascii_case("proxy-authorization") && value == wanted
+    };
+    let mut fields = head.lines().filter_map(|line| line.split_once(": "));
+    let allowed = authorization.is_none_or(|wanted| fields.any(|field| is_ours(field, wanted)));
     seen.lock().unwrap_or_else(PoisonError::into_inner).push(head);
     if !allowed {
         let refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n";
