@@ -33,6 +33,21 @@ pub(super) async fn describe(
     // A password in the URL is not shown.
     let _ = url.set_password(None).and_then(|()| url.set_username(""));
     let location = format!("{}{}", url.origin().ascii_serialization(), url.path());
+    describe_at(&format!(" at {location}"), what, status, response, token).await
+}
+
+/// The same for what callers read, who are not told where mcpd is.
+pub(super) async fn describe_result(status: StatusCode, response: Response, token: &SecretString) -> String {
+    describe_at("", "a result", status, response, token).await
+}
+
+async fn describe_at(
+    place: &str,
+    what: &str,
+    status: StatusCode,
+    response: Response,
+    token: &SecretString,
+) -> String {
     let html = is_html(response.headers());
     let body = timeout(WORDS_TIMEOUT, read(response, REPLY_LIMIT)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
@@ -40,11 +55,11 @@ pub(super) async fn describe(
     let said = String::from_utf8_lossy(&body).replace(token.expose_secret(), "[token]");
     let said: String = said.trim().chars().take(QUOTE).collect();
     match said.as_str() {
-        "" => format!("{what}: mcpd answered {status} at {location}"),
+        "" => format!("{what}: mcpd answered {status}{place}"),
         _ if html => {
-            format!("{what}: {status} with an HTML page at {location}; is something between here and mcpd?")
+            format!("{what}: {status} with an HTML page{place}; is something between here and mcpd?")
         }
-        said => format!("{what}: mcpd answered {status} at {location}: {}", Printable(said)),
+        said => format!("{what}: mcpd answered {status}{place}: {}", Printable(said)),
     }
 }
 
