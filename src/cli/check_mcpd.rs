@@ -14,8 +14,9 @@ use clap::Args;
 
 use self::peer::{Channel, Peer};
 use super::{
-    Stop, get,
+    Stop,
     http::{CallError, Mcpd},
+    llms,
     report::{Finding, Format, Report},
 };
 use crate::config::{self, FolderArgs, Lookup, McpdArgs};
@@ -66,7 +67,7 @@ pub async fn run(args: CheckArgs, env: Lookup<'_>) -> Result<(), Stop> {
     // Without an answer or a token nothing can be tested; a missing list is a clause like any other.
     if let Err(
         error @ (CallError::NoAnswer { .. } | CallError::Untrusted { .. } | CallError::Refused { .. }),
-    ) = get::list(&mcpd).await
+    ) = llms::list(&mcpd).await
     {
         return Err(error.into());
     }

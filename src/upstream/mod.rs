@@ -8,6 +8,7 @@ pub mod client;
 pub mod connect;
 pub mod contract;
 pub mod events;
+mod health;
 pub mod outbox;
 mod pool;
 pub mod post;
