@@ -1,4 +1,4 @@
-//! The tasks that a former life of the agent left behind when it was killed.
+//! The tasks that were under way when a previous run of the agent was killed. None of them is run again; each gets its end.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::{
     },
 };
 
-/// How long the ends of a former life's tasks are offered to an mcpd that does not accept them: as long as a task may take by default.
-const RESTART_PATIENCE: Duration = Duration::from_secs(600);
+/// How long the ends of orphaned tasks are offered to an mcpd that does not accept them: as long as a task may take by default.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(600);
 /// Wait between those attempts.
-const RESTART_RETRY: Duration = Duration::from_secs(2);
-/// What mcpd's caller is told about a task that a killed agent left behind.
+const ORPHAN_RETRY: Duration = Duration::from_secs(2);
+/// What mcpd's caller is told about an orphaned task.
 const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
 
-/// Ends the tasks of a former life, each with one error that mcpd drops if it comes twice.
-pub(super) async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
-    let until = Instant::now() + RESTART_PATIENCE;
-    for id in left {
+/// Ends orphaned tasks, each with one error that mcpd drops if it comes twice; `over` is told of each.
+pub(super) async fn end_orphans(mcpd: Mcpd, orphans: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
+    let until = Instant::now() + ORPHAN_PATIENCE;
+    for id in orphans {
         let mut posts = ResultPosts::new(mcpd.clone(), &id);
         loop {
             let asked = match posts.post(&restart_key(&id), RESTARTED.into()).await.1 {
@@ -35,8 +35,8 @@ pub(super) async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::S
                 PartReply::Unauthorized(..) => None,
                 _ => break,
             };
-            let asked = asked.unwrap_or_default().min(RESTART_PATIENCE);
-            sleep(RESTART_RETRY.max(asked)).await;
+            let asked = asked.unwrap_or_default().min(ORPHAN_PATIENCE);
+            sleep(ORPHAN_RETRY.max(asked)).await;
         }
         let _ = over.send(id).await;
     }
