@@ -8,6 +8,8 @@ mod error;
 mod headers;
 mod idle;
 mod outgoing;
+mod proxy;
+mod trust;
 
 pub use self::client::is_loopback;
 pub(crate) use self::{
@@ -18,4 +20,6 @@ pub(crate) use self::{
     headers::{is_html, keep_alive, retry_after},
     idle::IdleLimit,
     outgoing::{Outgoing, Progress},
+    proxy::{ProxySetting, proxy},
+    trust::{CertificatesError, Trust, TrustFiles},
 };
