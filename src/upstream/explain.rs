@@ -53,7 +53,7 @@ impl<'a> Way<'a> {
             ),
             ProxySetting::Through(proxy) => explained(
                 format!("mcpd at {url} does not answer through the proxy {proxy} ({why})"),
-                "check that both run, and --mcpd-url; NO_PROXY names hosts that are reached without a proxy",
+                "check that both run, --mcpd-url, and NO_PROXY, which names hosts that need no proxy",
             ),
             ProxySetting::Nonsense(variable) => explained(
                 format!(

@@ -98,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_redirect_names_its_target_and_a_page_of_an_ingress_its_title() {
-        let token = SecretString::from("t");
+        let token = SecretString::from("s3cret-token");
         let reply =
             axum::http::Response::builder().status(307).header("location", "https://mcpd.example/x?y");
         let reply = reply.body("").unwrap();

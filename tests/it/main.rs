@@ -16,6 +16,7 @@ mod files;
 mod fuzzed;
 mod hostile;
 mod house;
+mod ingress;
 mod log;
 mod main_job;
 mod new_user;
