@@ -57,7 +57,7 @@ impl Tls {
 
     fn protocols(&self) -> Vec<Vec<u8>> {
         let offered = [(self.http2, HTTP_2), (self.http1, HTTP_1)];
-        offered.into_iter().filter_map(|(on, name)| on.then(|| name.to_vec())).collect()
+        offered.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_vec()).collect()
     }
 
     /// Makes the authority and a certificate of it for `address`.

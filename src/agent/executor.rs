@@ -7,7 +7,7 @@ use tracing::error;
 use super::{journal::Journal, mcpd_link::McpdLink, notices::Notices, relays::Relays, sessions::Sessions};
 use crate::{
     core::{Core, Effect, LinkEffect},
-    domain::{FailureCode, SessionKey, TaskKey},
+    domain::{SessionKey, TaskKey},
     upstream::events::Handover,
 };
 
@@ -35,7 +35,7 @@ impl Executor {
                 self.relays.begin(key, task, handover, self.mcpd.channel_trace());
             }
             Effect::Offer(key, session, timeout) => self.offer(key, session, timeout, core),
-            Effect::Requeued(key) => self.relays.requeued(key, FailureCode::ProviderLost),
+            Effect::Requeued(key, why) => self.relays.requeued(key, why),
             Effect::Cancel(key, session, reason) => {
                 if let Some(relay) = self.relays.get(key) {
                     self.sessions.cancel(session, &relay.task.id, reason);
@@ -60,7 +60,7 @@ impl Executor {
     /// Whether held offers must go out before this effect: a session cannot cancel or forget a task that it was not offered.
     fn follows_an_offer(&self, effect: &Effect) -> bool {
         match effect {
-            Effect::Cancel(key, ..) | Effect::Forget(key) | Effect::Requeued(key) => {
+            Effect::Cancel(key, ..) | Effect::Forget(key) | Effect::Requeued(key, _) => {
                 self.sessions.holds(*key)
             }
             Effect::Replaced(_) => self.sessions.has_held(),

@@ -288,6 +288,7 @@ impl Hub {
                 self.parts.relays.set_usage(key, usage);
                 self.feed(Input::Finished(session, key, outcome));
             }
+            Event::Refused(session, key, failure) => self.feed(Input::Refused(session, key, failure)),
             Event::Broken(session, key, failure) => self.feed(Input::Broken(session, key, failure)),
             Event::Draining(session) => self.providers_changed(Input::SessionDraining(session)),
             Event::Closed(session) => {

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Stop, get, infer, status, waterfall::Waterfall};
+use super::{Stop, agent_status, get, infer, waterfall::Waterfall};
 use crate::{
     agent::{self, Agent, Deps, files::write_atomically},
     config::{Config, Lookup, parse_args},
@@ -111,7 +111,8 @@ async fn listed(mcpd: &FakeMcpd, socket: &Path) -> Result<(), String> {
 
 /// Why the provider is not available, if it is not.
 async fn away(socket: &Path) -> Option<String> {
-    let pushed = status::once(socket).await.ok()?.providers.into_iter().find_map(|status| status.provider)?;
+    let pushed =
+        agent_status::once(socket).await.ok()?.providers.into_iter().find_map(|status| status.provider)?;
     (pushed.state() == ProviderState::Unavailable).then_some(pushed.state_detail)
 }
 

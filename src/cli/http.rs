@@ -209,12 +209,26 @@ pub async fn error_message(mut response: Response) -> String {
     serde_json::from_slice(&body).map(|json| message_in(&json)).unwrap_or_default()
 }
 
-/// The message in `{"error": {"message"}}`, `{"error": "..."}` or `{"message": "..."}`; empty if there is none.
+/// The message in `{"error": {"message"}}`, `{"error": "..."}`, `{"message": "..."}` or FastAPI's `{"detail": ...}`, which is a text or a list
+/// of `{"loc", "msg"}`; empty if there is none.
 pub fn message_in(json: &Value) -> String {
     let error = json.get("error");
     let nested = error.and_then(|error| error.get("message"));
-    let message = [nested, error, json.get("message")].into_iter().flatten().find_map(Value::as_str);
-    message.unwrap_or_default().chars().take(MAX_ERROR_CHARS).collect()
+    let texts = [nested, error, json.get("message"), json.get("detail")];
+    let message = texts.into_iter().flatten().find_map(Value::as_str).map(str::to_owned);
+    message.unwrap_or_else(|| details(json)).chars().take(MAX_ERROR_CHARS).collect()
+}
+
+/// FastAPI's list of what is wrong where.
+fn details(json: &Value) -> String {
+    let one = |detail: &Value| {
+        let place = detail["loc"].as_array().into_iter().flatten();
+        let place: Vec<_> =
+            place.map(|step| step.as_str().map_or_else(|| step.to_string(), str::to_owned)).collect();
+        Some(format!("{}: {}", place.join("."), detail["msg"].as_str()?))
+    };
+    let list = json.get("detail").and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -228,6 +242,10 @@ mod tests {
         assert_eq!(message_in(&json!({"error": {"message": "a", "type": "t"}})), "a");
         assert_eq!(message_in(&json!({"error": "b", "message": "c"})), "b");
         assert_eq!(message_in(&json!({"message": "c"})), "c");
+        assert_eq!(message_in(&json!({"detail": "d"})), "d");
+        let list =
+            json!({"detail": [{"loc": ["body", "messages", 0], "msg": "Field required", "type": "missing"}]});
+        assert_eq!(message_in(&list), "body.messages.0: Field required");
         assert_eq!(message_in(&json!(["d"])), "");
         assert_eq!(message_in(&json!({"error": "x".repeat(9_000)})).len(), MAX_ERROR_CHARS);
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Stop, service, signals::Signals};
+use super::{Stop, notify, signals::Signals};
 use crate::{
     agent::{self, Agent, Deps, Stopped},
     bridge::listener::BoundSocket,
@@ -36,7 +36,7 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let config = Config::new(args.config, env)?;
     let telemetry = start_telemetry(&config)?;
     let deps = Deps { telemetry: telemetry.handle(), ..Deps::default() };
-    let status = tokio::spawn(service::status(deps.health.subscribe()));
+    let status = tokio::spawn(notify::status(deps.health.subscribe()));
     let stop = agent::Stop::default();
     // Before the socket exists: whoever sees the socket may send a signal, which must not kill an agent that has just started.
     let signals = tokio::spawn(follow_signals(stop.clone())?);
@@ -44,8 +44,8 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     info!(socket = %config.socket.display(), pid = std::process::id(), "mcprelay {} runs", env!("CARGO_PKG_VERSION"));
     // The host says goodbye when the drain begins, and lets its tasks finish as the agent does.
     let host = args.provide.then(|| spawn_host(&config, stop.drain.child_token()));
-    service::ready();
-    let watchdog = tokio::spawn(service::watchdog());
+    notify::ready();
+    let watchdog = tokio::spawn(notify::watchdog());
     let stopped = agent.run(stop).await;
     if let Some((shutdown, host)) = host {
         shutdown.cancel();
@@ -77,7 +77,7 @@ pub(super) fn start_telemetry(config: &Config) -> Result<Telemetry, Stop> {
 }
 
 fn new_agent(config: &Config, deps: Deps) -> Result<Agent, agent::AgentError> {
-    match service::inherited_socket() {
+    match notify::inherited_socket() {
         Some(listener) => Agent::with_socket(config, deps, BoundSocket::inherited(listener, &config.socket)?),
         None => Agent::new(config, deps),
     }
@@ -88,7 +88,7 @@ fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, 
     let mut signals = Signals::new()?;
     Ok(async move {
         signals.stop().await;
-        service::stopping();
+        notify::stopping();
         stop.drain.cancel();
         signals.insist().await;
         stop.abort.cancel();

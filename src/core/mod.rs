@@ -95,6 +95,9 @@ impl Core {
                 self.providers_changed(now, effects);
             }
             Input::Finished(session, key, outcome) => self.finished(session, key, outcome, now, effects),
+            Input::Refused(session, key, failure) => {
+                self.refused(session, key, failure, now, activity, effects);
+            }
             Input::Broken(session, key, failure) if self.tasks.is_with(key, session) => {
                 self.broken(key, failure, CancelReason::UpstreamLost, now, effects);
             }

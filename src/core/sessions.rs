@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use super::{ActivityOf, Core, Effect, SESSION_GRACE, providers::Departure, shutdown::Drain};
+use super::{
+    ActivityOf, Core, Effect, SESSION_GRACE,
+    providers::{AfterRefusal, Departure},
+    shutdown::Drain,
+};
 use crate::domain::{End, Failure, FailureCode, Outcome, ProviderName, SessionHello, SessionKey, TaskKey};
 
 impl Core {
@@ -45,6 +49,40 @@ impl Core {
         self.free_slot(key, now, effects);
     }
 
+    /// A session did not take an offer: another one may have it, or the failure is the caller's answer.
+    pub(super) fn refused(
+        &mut self,
+        session: SessionKey,
+        key: TaskKey,
+        failure: Failure,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.tasks.is_with(key, session) {
+            return;
+        }
+        let untouched = self.tasks.is_open(key) && !activity(key).any_output && self.drain == Drain::No;
+        let Some((name, next)) = untouched.then(|| self.after_refusal(key, session)).flatten() else {
+            return self.finished(session, key, Outcome::Failed(failure), now, effects);
+        };
+        self.providers.release(&name, session);
+        self.tasks.requeued(key, now + self.settings.queue_timeout);
+        effects.push(Effect::Requeued(key, failure.code));
+        match next {
+            AfterRefusal::Queue => self.providers.enqueue_first(&name, key),
+            AfterRefusal::Offer(slot) => self.offer(key, &name, slot, now, effects),
+        }
+        self.pump(&name, now, effects);
+    }
+
+    fn after_refusal(&mut self, key: TaskKey, session: SessionKey) -> Option<(ProviderName, AfterRefusal)> {
+        let name = self.tasks.provider(key)?;
+        let refused_by = self.tasks.offer_failed(key, session)?;
+        let next = self.providers.after_refusal(&name, refused_by)?;
+        Some((name, next))
+    }
+
     /// The stream of a session ended. Without a goodbye its providers get a grace period, and its tasks without output wait for it to
     /// return, unless they have lost too many sessions.
     pub(super) fn session_closed(
@@ -65,7 +103,7 @@ impl Core {
             } else if departure == Departure::Lost
                 && !activity(key).any_output
                 && self.drain == Drain::No
-                && self.tasks.lost(key)
+                && self.tasks.offer_failed(key, session).is_some()
             {
                 self.requeue(key, &name, now, effects);
             } else {
@@ -80,7 +118,7 @@ impl Core {
         let wait = SESSION_GRACE.min(self.settings.queue_timeout);
         self.tasks.requeued(key, now + wait);
         self.providers.enqueue_first(name, key);
-        effects.push(Effect::Requeued(key));
+        effects.push(Effect::Requeued(key, FailureCode::ProviderLost));
     }
 
     /// To be called after any change of sessions, snapshots or pauses: updates the verdicts, the published set, and the queues that can

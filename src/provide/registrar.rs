@@ -8,7 +8,7 @@
 //!                                   +--(stop)--> draining --> gone
 //! ```
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, sync::watch, task::JoinHandle, time::Instant};
@@ -18,8 +18,8 @@ use tonic::{
 };
 
 use super::{
+    offered::{Offered, ProviderSet, RegistrarConfig},
     session::{self, End},
-    task::Provider,
 };
 use crate::{
     domain,
@@ -38,31 +38,6 @@ const REPLACED_WAIT: Duration = Duration::from_secs(60);
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// The largest message taken unless configured otherwise: mcpd's largest event by default (32 MiB) and 1 MiB around it.
 pub const DEFAULT_MAX_MESSAGE_BYTES: u32 = 33 * 1024 * 1024;
-
-/// Who this client is and where the agent listens.
-#[derive(Clone, Debug)]
-pub struct RegistrarConfig {
-    /// The agent's socket.
-    pub socket: PathBuf,
-    /// Stable per installation: a second session with the same id replaces the first.
-    pub client_id: String,
-    /// For people who read the status, "mcplocal/1.4.0".
-    pub client_version: String,
-    /// The largest message this client accepts, in bytes.
-    pub max_message_bytes: u32,
-}
-
-/// One provider as it is offered to the agent, and what runs its tasks.
-#[derive(Clone)]
-pub struct Offered {
-    /// What the agent shows and publishes.
-    pub info: domain::Provider,
-    /// What runs the inferences.
-    pub provider: Arc<dyn Provider>,
-}
-
-/// The whole set of offered providers; replaced as a whole, never edited.
-pub(super) type ProviderSet = Arc<[Offered]>;
 
 /// A running client of the bridge. Dropping it ends the session at once, without goodbye.
 pub struct Registrar {

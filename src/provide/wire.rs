@@ -3,7 +3,7 @@
 
 use crate::{
     bridge::convert,
-    domain::{CompletionResult, Delta, Outcome, Provider, ToolCallDelta, Usage},
+    domain::{CompletionResult, Delta, Failure, Outcome, Provider, ToolCallDelta, Usage},
     pb::{
         self, session_request::Payload, task_chunk::Output as PbOutput, task_finished::Outcome as PbOutcome,
     },
@@ -16,7 +16,7 @@ pub(super) fn request(payload: Payload) -> pb::SessionRequest {
 
 /// One piece of a task's output; without output it is a sign of life.
 pub(super) fn chunk(task_id: &str, output: Option<PbOutput>) -> pb::SessionRequest {
-    request(Payload::TaskChunk(pb::TaskChunk { task_id: task_id.to_owned(), output }))
+    request(Payload::TaskChunk(pb::TaskChunk { task_id: task_id.to_owned(), output, more: Vec::new() }))
 }
 
 /// The one end of a task.
@@ -31,6 +31,16 @@ pub(super) fn finished(task_id: &str, outcome: Outcome, usage: Option<Usage>) ->
             Outcome::Failed(failure) => Some(PbOutcome::Error(convert::error(&failure))),
             Outcome::Cancelled => Some(PbOutcome::Cancelled(pb::Cancelled {})),
         },
+    }))
+}
+
+/// An offer that is not taken.
+pub(super) fn refused(task_id: &str, why: &Failure) -> pb::SessionRequest {
+    let error = pb::Error { refused: true, ..convert::error(why) };
+    request(Payload::TaskFinished(pb::TaskFinished {
+        task_id: task_id.to_owned(),
+        outcome: Some(PbOutcome::Error(error)),
+        usage: None,
     }))
 }
 

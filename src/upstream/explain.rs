@@ -96,7 +96,8 @@ impl<'a> Way<'a> {
                 format!("{at} is for another name"),
                 "pass a URL with a name of the certificate's as --mcpd-url",
             ),
-            CertificateError::UnknownIssuer => self.unknown_issuer(why),
+            // A bad signature is the work of another authority of the same name, such as the one before a renewal.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => self.unknown_issuer(why),
             _ => explained(
                 format!("{at} cannot be trusted ({why})"),
                 "have it signed by an authority, and pass the authority's PEM file as --ca-file",

@@ -2,7 +2,7 @@
 //! `docs/reference/contract.md`, "Results"; the ways to answer in the comments of `bridge.proto`.
 
 use fake_mcpd::{Call, Collected, InferReply, InferRequest, TaskEnd};
-use mcprelay::pb::{self, task_finished};
+use mcprelay::pb::{self, piece, task_chunk, task_finished};
 use serde_json::{Value, json};
 
 use crate::support::{Client, World, chat, chunk, completion, last_chunk, soon};
@@ -165,6 +165,42 @@ async fn a_streaming_question_with_plain_pieces_gets_openai_chunks_and_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pieces_of_one_message_are_relayed_in_their_order_whatever_their_form() {
+    let (world, mut client) = world().await;
+    let call = streaming(&world);
+    let offer = client.offer().await;
+    let plain = |text: &str| pb::Delta { content: text.to_owned(), ..pb::Delta::default() };
+    let raw = |json: String| piece::Output::ChunkJson(json.into());
+    let more = vec![
+        raw(chunk("two ")),
+        piece::Output::Delta(plain("three ")),
+        raw(chunk("four")),
+        raw(last_chunk()),
+    ];
+    client.together(&offer, task_chunk::Output::Delta(plain("one ")), more).await;
+    client.finish(&offer, None).await;
+    let answer = collected(call).await;
+    assert!(answer.is_done() && answer.text() == "one two three four", "{answer:?}");
+    let recent = client.status().await.recent;
+    assert_eq!(recent[0].chunks, 5, "each counts as a piece");
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_piece_that_breaks_the_output_drops_those_that_come_after_it_in_its_message() {
+    let (world, mut client) = world().await;
+    let call = streaming(&world);
+    let offer = client.offer().await;
+    let raw = |json: &str| piece::Output::ChunkJson(json.to_owned().into());
+    let first = task_chunk::Output::ChunkJson(chunk("one").into());
+    client.together(&offer, first, vec![raw("no JSON"), raw(&chunk("two")), raw(&last_chunk())]).await;
+    let answer = collected(call).await;
+    assert_eq!(answer.text(), "one");
+    assert!(failure(&answer.end).contains("JSON"), "{answer:?}");
+    assert_eq!(client.cancel().await.task_id, offer.task_id, "the provider hears of it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_streaming_question_with_one_finished_result_gets_one_delta_and_done() {
     let (world, mut client) = world().await;
     let call = streaming(&world);
@@ -250,6 +286,7 @@ async fn a_providers_error_keeps_its_status_body_and_retry_after() {
             retry_after_ms: Some(1_500),
             http_status: Some(429),
             body_json: body.into(),
+            ..pb::Error::default()
         };
         client.finish_error(&offer, error).await;
         let got = reply(call).await;
@@ -381,3 +418,25 @@ async fn a_refusal_before_any_output_is_retryable_for_the_caller() {
     }
     world.assert_clean();
 }
+
+crate::support::over_https![
+    the_request_reaches_the_provider_byte_for_byte,
+    a_plain_question_with_a_raw_body_gets_the_body_byte_for_byte,
+    a_plain_question_with_a_plain_result_gets_an_openai_body,
+    a_plain_question_with_raw_chunks_gets_them_gathered_into_one_body,
+    a_plain_question_with_plain_pieces_gets_them_gathered_into_one_body,
+    a_streaming_question_with_raw_chunks_gets_each_byte_for_byte_and_done,
+    a_streaming_question_with_plain_pieces_gets_openai_chunks_and_done,
+    a_streaming_question_with_one_finished_result_gets_one_delta_and_done,
+    a_streaming_question_with_one_raw_body_gets_one_delta_and_done,
+    tool_calls_survive_both_ways_of_answering,
+    a_usage_chunk_goes_on_as_it_came_and_is_counted,
+    a_providers_error_keeps_its_status_body_and_retry_after,
+    every_error_code_has_its_http_status_and_an_openai_body,
+    an_error_after_chunks_ends_the_stream_with_an_explicit_error,
+    an_error_chunk_in_the_stream_is_its_end_and_stops_the_provider,
+    an_error_chunk_before_any_output_keeps_its_status,
+    the_end_of_a_stream_without_a_finish_reason_is_an_error,
+    an_answer_after_chunks_is_a_protocol_error_on_both_sides,
+    a_refusal_before_any_output_is_retryable_for_the_caller,
+];

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
 import { after, afterEach, before, test } from 'node:test';
-import { startRegistrar } from '@mcpctl/mcprelay-client';
+import { pause, resume, startRegistrar, watchAgent } from '@mcpctl/mcprelay-client';
 import { contentOf, Mcpd, newHome, startAgent, stopAll, until } from './parts.mjs';
 
 /** How long the agent keeps a lost session's providers listed; a client must be back well before. */
@@ -140,6 +140,63 @@ test('the provider gets the caller\'s trace, with the relay\'s span as its paren
   assert.deepEqual([version, trace, flags], ['00', traceId, '01']);
   assert.match(span, /^[0-9a-f]{16}$/);
   assert.notEqual(span, callersSpan);
+});
+
+test('what Node programs have as a result reaches callers whole, and an answer ends once', async () => {
+  const toolCalls = [{ id: 'a', name: 'f', arguments: '{"x":1}' }, { id: 'b', name: 'g', arguments: '{}' }];
+  const result = { content: 'cut', toolCalls, finishReason: 'length', usage: { promptTokens: 3, completionTokens: 4 } };
+  const stream = async function* () {
+    yield { content: 'cu' };
+    yield { content: 't' };
+    yield* toolCalls.map((call) => ({ toolCalls: [call] }));
+    yield { finishReason: 'length' };
+    yield { usage: result.usage };
+  };
+  await serve(provider('natural', { complete: async () => result, stream }));
+  const { choices: [choice], usage } = (await mcpd.plain('natural')).body;
+  assert.deepEqual([choice.message.content, choice.finish_reason, usage.prompt_tokens, usage.completion_tokens], ['cut', 'length', 3, 4]);
+  assert.deepEqual(choice.message.tool_calls.map((call) => [call.id, call.function.name, call.function.arguments]), toolCalls.map(Object.values));
+  const chunks = (await mcpd.streamed('natural')).map((event) => JSON.parse(event).choices[0]).filter(Boolean);
+  assert.equal(chunks.map(({ delta }) => delta.content ?? '').join(''), 'cut');
+  assert.deepEqual(chunks.flatMap(({ delta }) => delta.tool_calls ?? []).map(({ index, id }) => [index, id]), [[0, 'a'], [1, 'b']]);
+  assert.deepEqual(chunks.map(({ finish_reason: reason }) => reason).filter(Boolean), ['length']);
+});
+
+test('a burst of tokens arrives whole and in order', async () => {
+  const tokens = Array.from({ length: 5_000 }, (_, n) => `${n} `);
+  const stream = async function* () {
+    yield* tokens;
+  };
+  await serve(provider('burst', { stream }));
+  const answers = await Promise.all(Array.from({ length: 8 }, () => mcpd.streamed('burst')));
+  for (const events of answers) assert.equal(contentOf(events), tokens.join(''));
+});
+
+test('a model that is not running is 503, refused credentials are 502, and neither says what the owner alone should read', async () => {
+  const thrown = {
+    down: new TypeError('fetch failed', { cause: Object.assign(new Error('connect ECONNREFUSED 10.1.2.3:80'), { code: 'ECONNREFUSED' }) }),
+    locked: Object.assign(new Error('401 bad key sk-abc'), { status: 401 }),
+  };
+  await serve(...Object.entries(thrown).map(([name, error]) => provider(name, { complete: async () => Promise.reject(error) })));
+  const [down, locked] = [await mcpd.plain('down'), await mcpd.plain('locked')];
+  assert.deepEqual([down.status, locked.status], [503, 502]);
+  assert.doesNotMatch(JSON.stringify([down.body, locked.body]), /10\.1\.2\.3|sk-abc/);
+});
+
+test('the agent is watched, and its providers are paused and resumed', async () => {
+  await serve(provider('steered'), provider('other'));
+  const here = { socketPath: home.socket };
+  const seen = [];
+  for await (const { agent: link, providers } of watchAgent(here)) {
+    const { paused, verdict, provider: { state } } = providers.find((row) => row.provider.name === 'steered');
+    assert.deepEqual([verdict, state, typeof link.state], ['published', 'ready', 'string']);
+    if (seen.at(-1) !== paused) seen.push(paused);
+    if (seen.length === 1) assert.deepEqual(await pause('steered', here), ['steered']);
+    if (seen.length === 2) assert.deepEqual(await resume(undefined, here), ['steered']);
+    if (seen.length === 3) break;
+  }
+  assert.deepEqual(seen, [false, true, false]);
+  await assert.rejects(pause('nobody', here), /nobody/);
 });
 
 test('an update publishes and withdraws without a new session', async () => {

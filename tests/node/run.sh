@@ -1,8 +1,9 @@
 #!/bin/sh
 # Runs the Node client's own tests, then packs and installs it as a user would and runs it, a plain grpc-js client and the
-# guide's examples against the real programs.
+# guide's examples against the real programs; compiles programs that use it; and tests it under other versions of Node.
 #
-# MCPRELAY_BIN and FAKE_MCPD_BIN name them; by default they are those of `cargo build --workspace`.
+# MCPRELAY_BIN and FAKE_MCPD_BIN name the programs; by default they are those of `cargo build --workspace`. What the tests
+# need besides the client is kept below the target folder.
 set -eu
 
 repo=$(cd "$(dirname "$0")/../.." && pwd)
@@ -19,21 +20,45 @@ for program in "$MCPRELAY_BIN" "$FAKE_MCPD_BIN"; do
     fi
 done
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+client=$repo/clients/node
+quiet="--ignore-scripts --no-audit --no-fund --loglevel=error"
 
-cd "$repo/clients/node"
-npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
-npm test --loglevel=error
+# A consumer of the package, with its tools; installed once for each lock file.
+work=$target/node-consumer
+stamp=$(cat "$repo/tests/node/consumer/package-lock.json" "$client/package-lock.json" | cksum)
+if [ "$(cat "$work/stamp" 2>/dev/null)" != "$stamp" ]; then
+    rm -rf "$work"
+    mkdir -p "$work"
+    (cd "$client" && npm ci $quiet)
+    cp "$repo/tests/node/consumer/package.json" "$repo/tests/node/consumer/package-lock.json" "$repo/tests/node/consumer/.npmrc" "$work"
+    (cd "$work" && npm ci $quiet)
+    echo "$stamp" >"$work/stamp"
+fi
+[ -d "$client/node_modules" ] || (cd "$client" && npm ci $quiet)
+
+cd "$client"
+npm run build --loglevel=error
+node --test test/
+rm -f "$work"/*.tgz
 npm pack --ignore-scripts --loglevel=error --pack-destination "$work" >/dev/null
 
 cd "$work"
-echo '{ "private": true, "type": "module" }' >package.json
-# OpenTelemetry is for the tests of traces; the client itself does not need it.
-npm install --ignore-scripts --no-audit --no-fund --loglevel=error ./*.tgz \
-    @opentelemetry/api@1.9.0 @opentelemetry/sdk-trace-base@2.12.0 @opentelemetry/sdk-trace-node@2.12.0
-cp "$repo"/tests/node/*.mjs "$repo"/tests/node/consumer.* .
-"$repo/clients/node/node_modules/.bin/tsc" --noEmit --strict --module node16 --target es2022 \
-    --typeRoots "$repo/clients/node/node_modules/@types" --types node consumer.mts consumer.cts
+rm -f ./*.mjs ./*.ts ./*.mts ./*.cts
+npm install $quiet --no-save --prefer-offline ./*.tgz
+cp "$repo"/tests/node/*.mjs "$repo"/tests/node/consumer/*.*ts "$repo/tests/node/consumer/tsconfig.json" .
+
+# The package as its users' tools see it: its metadata, its types, its two forms.
+npx publint --strict ./*.tgz
+npx attw --no-color --no-emoji --format ascii --profile node16 ./*.tgz --exclude-entrypoints ./bridge.proto
+node node_modules/typescript/bin/tsc -p .
+node node_modules/typescript-7/bin/tsc -p .
+npx vitest run --reporter=dot registry.test.ts
+
 # A bound far above what the slowest test takes, so that a hang is a failure.
-node --test --test-timeout=120000
+node --test --test-timeout=120000 ./*.test.mjs
+for other in node_modules/node-*/bin/node; do
+    [ -x "$other" ] || continue
+    "$other" --version
+    "$other" --test "$client"/test/*.test.mjs >own.log || { cat own.log; exit 1; }
+    "$other" --test --test-timeout=120000 package.test.mjs >package.log || { cat package.log; exit 1; }
+done

@@ -1,5 +1,5 @@
 /** What a provider throws, as an error that keeps its meaning for the caller. */
-import { uint32, type ErrorCode, type WireError } from './wire.js';
+import { uint32, wellFormed, type ErrorCode, type WireError } from './wire.js';
 
 /** Longest message sent: a sentence for people, not a page that a proxy sent instead. */
 const LONGEST_MESSAGE = 4_096;
@@ -18,7 +18,7 @@ const BY_STATUS: Record<number, ErrorCode> = {
   529: 'ERROR_CODE_OVERLOADED',
 };
 
-/** OpenAI's words in `error.code` and `error.type`, and Node's in `code`. */
+/** OpenAI's words in `error.code` and `error.type`, and the names of JavaScript's own errors. */
 const BY_WORD: Record<string, ErrorCode> = {
   context_length_exceeded: 'ERROR_CODE_CONTEXT_LENGTH',
   exceed_context_size_error: 'ERROR_CODE_CONTEXT_LENGTH',
@@ -26,19 +26,20 @@ const BY_WORD: Record<string, ErrorCode> = {
   content_policy_violation: 'ERROR_CODE_CONTENT_FILTERED',
   model_not_found: 'ERROR_CODE_MODEL_NOT_FOUND',
   rate_limit_exceeded: 'ERROR_CODE_RATE_LIMITED',
-  ECONNREFUSED: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  ECONNRESET: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  ENOTFOUND: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  EAI_AGAIN: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  EHOSTUNREACH: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  EPIPE: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  UND_ERR_SOCKET: 'ERROR_CODE_PROVIDER_UNAVAILABLE',
-  ETIMEDOUT: 'ERROR_CODE_TIMEOUT',
-  UND_ERR_CONNECT_TIMEOUT: 'ERROR_CODE_TIMEOUT',
-  UND_ERR_HEADERS_TIMEOUT: 'ERROR_CODE_TIMEOUT',
-  UND_ERR_BODY_TIMEOUT: 'ERROR_CODE_TIMEOUT',
   TimeoutError: 'ERROR_CODE_TIMEOUT',
 };
+
+/** Node's and undici's codes for a server that cannot be reached or that broke off. */
+const UNREACHABLE: ReadonlySet<string> = new Set([
+  'ECONNREFUSED', 'ECONNRESET', 'ECONNABORTED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'EHOSTDOWN', 'ENETUNREACH',
+  'ENETDOWN', 'EPIPE', 'UND_ERR_SOCKET', 'UND_ERR_CLOSED',
+]);
+/** The same for one that is too slow. */
+const TOO_SLOW: ReadonlySet<string> = new Set([
+  'ETIMEDOUT', 'UND_ERR_CONNECT_TIMEOUT', 'UND_ERR_HEADERS_TIMEOUT', 'UND_ERR_BODY_TIMEOUT',
+]);
+/** How many causes of causes are looked at: fetch has one, an SDK around it two. */
+const DEEPEST_CAUSE = 6;
 
 const PASSING: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'ERROR_CODE_RATE_LIMITED',
@@ -69,23 +70,69 @@ export function wireErrorOf(thrown: unknown): WireError {
 }
 
 export function plainError(code: ErrorCode, message: string): WireError {
-  return { code, message: message.slice(0, LONGEST_MESSAGE), retryable: PASSING.has(code) };
+  return { code, message: wellFormed(message.slice(0, LONGEST_MESSAGE)), retryable: PASSING.has(code) };
+}
+
+/** What the provider threw, for this program's own log: the caller is not told everything. */
+export function logLineOf(error: WireError): string {
+  return `${error.code} ${error.message}${error.ownerOnly ? ` (${error.ownerOnly})` : ''}`;
 }
 
 function readError(thrown: unknown): WireError {
   const fields = fieldsOf(thrown);
+  const causes = causesOf(thrown);
   const status = statusOf(fields);
-  const code = codeOf(fields, status);
-  const error = plainError(code, messageOf(thrown, fields));
+  const said = messageOf(thrown, fields);
+  const code = codeOf(causes, status);
+  // Refused credentials are this machine's fault: the caller must not read them as its own 401, nor the key that is quoted.
+  if (code === 'ERROR_CODE_PROVIDER_AUTH') return hidden(code, `The model's server refused this machine's credentials (${status}).`, said);
+  const broken = status === undefined && networkCodeOf(causes);
+  if (broken) return hidden(code, networkMessage(broken), whole(causes));
+  if (status === undefined && isSystemError(fields)) return hidden(code, `The provider failed with ${String(fields['code'])}.`, said);
+  const error = plainError(code, said);
   const retryAfter = retryAfterMs(fields['headers'] ?? fieldsOf(fields['response'])['headers']);
   if (retryAfter !== undefined) error.retry_after_ms = retryAfter;
-  // Refused credentials are this machine's fault: the caller must not read them as its own 401.
-  if (status === undefined || code === 'ERROR_CODE_PROVIDER_AUTH') return error;
+  if (status === undefined) return error;
   error.http_status = status;
   error.retryable ||= status >= 500 && status !== 501;
   const body = bodyOf(fields['error']);
   if (body) error.body_json = body;
   return error;
+}
+
+/** An error whose own words are for the owner of this machine: they may name its addresses, files and keys. */
+function hidden(code: ErrorCode, message: string, said: string): WireError {
+  return { ...plainError(code, message), ownerOnly: said };
+}
+
+function networkMessage(code: string): string {
+  return TOO_SLOW.has(code) ? `The model's server did not answer in time (${code}).` : `The model's server cannot be reached (${code}).`;
+}
+
+/** Node's own errors of files and sockets name paths and addresses. */
+function isSystemError(fields: Fields): boolean {
+  return typeof fields['syscall'] === 'string' && typeof fields['code'] === 'string';
+}
+
+/** What was thrown, its cause, the cause's cause; and where several attempts failed, the first one's error. */
+function causesOf(thrown: unknown): Fields[] {
+  const causes: Fields[] = [];
+  let next: unknown = thrown;
+  while (typeof next === 'object' && next !== null && causes.length < DEEPEST_CAUSE) {
+    const fields = next as Fields;
+    causes.push(fields);
+    next = fields['cause'] ?? (Array.isArray(fields['errors']) ? fields['errors'][0] : undefined);
+  }
+  return causes;
+}
+
+function networkCodeOf(causes: Fields[]): string | undefined {
+  const codes = causes.map((cause) => cause['code']);
+  return codes.find((code): code is string => UNREACHABLE.has(code as string) || TOO_SLOW.has(code as string));
+}
+
+function whole(causes: Fields[]): string {
+  return causes.map((cause) => cause['message']).filter((text) => typeof text === 'string' && text !== '').join(': ');
 }
 
 function fieldsOf(value: unknown): Fields {
@@ -97,15 +144,16 @@ function statusOf(fields: Fields): number | undefined {
   return candidates.find((s): s is number => Number.isInteger(s) && (s as number) >= 400 && (s as number) <= 599);
 }
 
-function codeOf(fields: Fields, status: number | undefined): ErrorCode {
+function codeOf(causes: Fields[], status: number | undefined): ErrorCode {
+  const fields = causes[0] ?? {};
   const body = fieldsOf(fieldsOf(fields['error'])['error'] ?? fields['error']);
-  const cause = fieldsOf(fields['cause']);
-  const words = [fields['code'], body['code'], fields['type'], body['type'], cause['code'], fields['name']];
-  for (const word of words) {
+  for (const word of [fields['code'], body['code'], fields['type'], body['type'], fields['name']]) {
     if (typeof word === 'string' && Object.hasOwn(BY_WORD, word)) return BY_WORD[word]!;
   }
-  if (status === undefined) return 'ERROR_CODE_INTERNAL';
-  return BY_STATUS[status] ?? (status < 500 ? 'ERROR_CODE_INVALID_REQUEST' : 'ERROR_CODE_INTERNAL');
+  if (status !== undefined) return BY_STATUS[status] ?? (status < 500 ? 'ERROR_CODE_INVALID_REQUEST' : 'ERROR_CODE_INTERNAL');
+  const broken = networkCodeOf(causes);
+  if (broken === undefined) return 'ERROR_CODE_INTERNAL';
+  return TOO_SLOW.has(broken) ? 'ERROR_CODE_TIMEOUT' : 'ERROR_CODE_PROVIDER_UNAVAILABLE';
 }
 
 function messageOf(thrown: unknown, fields: Fields): string {

@@ -5,12 +5,14 @@
  *      `-----------------`------ the stream ends (agent gone, replaced, refused) ----^
  */
 import { Client, credentials, status as grpcStatus, type ClientDuplexStream, type StatusObject } from '@grpc/grpc-js';
-import { plainError, TaskError } from './errors.js';
+import { logLineOf, plainError, TaskError, wireErrorOf } from './errors.js';
+import { Gatherer } from './gather.js';
+import { whyEnded } from './socket.js';
 import { Task, type Outlet } from './task.js';
 import type { Logger, Provider } from './types.js';
 import { settledWithin } from './waiting.js';
-import { decode, encode, SESSION_PATH } from './wire.js';
-import type { AgentStatus, ErrorCode, Outcome, Output, WireProvider } from './wire.js';
+import { decode, encode, pathOf } from './wire.js';
+import type { ErrorCode, Outcome, Output, WireAgentStatus, WireProvider } from './wire.js';
 import type { ProviderSnapshotResult, SessionRequest, SessionResponse, TaskOffer, Welcome } from './wire.js';
 
 /** An agent that takes the connection but says nothing for this long is stuck; another attempt may find a new one. */
@@ -51,12 +53,16 @@ export interface SessionEnd {
 export class Session implements Outlet {
   readonly ended: Promise<SessionEnd>;
   welcome: Welcome | undefined;
-  agent: AgentStatus | undefined;
+  agent: WireAgentStatus | undefined;
   verdicts: ProviderSnapshotResult['verdicts'] = [];
 
   private readonly client: Client;
   private readonly call: ClientDuplexStream<Buffer, SessionResponse>;
   private readonly tasks = new Map<string, { task: Task; done: Promise<void> }>();
+  private readonly gatherer = new Gatherer(
+    (chunk) => this.send({ task_chunk: chunk }),
+    (taskId, error) => this.tasks.get(taskId)?.task.abort('a message was not sent', { error: wireErrorOf(error) }),
+  );
   private over = false;
   private draining = false;
   private gate: { opened: Promise<void>; open: () => void } | undefined;
@@ -69,7 +75,7 @@ export class Session implements Outlet {
   constructor(private readonly host: Host) {
     this.client = new Client(host.target, credentials.createInsecure(), channelOptions(host.hello.max_message_bytes));
     // Messages are encoded by us: their size is known before they are sent, and a bad one fails its task, not the stream.
-    this.call = this.client.makeBidiStreamRequest(SESSION_PATH, (bytes: Buffer) => bytes, decode);
+    this.call = this.client.makeBidiStreamRequest(pathOf('Session'), (bytes: Buffer) => bytes, decode);
     this.ended = new Promise((resolve) => this.call.on('status', (status) => resolve(this.end(status))));
     this.call.on('error', () => {}); // The status says the same, and always comes.
     this.call.on('drain', () => this.openGate());
@@ -95,10 +101,11 @@ export class Session implements Outlet {
   }
 
   chunk(taskId: string, output: Output): void {
-    this.send({ task_chunk: { task_id: taskId, ...output } });
+    this.gatherer.add(taskId, output);
   }
 
   finish(taskId: string, outcome: Outcome): void {
+    this.gatherer.flush(taskId);
     this.send({ task_finished: { task_id: taskId, ...outcome } });
   }
 
@@ -183,7 +190,7 @@ export class Session implements Outlet {
     this.host.changed();
   }
 
-  private agentIs(status: AgentStatus): void {
+  private agentIs(status: WireAgentStatus): void {
     this.agent = status;
     this.host.changed();
   }
@@ -204,7 +211,7 @@ export class Session implements Outlet {
     const outcome = await task.run();
     this.tasks.delete(id);
     const { error } = outcome;
-    if (error) this.host.log.warn(`task ${id} failed: ${error.code} ${error.message}`);
+    if (error) this.host.log.warn(`task ${id} failed: ${logLineOf(error)}`);
     else this.host.log.debug(`task ${id} ${outcome.cancelled ? 'was cancelled' : 'is done'}`);
   }
 
@@ -221,14 +228,6 @@ export class Session implements Outlet {
       livedMs: this.welcome ? performance.now() - this.welcomedAt : 0,
     };
   }
-}
-
-/** Why a stream ended, in one sentence for people. */
-function whyEnded(details: string, target: string): string {
-  const socket = target.slice('unix://'.length);
-  if (/ENOENT|ECONNREFUSED/.test(details)) return `No agent at ${socket} yet: "mcprelay run" starts one.`;
-  if (/EACCES/.test(details)) return `No permission to open ${socket}: the agent must run as the same user.`;
-  return details || 'The agent closed the session.';
 }
 
 function refusal(code: 'PROVIDER_UNAVAILABLE', message: string): Outcome {

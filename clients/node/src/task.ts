@@ -4,11 +4,13 @@
  *   offer -> complete() or stream() -> pieces, each when the session can take it -> finish
  *                 `-- abort (caller gone, stopping, session lost): the signal fires, the provider gets a moment -> finish
  */
-import { closingDelta, isPieces, JoinedText, outcomeOf, outputOf, usageOf } from './answers.js';
-import { TaskError, wireErrorOf } from './errors.js';
-import type { CompletionOptions, Piece, Pieces, Provider, TaskFacts } from './types.js';
+import { isPieces, outcomeOf, usageOf } from './answers.js';
+import { optionsOf } from './completion-options.js';
+import { wireErrorOf } from './errors.js';
+import { PieceStream } from './piece-stream.js';
+import type { Piece, Pieces, Provider } from './types.js';
+import { Bound } from './waiting.js';
 import type { Outcome, Output, TaskOffer, WireUsage } from './wire.js';
-import { unlessAborted } from './waiting.js';
 
 /** A plain call gives no output for minutes; well within the agent's 5 min token deadlines this tells that it goes on. */
 const SIGN_OF_LIFE_MS = 30_000;
@@ -30,8 +32,8 @@ export class Task {
   private readonly controller = new AbortController();
   private forced: Outcome | undefined;
   private usage: WireUsage | undefined;
-  private readonly joined = new JoinedText();
   private ended = false;
+  private readonly bound = new Bound(ABORT_GRACE_MS);
 
   constructor(
     private readonly offer: TaskOffer,
@@ -45,7 +47,7 @@ export class Task {
       const outcome = await this.answer();
       return this.finish(this.forced ?? outcome);
     } catch (thrown) {
-      this.controller.abort(thrown);
+      this.stop(thrown);
       return this.finish(this.forced ?? { error: wireErrorOf(thrown) });
     }
   }
@@ -57,85 +59,80 @@ export class Task {
 
   /** Stops the provider; the task ends with `outcome`, whatever the provider still gives. */
   abort(reason: string, outcome: Outcome): void {
+    if (this.ended) return;
     this.forced ??= outcome;
-    this.controller.abort(new DOMException(reason, 'AbortError'));
+    this.stop(new DOMException(reason, 'AbortError'));
+  }
+
+  private stop(why: unknown): void {
+    this.controller.abort(why);
+    this.bound.callOff(why);
   }
 
   private async answer(): Promise<Outcome> {
-    const options = optionsOf(this.offer, this.controller.signal);
     const { provider, offer } = this;
+    const { signal } = this.controller;
+    const options = optionsOf(offer, signal);
     const inPieces = provider.stream !== undefined && offer.streaming;
     const answer = inPieces
-      ? await this.bounded(provider.stream!(options, options.signal))
-      : await this.withSignsOfLife(provider.complete(options, options.signal));
-    return isPieces(answer) ? this.pump(answer) : outcomeOf(answer);
-  }
-
-  private bounded<T>(work: T | PromiseLike<T>): Promise<T> {
-    return unlessAborted(Promise.resolve(work), this.controller.signal, ABORT_GRACE_MS);
+      ? await this.bound.of(provider.stream!(options, signal))
+      : await this.withSignsOfLife(provider.complete(options, signal));
+    return isPieces(answer) ? this.relay(iteratorOf(answer)) : outcomeOf(answer);
   }
 
   private async withSignsOfLife<T>(work: T | PromiseLike<T>): Promise<T> {
     const timer = setInterval(() => this.outlet.chunk(this.offer.task_id, {}), SIGN_OF_LIFE_MS);
     try {
-      return await this.bounded(work);
+      return await this.bound.of(work);
     } finally {
       clearInterval(timer);
     }
   }
 
-  private async pump(pieces: Pieces): Promise<Outcome> {
-    const iterator = iteratorOf(pieces);
-    const ending = new Ending();
+  private async relay(iterator: AnyIterator): Promise<Outcome> {
     try {
-      for (;;) {
-        await this.room();
-        const step = await this.bounded(iterator.next());
-        this.controller.signal.throwIfAborted();
-        if (step.done) break;
-        this.send(step.value, ending);
-      }
+      // One bound for all the pieces: a bound for each would cost more than the piece.
+      return await this.bound.of(this.pump(iterator));
     } catch (thrown) {
-      await this.close(iterator, thrown);
+      this.stop(thrown);
+      // The iterator may clean up. One that never answers is left behind, and what ended the task is the error that counts.
+      await this.bound.of(closed(iterator)).catch(() => {});
       throw thrown;
     }
-    return this.afterLast(ending);
   }
 
-  /** Back-pressure: no piece is asked for that the stream cannot take. */
-  private async room(): Promise<void> {
-    const full = this.outlet.full();
-    if (full) await unlessAborted(full, this.controller.signal, 0);
-    this.controller.signal.throwIfAborted();
+  private async pump(iterator: AnyIterator): Promise<Outcome> {
+    const stream = new PieceStream();
+    for (;;) {
+      // Back-pressure: no piece is asked for that the session cannot take.
+      const full = this.outlet.full();
+      if (full) await Promise.race([full, this.bound.calledOff]);
+      this.controller.signal.throwIfAborted();
+      const next = iterator.next();
+      const { done, value } = isPromise(next) ? await next : next;
+      this.controller.signal.throwIfAborted();
+      if (done) break;
+      this.send(stream.next(value), value);
+    }
+    return this.afterLast(stream);
   }
 
-  private send(piece: Piece, ending: Ending): void {
-    const output = this.joined.piece(outputOf(piece));
+  private send(output: Output, piece: Piece): void {
     this.usage = usageOf(piece) ?? this.usage;
-    ending.saw(output);
     this.outlet.chunk(this.offer.task_id, output);
   }
 
-  private afterLast(ending: Ending): Outcome {
-    if (ending.nothing) return outcomeOf('');
-    const closing = ending.closing();
+  private afterLast(stream: PieceStream): Outcome {
+    if (stream.nothing) return outcomeOf('');
+    const closing = stream.closing();
     if (closing) this.outlet.chunk(this.offer.task_id, closing);
     return {};
-  }
-
-  /** Lets the iterator clean up; one that never answers is left behind. */
-  private async close(iterator: AnyIterator, why: unknown): Promise<void> {
-    this.controller.abort(why);
-    try {
-      await this.bounded(iterator.return?.());
-    } catch {
-      // What ended the task is the error that counts.
-    }
   }
 
   private finish(outcome: Outcome): Outcome {
     if (this.ended) return outcome;
     this.ended = true;
+    this.bound.release();
     try {
       this.outlet.finish(this.offer.task_id, this.usage ? { usage: this.usage, ...outcome } : outcome);
       return outcome;
@@ -153,45 +150,11 @@ function iteratorOf(pieces: Pieces): AnyIterator {
   return Symbol.asyncIterator in pieces ? pieces[Symbol.asyncIterator]() : pieces[Symbol.iterator]();
 }
 
-/** Remembers of a stream what its end needs: plain pieces may leave out why they end, raw ones say it themselves. */
-class Ending {
-  nothing = true;
-  private open = false;
-  private calledTools = false;
-
-  saw(output: Output): void {
-    if (output.chunk_json || output.delta) this.nothing = false;
-    if (!output.delta) return;
-    this.open = output.delta.finish_reason === '';
-    this.calledTools ||= output.delta.tool_calls.length > 0;
-  }
-
-  closing(): Output | undefined {
-    return this.open ? closingDelta(this.calledTools) : undefined;
-  }
+/** An iterator that is not asynchronous has its next piece ready, and nobody else has to wait for their turn. */
+function isPromise<T>(value: T | PromiseLike<T>): value is PromiseLike<T> {
+  return typeof (value as PromiseLike<T>).then === 'function';
 }
 
-function optionsOf(offer: TaskOffer, signal: AbortSignal): CompletionOptions {
-  const body = parseBody(offer.request_json);
-  const facts: TaskFacts = {
-    signal,
-    traceContext: offer.w3c_trace_context,
-    taskId: offer.task_id,
-    timeoutMs: offer.timeout_ms,
-    requestJson: offer.request_json,
-  };
-  // Not enumerable: a provider may hand the options on as a JSON body.
-  for (const [name, value] of Object.entries(facts)) Object.defineProperty(body, name, { value, enumerable: false });
-  return body as CompletionOptions;
-}
-
-function parseBody(json: Buffer): object {
-  let body: unknown;
-  try {
-    body = JSON.parse(json.toString('utf8'));
-  } catch {
-    throw new TaskError('ERROR_CODE_INVALID_REQUEST', 'The request body is not JSON.');
-  }
-  if (typeof body === 'object' && body !== null && !Array.isArray(body)) return body;
-  throw new TaskError('ERROR_CODE_INVALID_REQUEST', 'The request body is not a JSON object.');
+async function closed(iterator: AnyIterator): Promise<void> {
+  await iterator.return?.();
 }

@@ -1,3 +1,6 @@
+import type { ChatBody } from './chat-body.js';
+import type { Content } from './messages.js';
+
 /** One LLM that this program can run inferences on. */
 export interface Provider {
   /** Unique in this program; the name of the virtual LLM that callers use. */
@@ -35,15 +38,10 @@ export interface Provider {
 
 /**
  * The caller's OpenAI chat-completions body, parsed, and with it what this task is. The latter are not enumerable, so
- * that `JSON.stringify(options)` and `{ ...options, model }` are the body alone.
+ * that `JSON.stringify(options)` and `{ ...options, model }` are the body alone. Fields that are not named in `ChatBody`
+ * are in the object all the same.
  */
-export interface CompletionOptions extends TaskFacts {
-  /** The name the caller used: the virtual LLM's, not your provider's model. */
-  model: string;
-  messages: ChatMessage[];
-  stream?: boolean;
-  [field: string]: unknown;
-}
+export interface CompletionOptions extends ChatBody, TaskFacts {}
 
 /** What a task is, besides the caller's body. */
 export interface TaskFacts {
@@ -57,12 +55,6 @@ export interface TaskFacts {
   readonly timeoutMs: number;
   /** The caller's body, byte for byte. */
   readonly requestJson: Buffer;
-}
-
-export interface ChatMessage {
-  role: string;
-  content?: unknown;
-  [field: string]: unknown;
 }
 
 /**
@@ -82,37 +74,70 @@ export interface Raw {
   raw: string | Uint8Array;
 }
 
-/** A whole OpenAI object: it is known by its `choices`, or by its `error`. */
-export type OpenAIObject = { choices: readonly unknown[] } | { error: unknown };
+/** A whole OpenAI object: it is known by its `choices`. */
+export interface OpenAIObject {
+  choices: readonly unknown[];
+}
 
-/** An answer, or a piece of one, in plain form; an OpenAI `message` and an OpenAI `delta` are two. */
+/**
+ * An answer, or a piece of one, in plain form, with names in JavaScript's spelling or OpenAI's. An OpenAI `message` and an
+ * OpenAI `delta` are two. A field that is not here is an error, not lost.
+ */
 export interface Plain {
-  content?: string | null | undefined;
+  content?: Content;
   reasoning?: string | null | undefined;
+  reasoningContent?: string | null | undefined;
   reasoning_content?: string | null | undefined;
+  toolCalls?: readonly ToolCall[] | null | undefined;
   tool_calls?: readonly ToolCall[] | null | undefined;
-  /** "stop", "length", "tool_calls"; only on the last piece. */
+  /** "stop", "length", "tool_calls", "content_filter"; only on the last piece. */
+  finishReason?: string | null | undefined;
   finish_reason?: string | null | undefined;
   /** As the provider counted; never estimated. */
   usage?: Usage | null | undefined;
+  /** Says nothing; an OpenAI message has it. */
+  role?: string | null | undefined;
+  /** `null` and `undefined` are none; anything else ends the task. */
+  error?: unknown;
+  /** Names that answers have elsewhere, so that the compiler tells what the program would otherwise tell only when it runs. */
+  text?: never;
+  message?: never;
+  response?: never;
+  output?: never;
+  tool_call?: never;
+  toolCall?: never;
+  stop_reason?: never;
+  stopReason?: never;
 }
 
 /** A tool call or a piece of one, in OpenAI's shape or flat. */
 export interface ToolCall {
-  /** Which of the answer's calls this is; in pieces only. */
+  /**
+   * Which of the answer's calls this is; in pieces only. Without one, another id begins another call, and so does a name
+   * without an id.
+   */
   index?: number | undefined;
-  id?: string | undefined;
-  function?: { name?: string | undefined; arguments?: unknown } | undefined;
-  name?: string | undefined;
+  id?: string | null | undefined;
+  type?: string | null | undefined;
+  function?: { name?: string | null | undefined; arguments?: unknown } | undefined;
+  name?: string | null | undefined;
+  /** JSON text, or what it says. */
   arguments?: unknown;
+  /** Names of the same in other APIs. */
+  args?: never;
+  input?: never;
 }
 
-/** Tokens, in either naming. */
+/** Tokens, in any naming. */
 export interface Usage {
-  prompt_tokens?: number | undefined;
-  completion_tokens?: number | undefined;
-  input_tokens?: number | undefined;
-  output_tokens?: number | undefined;
+  promptTokens?: number | null | undefined;
+  completionTokens?: number | null | undefined;
+  prompt_tokens?: number | null | undefined;
+  completion_tokens?: number | null | undefined;
+  inputTokens?: number | null | undefined;
+  outputTokens?: number | null | undefined;
+  input_tokens?: number | null | undefined;
+  output_tokens?: number | null | undefined;
 }
 
 /** Where log lines go; `console` is one. */
@@ -126,7 +151,7 @@ export interface Logger {
 export interface RegistrarOptions {
   /** The whole set. Nothing is filtered here: what is not opted in is pushed with `publish` false. */
   providers: readonly Provider[];
-  /** The agent's socket: a path or `unix:///path`; by default `~/.mcpctl/mcprelay.sock`. */
+  /** The agent's socket: an absolute path or `unix:///path`; by default `~/.mcpctl/mcprelay.sock`. */
   socketPath?: string | undefined;
   /**
    * Stable per installation, different for every program on one agent: a second session with the same id replaces the
@@ -169,17 +194,23 @@ export interface RegistrarStatus {
 /** "replaced": another program has taken over this client id; the next attempt is a minute away. */
 export type RegistrarState = 'connecting' | 'connected' | 'waiting' | 'replaced' | 'stopping' | 'stopped';
 
+/** The agent's link to mcpd. "idle": nothing is opted in, so nothing is called. */
+export type AgentState = 'no_credentials' | 'idle' | 'connecting' | 'online' | 'backoff' | 'refused' | 'draining';
+
 export interface AgentLink {
-  /** "online", "idle" (nothing opted in), "no_credentials", "connecting", "backoff", "refused", "draining". */
-  state: string;
+  state: AgentState;
+  /** Why, for people; may be empty. */
   detail: string;
+  /** In how many milliseconds the agent tries again, where it waits. */
   nextAttemptMs?: number;
 }
 
+/** "standing_by": another program serves under this name; this one takes over when that one goes. */
+export type Verdict = 'published' | 'not_opted_in' | 'standing_by' | 'refused';
+
 export interface ProviderVerdict {
   name: string;
-  /** "published", "not_opted_in", "standing_by", "refused". */
-  verdict: string;
+  verdict: Verdict;
   /** Why it was refused. */
   reason?: string;
 }

@@ -26,25 +26,36 @@ export function pause(ms: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-/**
- * What `work` gives; or, `graceMs` after the signal is aborted, a rejection with its reason. (A `Promise.race` against one
- * promise for the whole task would keep every chunk in memory until the task ends.)
- */
-export function unlessAborted<T>(work: PromiseLike<T>, signal: AbortSignal, graceMs: number): Promise<T> {
-  return new Promise((resolve, reject) => {
-    let timer: NodeJS.Timeout | undefined;
-    const aborted = () => {
-      timer = setTimeout(() => reject(signal.reason), graceMs);
-    };
-    const over = () => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', aborted);
-    };
-    if (signal.aborted) aborted();
-    else signal.addEventListener('abort', aborted, { once: true });
-    work.then(
-      (value) => (over(), resolve(value)),
-      (error) => (over(), reject(error)),
-    );
-  });
+/** A bound on work that may be called off: it then has `graceMs` more. */
+export class Bound {
+  /** Settles when the work is called off. */
+  readonly calledOff: Promise<void>;
+  private readonly over: Promise<never>;
+  private resolveCalledOff!: () => void;
+  private rejectOver!: (why: unknown) => void;
+  private timer: NodeJS.Timeout | undefined;
+
+  constructor(private readonly graceMs: number) {
+    this.calledOff = new Promise((resolve) => (this.resolveCalledOff = resolve));
+    this.over = new Promise((_, reject) => (this.rejectOver = reject));
+    this.over.catch(() => {}); // Nobody may be waiting.
+  }
+
+  /**
+   * What `work` gives, or a rejection with the reason once the grace is over. For a few pieces of work, not for many: each
+   * is remembered as long as the bound is.
+   */
+  of<T>(work: T | PromiseLike<T>): Promise<T> {
+    return Promise.race([work, this.over]);
+  }
+
+  callOff(why: unknown): void {
+    this.resolveCalledOff();
+    this.timer ??= setTimeout(() => this.rejectOver(why), this.graceMs);
+  }
+
+  /** There is no more work. */
+  release(): void {
+    clearTimeout(this.timer);
+  }
 }

@@ -1,6 +1,5 @@
-/** The bridge's messages as proto-loader reads and writes them. Field names are the proto's own. */
-import type { MethodDefinition, ServiceDefinition } from '@grpc/grpc-js';
-import { fromJSON } from '@grpc/proto-loader';
+/** The bridge's messages as they are read and written. Field names are the proto's own. */
+import protobuf from 'protobufjs';
 import { bridge } from './generated/bridge.js';
 
 export type ErrorCode =
@@ -22,6 +21,8 @@ export interface WireError {
   retry_after_ms?: number;
   http_status?: number;
   body_json?: Buffer;
+  /** Not sent: what only the owner of this machine may read. */
+  ownerOnly?: string;
 }
 
 export interface WireToolCall {
@@ -43,10 +44,16 @@ export interface WireUsage {
   output_tokens?: number;
 }
 
-/** A piece of output; neither is a sign of life. */
+/** A piece of output, of one kind; neither is a sign of life. */
 export interface Output {
   chunk_json?: Buffer;
   delta?: WireDelta;
+}
+
+/** Pieces of one task's output in their order; none is a sign of life. */
+export interface TaskChunk extends Output {
+  task_id: string;
+  more?: Output[];
 }
 
 /** How a task ended; nothing set is success after chunks. */
@@ -76,7 +83,7 @@ export interface WireProvider {
 export type SessionRequest =
   | { hello: { client_id: string; client_version: string; max_message_bytes: number } }
   | { provider_snapshot: { generation: number; providers: WireProvider[] } }
-  | { task_chunk: { task_id: string } & Output }
+  | { task_chunk: TaskChunk }
   | { task_finished: { task_id: string } & Outcome }
   | { drain: { grace_ms: number; reason: string } };
 
@@ -89,7 +96,7 @@ export interface TaskOffer {
   w3c_trace_context: Record<string, string>;
 }
 
-export interface AgentStatus {
+export interface WireAgentStatus {
   state: string;
   detail: string;
   next_attempt_ms?: number;
@@ -99,7 +106,7 @@ export interface Welcome {
   session_id: string;
   agent_version: string;
   max_message_bytes: number;
-  agent_status: AgentStatus | null;
+  agent_status: WireAgentStatus | null;
 }
 
 export interface ProviderSnapshotResult {
@@ -113,42 +120,47 @@ export interface SessionResponse {
   provider_snapshot_result?: ProviderSnapshotResult;
   task_offer?: TaskOffer;
   task_cancel?: { task_id: string; reason: string };
-  agent_status?: AgentStatus;
+  agent_status?: WireAgentStatus;
   drain?: { grace_ms: number; reason: string };
 }
 
-const definition = fromJSON(bridge as Parameters<typeof fromJSON>[0], {
-  keepCase: true,
-  longs: String,
-  enums: String,
-  oneofs: true,
-  defaults: true,
-});
-const service = definition['mcprelay.bridge.v1.BridgeService'] as unknown as ServiceDefinition;
-const session = service['Session'] as MethodDefinition<SessionRequest, SessionResponse>;
+const PACKAGE = 'mcprelay.bridge.v1';
+const root = protobuf.Root.fromJSON(bridge as protobuf.INamespace);
+const read: protobuf.IConversionOptions = { longs: String, enums: String, defaults: true, oneofs: true };
 
-export const SESSION_PATH = session.path;
-export const decode: (bytes: Buffer) => SessionResponse = session.responseDeserialize;
+/** How one message type is read from bytes and written to them. */
+export interface Codec<T> {
+  encode(message: T): Buffer;
+  decode(bytes: Uint8Array): T;
+}
 
-/** Half of a character. protobufjs would write it as bytes that are no UTF-8, for which the agent has to end the whole session. */
-const HALF = /\p{Surrogate}/gu;
+/** The codec of a message of the bridge; `Codec.encode` takes enum values by name. */
+export function codecOf<T extends object = object>(name: string): Codec<T> {
+  const type = root.lookupType(`${PACKAGE}.${name}`);
+  return {
+    encode: (message) => type.encode(type.fromObject(message)).finish() as Buffer,
+    decode: (bytes) => type.toObject(type.decode(bytes), read) as T,
+  };
+}
+
+/** The path of one of the bridge's calls. */
+export function pathOf(call: string): string {
+  return `/${PACKAGE}.BridgeService/${call}`;
+}
+
+const request = root.lookupType(`${PACKAGE}.SessionRequest`);
+const requests = codecOf<SessionRequest>('SessionRequest');
+
+export const decode = codecOf<SessionResponse>('SessionResponse').decode;
 
 export function encode(message: SessionRequest): Buffer {
-  return session.requestSerialize(wellFormed(message));
+  // Output has no enums and is made by us, so that it needs neither a check nor a copy.
+  return 'task_chunk' in message ? (request.encode(message).finish() as Buffer) : requests.encode(message);
 }
 
-/** The same with U+FFFD for every half of a character, as JSON and HTTP would have it. */
-function wellFormed<T>(value: T): T {
-  if (typeof value === 'string') return value.replace(HALF, '\ufffd') as T;
-  if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return value;
-  if (Array.isArray(value)) return value.map(wellFormed) as T;
-  return Object.fromEntries(Object.entries(value).map(([name, field]) => [name, wellFormed(field)])) as T;
-}
-
-/** "online" of "AGENT_STATE_ONLINE"; a value of a newer agent, which is a number, as it is. */
-export function enumWord(value: string, prefix: string): string {
-  const text = String(value);
-  return text.startsWith(prefix) ? text.slice(prefix.length).toLowerCase() : text;
+/** The text with U+FFFD for every half of a character, as JSON and HTTP would have it: protobuf has no way to write one. */
+export function wellFormed(text: string): string {
+  return (text as string & { toWellFormed(): string }).toWellFormed();
 }
 
 /** The nearest number that a uint32 field holds; protobufjs would wrap -1 and Infinity around. */

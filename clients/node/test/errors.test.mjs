@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer } from 'node:net';
 import { test } from 'node:test';
-import { wireErrorOf } from '../dist/esm/errors.js';
+import { logLineOf, wireErrorOf } from '../dist/esm/errors.js';
 
 /** As OpenAI's SDK throws it: `error` is the inside of the provider's error body. */
 function apiError(status, error, headers = {}) {
@@ -34,17 +36,51 @@ test('a context overflow and a content filter are told apart from other 400s', (
   assert.deepEqual(codes, ['ERROR_CODE_CONTEXT_LENGTH', 'ERROR_CODE_CONTENT_FILTERED', 'ERROR_CODE_INVALID_REQUEST']);
 });
 
-test('refused credentials of the provider do not become the caller\'s own 401', () => {
-  const error = wireErrorOf(apiError(401, { message: 'bad key' }));
-  assert.equal(error.code, 'ERROR_CODE_PROVIDER_AUTH');
-  assert.equal(error.http_status, undefined);
-  assert.equal(error.body_json, undefined);
+test('refused credentials of the provider are not the caller\'s own, and what the server said of them stays here', () => {
+  for (const status of [401, 403]) {
+    const error = wireErrorOf(apiError(status, { message: 'bad key sk-abc' }));
+    assert.deepEqual([error.code, error.http_status, error.body_json], ['ERROR_CODE_PROVIDER_AUTH', undefined, undefined]);
+    assert.equal(error.message, `The model's server refused this machine's credentials (${status}).`);
+    assert.match(logLineOf(error), /bad key sk-abc/);
+  }
 });
 
-test('a provider that is not running is unavailable and worth another try', () => {
-  const refused = Object.assign(new Error('fetch failed'), { cause: { code: 'ECONNREFUSED' } });
-  const error = wireErrorOf(refused);
-  assert.deepEqual([error.code, error.retryable], ['ERROR_CODE_PROVIDER_UNAVAILABLE', true]);
+test('a server that cannot be reached is unavailable and worth another try, however deep the cause; its address stays here', () => {
+  const refused = Object.assign(new Error('connect ECONNREFUSED 127.0.0.1:8080'), { code: 'ECONNREFUSED' });
+  const fetchFailed = new TypeError('fetch failed', { cause: refused });
+  const bothFamilies = new TypeError('fetch failed', { cause: new AggregateError([refused]) });
+  const sdk = new Error('Connection error.', { cause: fetchFailed });
+  for (const thrown of [refused, fetchFailed, bothFamilies, sdk]) {
+    const error = wireErrorOf(thrown);
+    assert.deepEqual([error.code, error.retryable], ['ERROR_CODE_PROVIDER_UNAVAILABLE', true]);
+    assert.equal(error.message, 'The model\'s server cannot be reached (ECONNREFUSED).');
+    assert.match(logLineOf(error), /ECONNREFUSED 127\.0\.0\.1:8080/);
+  }
+  const slow = wireErrorOf(new TypeError('fetch failed', { cause: { code: 'UND_ERR_HEADERS_TIMEOUT' } }));
+  assert.deepEqual([slow.code, slow.retryable], ['ERROR_CODE_TIMEOUT', true]);
+});
+
+test('a real refused connection reads so too', async () => {
+  const probe = createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  const { port } = probe.address();
+  probe.close();
+  await once(probe, 'close');
+  const thrown = await fetch(`http://127.0.0.1:${port}/v1`).catch((error) => error);
+  assert.equal(wireErrorOf(thrown).code, 'ERROR_CODE_PROVIDER_UNAVAILABLE');
+});
+
+test('an error of the file system does not tell the caller a path', () => {
+  const missing = Object.assign(new Error("ENOENT: no such file or directory, open '/home/me/model'"), { code: 'ENOENT', syscall: 'open' });
+  const error = wireErrorOf(missing);
+  assert.equal(error.message, 'The provider failed with ENOENT.');
+  assert.match(logLineOf(error), /home\/me\/model/);
+});
+
+test('causes that lead in a circle end', () => {
+  const first = new Error('a');
+  first.cause = new Error('b', { cause: first });
+  assert.equal(wireErrorOf(first).message, 'a');
 });
 
 test('a retry-after may be milliseconds, seconds or a date, and nonsense is left out', () => {

@@ -6,9 +6,9 @@ import { afterEach, beforeEach, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import grpc from '@grpc/grpc-js';
 import { startRegistrar } from '../dist/esm/index.js';
-import { FakeAgent, statusOf, until } from './fake-agent.mjs';
+import { FakeAgent } from '../dist/esm/testing/index.js';
+import { statusOf, until } from './waits.mjs';
 
-const body = { model: 'p', messages: [] };
 const provider = (fields = {}) => ({ name: 'p', type: 'ollama', model: 'm', publish: true, complete: async () => 'ok', ...fields });
 
 let agent;
@@ -24,7 +24,7 @@ afterEach(async () => {
 });
 
 function start(providers = [provider()], options = {}) {
-  registrar = startRegistrar({ providers, socketPath: agent.socket, clientId: 'me', ...options });
+  registrar = startRegistrar({ providers, socketPath: agent.socketPath, clientId: 'me', ...options });
   return registrar;
 }
 
@@ -57,20 +57,17 @@ test('the whole set is pushed as it is, and what is not opted in is not filtered
 
 test('the status tells the agent\'s link and the verdicts, refusals with their reason', async () => {
   await agent.start();
-  start();
+  start([provider(), provider({ name: 'q' })]);
   const session = await agent.session();
-  session.say({ provider_snapshot_result: { generation: 1, verdicts: [
-    { name: 'p', verdict: 'VERDICT_REFUSED', error: { message: 'the name is taken' } },
-    { name: 'q', verdict: 'VERDICT_NOT_OPTED_IN' },
-  ] } });
-  session.say({ agent_status: { state: 'AGENT_STATE_BACKOFF', detail: 'mcpd is down', next_attempt_ms: 5000 } });
+  session.judge(({ name }) => (name === 'p' ? { refused: 'the name is taken' } : 'not_opted_in'));
+  agent.linkIs('backoff', 'mcpd is down', 5000);
   const status = await statusOf(registrar, ({ agent: link }) => link?.state === 'backoff');
   assert.deepEqual(status.providers, [
     { name: 'p', verdict: 'refused', reason: 'the name is taken' },
     { name: 'q', verdict: 'not_opted_in' },
   ]);
   assert.deepEqual(status.agent, { state: 'backoff', detail: 'mcpd is down', nextAttemptMs: 5000 });
-  assert.deepEqual([status.state, status.sessionId, status.agentVersion], ['connected', 's1', '9.9.9']);
+  assert.deepEqual([status.state, status.sessionId, status.agentVersion], ['connected', 's1', '0.0.0-fake']);
 });
 
 test('an update pushes the new set with a higher generation, and is pushed again after a reconnect', async () => {
@@ -89,13 +86,13 @@ test('a withdrawn provider\'s running task goes on, a late offer for it is refus
   let answer;
   start([provider({ complete: () => new Promise((resolve) => (answer = resolve)) })]);
   const session = await agent.session();
-  const running = session.offer(body);
+  const running = await agent.offer('p');
   await until('the provider runs', () => answer);
   registrar.update([]);
-  const { error } = await session.finished(session.offer(body));
-  assert.deepEqual([error.code, error.retryable], ['ERROR_CODE_PROVIDER_UNAVAILABLE', true]);
+  const { error } = await agent.offerTo(session, 'p').answer;
+  assert.deepEqual([error.code, error.retryable], ['provider_unavailable', true]);
   answer('done');
-  assert.equal((await session.finished(running)).result.content, 'done');
+  assert.equal((await running.answer).text, 'done');
 });
 
 test('a lost agent aborts what ran, and the next one is found within a second', async () => {
@@ -105,10 +102,9 @@ test('a lost agent aborts what ran, and the next one is found within a second', 
     signal.addEventListener('abort', () => reject((aborted = true)));
   });
   start([provider({ complete })]);
-  const session = await agent.session();
-  session.offer(body);
+  await agent.offer('p');
   await until('it runs', () => registrar.status.runningTasks === 1);
-  agent.kill();
+  agent.drop();
   await until('the provider is aborted', () => aborted);
   await agent.start();
   const restarted = performance.now();
@@ -130,7 +126,7 @@ test('any other end is followed by another attempt: refusals, and a clean end', 
   start();
   (await agent.session(0)).fail(grpc.status.PERMISSION_DENIED, 'wrong uid');
   (await agent.session(1)).fail(grpc.status.INVALID_ARGUMENT, 'bad hello');
-  (await agent.session(2)).call.end();
+  (await agent.session(2)).end();
   await agent.session(3);
 });
 
@@ -144,16 +140,14 @@ test('a cancel fires the signal, and the task ends cancelled, once', async () =>
     yield 'never seen';
   };
   start([provider({ stream })]);
-  const session = await agent.session();
-  const id = session.offer(body, { streaming: true });
-  await session.hears('task_chunk');
-  session.say({ task_cancel: { task_id: id, reason: 'CANCEL_REASON_CALLER_GONE' } });
-  const end = await session.finished(id);
-  assert.equal(end.outcome, 'cancelled');
+  const task = await agent.offer('p', { stream: true });
+  await task.hasPieces(1);
+  task.cancel();
+  assert.equal((await task.answer).outcome, 'cancelled');
   assert.equal(why, 'CANCEL_REASON_CALLER_GONE');
-  session.say({ task_cancel: { task_id: id, reason: 'CANCEL_REASON_CALLER_GONE' } });
-  await session.finished(session.offer(body));
-  assert.deepEqual([session.ends(id).length, session.chunks(id).length], [1, 1]);
+  task.cancel();
+  await (await agent.offer('p')).answer;
+  assert.deepEqual([task.ends.length, task.pieces.length], [1, 1]);
 });
 
 test('a task that is offered twice runs once', async () => {
@@ -162,13 +156,12 @@ test('a task that is offered twice runs once', async () => {
   let answer;
   start([provider({ complete: () => ((runs += 1), new Promise((resolve) => (answer = resolve))) })]);
   const session = await agent.session();
-  session.offer(body, { id: 'twice' });
-  session.offer(body, { id: 'twice' });
-  session.offer(body, { provider: 'unknown', id: 'after' });
-  await session.finished('after');
+  const task = agent.offerTo(session, 'p', {}, { taskId: 'twice' });
+  agent.offerTo(session, 'p', {}, { taskId: 'twice' });
+  await agent.offerTo(session, 'unknown').answer;
   answer('x');
-  await session.finished('twice');
-  assert.deepEqual([runs, session.ends('twice').length], [1, 1]);
+  await task.answer;
+  assert.deepEqual([runs, task.ends.length], [1, 1]);
 });
 
 test('an agent that does not read stops the provider within a bound, and nothing is lost', async () => {
@@ -185,7 +178,7 @@ test('an agent that does not read stops the provider within a bound, and nothing
   start([provider({ stream })]);
   const session = await agent.session();
   session.pause();
-  const id = session.offer(body, { streaming: true });
+  const task = agent.offerTo(session, 'p', { stream: true });
   let before = -1;
   let since = Date.now();
   await until('the provider is asked for nothing more', () => {
@@ -195,9 +188,8 @@ test('an agent that does not read stops the provider within a bound, and nothing
   assert.ok(pulled < 200, `${pulled} pieces of 64 KiB were taken from the provider`);
   last = pulled + 5;
   session.resume();
-  await session.finished(id);
-  const received = session.chunks(id).filter(({ delta }) => delta.content === piece).length;
-  assert.equal(received, last);
+  await task.answer;
+  assert.equal(task.pieces.filter(({ text }) => text === piece).length, last);
 });
 
 test('stop() says goodbye, refuses new offers, lets the running task finish and closes', async () => {
@@ -205,15 +197,15 @@ test('stop() says goodbye, refuses new offers, lets the running task finish and 
   let answer;
   start([provider({ complete: () => new Promise((resolve) => (answer = resolve)) })]);
   const session = await agent.session();
-  const running = session.offer(body);
+  const running = await agent.offer('p');
   await until('it runs', () => answer);
   const stopped = registrar.stop({ graceMs: 9000, reason: 'update' });
   assert.equal(registrar.stop(), stopped, 'a second stop waits with the first');
   assert.deepEqual(await session.hears('drain'), { grace_ms: 9000, reason: 'update' });
-  const { error } = await session.finished(session.offer(body));
-  assert.deepEqual([error.code, error.retryable], ['ERROR_CODE_PROVIDER_UNAVAILABLE', true]);
+  const { error } = await (await agent.offer('p')).answer;
+  assert.deepEqual([error.code, error.retryable], ['provider_unavailable', true]);
   answer('last words');
-  assert.equal((await session.finished(running)).result.content, 'last words');
+  assert.equal((await running.answer).text, 'last words');
   await stopped;
   await until('the agent sees the end', () => session.ended);
   assert.equal(registrar.status.state, 'stopped');
@@ -225,21 +217,20 @@ test('stop() of a program at rest refuses an offer that crosses its goodbye', as
   start();
   const session = await agent.session();
   const stopped = registrar.stop();
-  const id = session.offer(body);
+  const task = agent.offerTo(session, 'p');
   assert.equal(session.all('drain').length, 0, 'the agent has not heard the goodbye');
   await stopped;
-  assert.deepEqual(session.ends(id).map(({ error }) => [error.code, error.retryable]), [['ERROR_CODE_PROVIDER_UNAVAILABLE', true]]);
+  assert.deepEqual(task.ends.map(({ error }) => [error.code, error.retryable]), [['ERROR_CODE_PROVIDER_UNAVAILABLE', true]]);
 });
 
 test('stop() ends what outlasts the grace with an error that can be retried', async () => {
   await agent.start();
   const complete = (_options, signal) => new Promise((_, reject) => signal.addEventListener('abort', reject));
   start([provider({ complete })]);
-  const session = await agent.session();
-  const id = session.offer(body);
+  const task = await agent.offer('p');
   await until('it runs', () => registrar.status.runningTasks === 1);
   await registrar.stop({ graceMs: 10 });
-  const [{ error }] = session.ends(id);
+  const [{ error }] = task.ends;
   assert.deepEqual([error.code, error.retryable], ['ERROR_CODE_PROVIDER_UNAVAILABLE', true]);
 });
 
@@ -248,20 +239,20 @@ test('stop() with a grace without end waits for the running task', async () => {
   let answer;
   start([provider({ complete: () => new Promise((resolve) => (answer = resolve)) })]);
   const session = await agent.session();
-  const id = session.offer(body);
+  const task = await agent.offer('p');
   await until('it runs', () => answer);
   const stopped = registrar.stop({ graceMs: Infinity });
   const { grace_ms } = await session.hears('drain');
   assert.equal(grace_ms, 2 ** 31 - 1, 'the most that a timer of Node\'s takes');
   answer('late');
-  assert.equal((await session.finished(id)).result.content, 'late');
+  assert.equal((await task.answer).text, 'late');
   await stopped;
 });
 
 test('stop() before there ever was an agent, and while one says nothing, ends at once', async () => {
   await start().stop();
   assert.equal(registrar.status.state, 'stopped');
-  agent.welcomes = false;
+  agent.hang();
   await agent.start();
   start();
   await agent.session();
@@ -276,8 +267,31 @@ test('a listener and a logger that throw do not disturb it', async () => {
   };
   start(undefined, { logger: { info: fails, error: fails } });
   registrar.on('status', fails);
+  assert.equal((await (await agent.offer('p')).answer).text, 'ok');
+});
+
+test('an option that is missing, misspelt or of no use is refused at once, by name', () => {
+  const refused = (options, words) => assert.throws(() => startRegistrar(options), (error) => error instanceof TypeError && words.test(error.message), String(words));
+  refused(undefined, /needs an object with providers/);
+  refused({ providers: [], sokcetPath: '/a' }, /no option "sokcetPath"; its options are providers, socketPath/);
+  refused({ providers: [], socketPath: 'run/agent.sock' }, /"run\/agent.sock" is not an absolute path/);
+  refused({ providers: [], socketPath: `/${'x'.repeat(200)}` }, /has 201 bytes; a socket's path has 10\d at most/);
+  refused({ providers: [], socketPath: 5 }, /socketPath/);
+  refused({ providers: [], clientId: '' }, /clientId/);
+  refused({ providers: [], clientVersion: 'v'.repeat(129) }, /clientVersion has 129 bytes/);
+  refused({ providers: [], maxMessageBytes: 0 }, /maxMessageBytes/);
+  refused({ providers: [], logger: 'console' }, /logger/);
+  refused({ providers: [provider({ maxInflight: 2 })] }, /provider "p" has a field "maxInflight"; "maxInFlight" is meant/);
+  refused({ providers: [provider({ stream: 'yes' })] }, /a stream that is not a function/);
+});
+
+test('a socket path may be written as a target, and await using stops the registrar', async () => {
+  await agent.start();
+  start(undefined, { socketPath: `unix://${agent.socketPath}` });
   const session = await agent.session();
-  assert.equal((await session.finished(session.offer(body))).result.content, 'ok');
+  await registrar[Symbol.asyncDispose]();
+  assert.equal(registrar.status.state, 'stopped');
+  await until('the agent sees the end', () => session.ended);
 });
 
 test('what is no provider is refused at once, by name', () => {
@@ -287,12 +301,13 @@ test('what is no provider is refused at once, by name', () => {
 
 test('what would be taken for something else or keep the set from being pushed is refused, and the last set stays', async () => {
   await agent.start();
+  agent.verdict = undefined;
   start();
   const session = await agent.session();
   for (const wrong of [{ state: 'busy' }, { state: 5 }, { features: 'tools' }, { maxInFlight: NaN }, { maxInFlight: null }, { contextTokens: '8k' }]) {
     assert.throws(() => registrar.update([provider(wrong)]), TypeError, JSON.stringify(wrong));
   }
-  session.say({ provider_snapshot_result: { generation: 1, verdicts: [{ name: 'p', verdict: 'VERDICT_PUBLISHED' }] } });
+  session.judge(() => 'published');
   const { providers } = await statusOf(registrar, (status) => status.providers.length === 1);
   assert.equal(providers[0].verdict, 'published');
 });
@@ -300,12 +315,13 @@ test('what would be taken for something else or keep the set from being pushed i
 test('a set that cannot be sent leaves the verdicts on the one before it', async () => {
   await agent.start();
   const lines = [];
+  agent.verdict = undefined;
   start(undefined, { logger: { error: (line) => lines.push(line) } });
   const session = await agent.session();
   const unreadable = { toString: () => { throw new Error('no text'); } };
   registrar.update([provider({ tier: unreadable })]);
   assert.match(lines[0], /the providers cannot be pushed: no text/);
-  session.say({ provider_snapshot_result: { generation: 1, verdicts: [{ name: 'p', verdict: 'VERDICT_PUBLISHED' }] } });
+  session.judge(() => 'published');
   const { providers } = await statusOf(registrar, (status) => status.providers.length === 1);
   assert.equal(providers[0].verdict, 'published');
 });

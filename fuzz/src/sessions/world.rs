@@ -175,6 +175,12 @@ impl World {
                 self.ledger.tasks.get_mut(&key)?.held.take_if(|(by, _)| *by == session);
                 Input::Finished(session, key, outcome(how))
             }
+            Step::Refused { session, task } => {
+                let (session, key) = (self.session(*session)?, self.task(*task)?);
+                let held = self.ledger.tasks.get_mut(&key)?.held.take_if(|(by, _)| *by == session);
+                self.ledger.refused = held.map(|_| key);
+                Input::Refused(session, key, failure())
+            }
             Step::Broken { session, task } => {
                 Input::Broken(self.session(*session)?, self.task(*task)?, failure())
             }

@@ -116,7 +116,7 @@ fn what_a_lost_session_had_not_begun_waits_for_its_return_and_the_rest_ends_at_o
     rig.output(TaskKey(1), true);
     let effects = rig.act(Input::SessionClosed(SESSION));
     assert_eq!(failures(&effects), [(1, FailureCode::ProviderLost)]);
-    assert!(effects.contains(&Effect::Requeued(TaskKey(0))), "{effects:?}");
+    assert!(effects.contains(&Effect::Requeued(TaskKey(0), FailureCode::ProviderLost)), "{effects:?}");
     rig.pass(3 * SECOND);
     rig.open(2, "program");
     assert_eq!(offers(&rig.push(2, vec![provider("llm", 2)])), [0]);

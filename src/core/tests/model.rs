@@ -97,6 +97,7 @@ enum Event {
     Settle(usize),
     NobodyWaits(usize),
     DeliveryFailed(usize),
+    Refuse(usize),
     Goodbye(u8),
     Close(u8),
     Pause(bool, bool),
@@ -117,6 +118,7 @@ fn events() -> impl Strategy<Value = Event> {
         2 => nth.clone().prop_map(Event::Leave),
         5 => nth.clone().prop_map(Event::Settle),
         1 => nth.clone().prop_map(Event::NobodyWaits),
+        1 => nth.clone().prop_map(Event::Refuse),
         1 => nth.prop_map(Event::DeliveryFailed),
         1 => (0u8..6).prop_map(Event::Goodbye),
         1 => (0u8..6).prop_map(Event::Close),
@@ -158,7 +160,7 @@ impl Watch {
                     prop_assert!(said.with.is_none() && !said.ended, "{key:?} was offered as {said:?}");
                     said.with = Some(*session);
                 }
-                Effect::Requeued(key) => self.tasks.get_mut(key).unwrap().with = None,
+                Effect::Requeued(key, _) => self.tasks.get_mut(key).unwrap().with = None,
                 Effect::End(key, end, until) => {
                     let said = self.tasks.get_mut(key).unwrap();
                     prop_assert!(!said.ended || *end == End::Nobody, "{key:?} has two ends");
@@ -223,6 +225,10 @@ impl Watch {
             },
             Event::Broken(n) => match self.pick(n, |said| said.with.is_some()) {
                 Some(key) => Input::Broken(self.tasks[&key].with.unwrap(), key, fail()),
+                None => return Ok(()),
+            },
+            Event::Refuse(n) => match self.pick(n, |said| said.with.is_some()) {
+                Some(key) => Input::Refused(self.tasks[&key].with.unwrap(), key, fail()),
                 None => return Ok(()),
             },
             Event::Leave(n) => match self.ids.iter().nth(n) {

@@ -1,0 +1,67 @@
+// Watching the agent and steering its providers.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { AgentError, pause, resume, startRegistrar, watchAgent } from '../dist/esm/index.js';
+import { startFakeAgent } from '../dist/esm/testing/index.js';
+
+const provider = (name) => ({ name, type: 't', model: 'm', publish: true, complete: async () => 'ok' });
+
+let agent;
+let registrar;
+
+before(async () => {
+  agent = await startFakeAgent();
+  registrar = startRegistrar({ socketPath: agent.socketPath, providers: [provider('a'), provider('b')] });
+  await agent.session();
+});
+
+after(async () => {
+  await registrar.stop();
+  agent.close();
+});
+
+const here = () => ({ socketPath: agent.socketPath });
+const isOff = (code, words) => (error) => error instanceof AgentError && error.code === code && words.test(error.message);
+
+test('the status comes at once and again when it changes, until the loop is left', async () => {
+  const seen = [];
+  for await (const status of watchAgent(here())) {
+    seen.push(status.providers.map(({ provider: { name, state }, verdict, paused }) => [name, state, verdict, paused]));
+    if (seen.length === 1) assert.deepEqual([status.agent.state, status.pid], ['online', process.pid]);
+    if (seen.length === 1) assert.deepEqual(await pause('b', here()), ['b']);
+    else break;
+  }
+  const row = (name, paused) => [name, 'ready', 'published', paused];
+  assert.deepEqual(seen, [[row('a', false), row('b', false)], [row('a', false), row('b', true)]]);
+  assert.deepEqual(await pause(undefined, here()), ['a']);
+  assert.deepEqual(await resume(undefined, here()), ['a', 'b']);
+});
+
+test('a name that nobody has pushed, and an agent that is not there, are errors that say so', async () => {
+  await assert.rejects(pause('nobody', here()), isOff(5, /no provider named 'nobody'/));
+  const nowhere = { socketPath: '/nowhere/agent.sock' };
+  await assert.rejects(resume('a', nowhere), isOff(14, /No agent at \/nowhere\/agent\.sock yet/));
+  await assert.rejects(watchAgent(nowhere).next(), isOff(14, /No agent at/));
+});
+
+test('a signal ends the watching with its reason', async () => {
+  const gone = new AbortController();
+  const statuses = watchAgent({ ...here(), signal: gone.signal });
+  await statuses.next();
+  gone.abort(new Error('seen enough'));
+  await assert.rejects(statuses.next(), /seen enough/);
+});
+
+test('an option that does not exist is refused', async () => {
+  await assert.rejects(pause('a', { sokcetPath: '/a' }), /pause\(\) has no option "sokcetPath"/);
+  assert.throws(() => watchAgent({ socketPath: 'relative' }), /not an absolute path/);
+});
+
+test('the agent that goes away ends the watching with an error', async () => {
+  const other = await startFakeAgent();
+  const statuses = watchAgent({ socketPath: other.socketPath });
+  await statuses.next();
+  other.drop();
+  await assert.rejects(statuses.next(), AgentError);
+  await other[Symbol.asyncDispose]();
+});
