@@ -14,7 +14,7 @@ use super::Stop;
 use crate::{
     config::{Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
-    http::{self, ClientOptions, ReadError, Trust, Version, read_at_most},
+    http::{self, ClientOptions, ReadError, Trust, Version, page_title, read_at_most},
     upstream::{
         contract,
         explain::{Explained, Way},
@@ -206,7 +206,10 @@ fn location(response: &Response) -> String {
 /// What an error reply says, in one of the usual shapes, cut to the length of a sentence; empty if it says nothing readable.
 pub async fn error_message(mut response: Response) -> String {
     let body = read_at_most(&mut response, MAX_ERROR_CHARS * 16).await.unwrap_or_default();
-    serde_json::from_slice(&body).map(|json| message_in(&json)).unwrap_or_default()
+    match serde_json::from_slice(&body) {
+        Ok(json) => message_in(&json),
+        Err(_) => page_title(&String::from_utf8_lossy(&body)).unwrap_or_default().to_owned(),
+    }
 }
 
 /// The message in `{"error": {"message"}}`, `{"error": "..."}`, `{"message": "..."}` or FastAPI's `{"detail": ...}`, which is a text or a list

@@ -26,7 +26,7 @@ use super::{
     outbox::WAITING_LIMIT,
     pool::{ClientPool, NoAnswer, Post},
     post::POSTS_AT_ONCE,
-    reply::{JSON, REPLY_LIMIT, describe, looks_like_html, no_answer},
+    reply::{JSON, REPLY_LIMIT, Reader, describe, looks_like_html, no_answer},
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
@@ -288,7 +288,7 @@ impl Mcpd {
     /// The meaning of a reply that is not the expected one (the contract's table).
     async fn failure(&self, c: &Connected, what: &str, response: Response) -> CallFailure {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
-        let detail = describe(what, status, response, &c.secret).await;
+        let detail = describe(what, Reader::Owner, status, response, &c.secret).await;
         match status.as_u16() {
             401 | 403 => CallFailure::Unauthorized { detail, changed: self.refresh(c) },
             404 | 410 => CallFailure::Unknown(detail),

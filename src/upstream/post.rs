@@ -13,7 +13,7 @@ use super::{
     client::{Connected, Mcpd},
     contract::{IDEMPOTENCY_HEADER, endpoint, result_path},
     pool::Post,
-    reply::{JSON, REPLY_LIMIT, describe},
+    reply::{JSON, REPLY_LIMIT, Reader, describe},
 };
 use crate::{
     domain::TaskId,
@@ -119,7 +119,7 @@ impl ResultPosts {
             let _ = timeout(TAIL_TIMEOUT, drain(response, REPLY_LIMIT)).await;
             return PartReply::Accepted;
         }
-        let said = describe("a result", status, response, &c.secret).await;
+        let said = describe("a result", Reader::Caller, status, response, &c.secret).await;
         match status.as_u16() {
             404 | 410 => PartReply::NobodyWaits(said),
             413 => PartReply::TooLarge(said),

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::Printable,
-    http::{is_html, read},
+    http::{is_html, page_title, read},
 };
 
 /// Most bytes read of a reply whose content does not matter.
@@ -28,18 +28,33 @@ const QUOTE: usize = 200;
 /// Checked once instead of for every request.
 pub(super) static JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// One sentence about a reply, with the beginning of what mcpd said, fit for a terminal. It reaches callers, too, so it tells no address
-/// of mcpd's.
+/// Who reads about a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// The agent's owner, in the status and the log.
+    Owner,
+    /// A caller, too, who is told no address of mcpd's.
+    Caller,
+}
+
+/// One sentence about a reply, with the beginning of what mcpd said, fit for a terminal.
 pub(super) async fn describe(
     what: &str,
+    reader: Reader,
     status: StatusCode,
     response: Response,
     token: &SecretString,
 ) -> String {
     let html = is_html(response.headers());
+    let place = match reader {
+        Reader::Owner => {
+            format!(" at {}{}", response.url().origin().ascii_serialization(), response.url().path())
+        }
+        Reader::Caller => String::new(),
+    };
     if let Some(to) = redirected(&response) {
         return format!(
-            "{what}: mcpd answered {status} and leads to {to}; pass the final address as --mcpd-url"
+            "{what}: mcpd answered {status}{place} and leads to {to}; pass the final address as --mcpd-url"
         );
     }
     let body = timeout(WORDS_TIMEOUT, read(response, REPLY_LIMIT)).await;
@@ -48,13 +63,13 @@ pub(super) async fn describe(
     let said = plain(&String::from_utf8_lossy(&body).replace(token.expose_secret(), "[token]"));
     let quoted = |said: &str| said.trim().chars().take(QUOTE).collect::<String>();
     match said.trim() {
-        "" => format!("{what}: mcpd answered {status}"),
+        "" => format!("{what}: mcpd answered {status}{place}"),
         page if html => {
-            let title = title(page).map(|title| format!(" ({})", Printable(&quoted(title))));
+            let title = page_title(page).map(|title| format!(" ({})", Printable(&quoted(title))));
             let title = title.unwrap_or_default();
-            format!("{what}: {status} with an HTML page{title}; is something between here and mcpd?")
+            format!("{what}: {status} with an HTML page{title}{place}; is something between here and mcpd?")
         }
-        said => format!("{what}: mcpd answered {status}: {}", Printable(&quoted(said))),
+        said => format!("{what}: mcpd answered {status}{place}: {}", Printable(&quoted(said))),
     }
 }
 
@@ -63,12 +78,6 @@ fn redirected(response: &Response) -> Option<String> {
     let location = response.headers().get(LOCATION).filter(|_| response.status().is_redirection())?;
     let to = response.url().join(location.to_str().ok()?).ok()?;
     Some(to.origin().ascii_serialization())
-}
-
-/// The title of a page, which is where an ingress says what is wrong.
-fn title(page: &str) -> Option<&str> {
-    let (_, rest) = page.split_once("<title>")?;
-    Some(rest.split_once("</title>")?.0)
 }
 
 pub(super) fn looks_like_html(body: &[u8]) -> bool {
@@ -92,7 +101,7 @@ mod tests {
     async fn a_token_that_a_server_repeats_is_cut_out_of_its_words() {
         let reply = axum::http::Response::new("Bearer s3cret-token is not known");
         let token = SecretString::from("s3cret-token");
-        let text = describe("register", StatusCode::UNAUTHORIZED, reply.into(), &token).await;
+        let text = describe("register", Reader::Caller, StatusCode::UNAUTHORIZED, reply.into(), &token).await;
         assert!(text.ends_with(": Bearer [token] is not known"), "{text}");
     }
 
@@ -102,12 +111,13 @@ mod tests {
         let reply =
             axum::http::Response::builder().status(307).header("location", "https://mcpd.example/x?y");
         let reply = reply.body("").unwrap();
-        let text = describe("register", StatusCode::TEMPORARY_REDIRECT, reply.into(), &token).await;
+        let text =
+            describe("register", Reader::Caller, StatusCode::TEMPORARY_REDIRECT, reply.into(), &token).await;
         assert!(text.contains("leads to https://mcpd.example; pass the final address"), "{text}");
         let page = "<html><head><title>400 No required SSL certificate was sent</title></head>";
         let reply = axum::http::Response::builder().status(400).header("content-type", "text/html");
         let reply = reply.body(page).unwrap();
-        let text = describe("register", StatusCode::BAD_REQUEST, reply.into(), &token).await;
+        let text = describe("register", Reader::Caller, StatusCode::BAD_REQUEST, reply.into(), &token).await;
         assert!(text.contains("(400 No required SSL certificate was sent)"), "{text}");
     }
 }
