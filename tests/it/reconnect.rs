@@ -415,7 +415,7 @@ crate::support::over_https![
     passing_trouble_on_register_is_tried_again_and_retry_after_honoured,
     an_mcpd_that_cannot_be_reached_is_tried_again_within_the_backoff,
     a_half_open_channel_is_given_up_and_reopened,
-    a_channel_that_never_sends_keep_alives_stays_open_however_long_it_is_silent,
+    a_channel_that_never_sends_keep_alives_is_checked_by_opening_another_once_per_idle_timeout,
     mcpds_own_retry_field_changes_nothing,
     a_404_on_register_is_refused_and_names_the_url_and_check_mcpd,
     a_404_or_410_on_the_channel_registers_at_once_with_the_same_id_and_the_next_one_within_the_backoff,
