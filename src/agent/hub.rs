@@ -358,6 +358,9 @@ impl Hub {
         if let Some(trouble) = self.parts.mcpd.results_changed() {
             self.feed_link(LinkInput::Results(trouble));
         }
+        if self.parts.mcpd.follow_authorities() {
+            self.feed_link(LinkInput::AuthoritiesChanged);
+        }
     }
 
     fn read_credentials(&mut self) {

@@ -162,6 +162,11 @@ impl McpdLink {
         Ok(McpdChange::Other(self.session.id_in(&access.url).map(str::to_owned)))
     }
 
+    /// Follows the files with certificate authorities; whether there is something new to be tried.
+    pub(super) fn follow_authorities(&self) -> bool {
+        self.mcpd.follow_authorities()
+    }
+
     /// Does what the core wants of the link.
     pub(super) fn carry_out(&mut self, effect: LinkEffect) {
         match effect {

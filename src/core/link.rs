@@ -146,6 +146,7 @@ impl Link {
             }
             LinkInput::Results(trouble) => self.results_trouble = trouble,
             LinkInput::Woke => self.woke(now),
+            LinkInput::AuthoritiesChanged => self.retry.end_wait(),
         }
         self.step(now, effects);
     }

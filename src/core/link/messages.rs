@@ -34,6 +34,8 @@ pub enum LinkInput {
     Results(Option<String>),
     /// The machine slept and woke.
     Woke,
+    /// Other certificate authorities are trusted now: what failed for them may work.
+    AuthoritiesChanged,
 }
 
 /// Whether newly read credentials lead to another mcpd.
