@@ -10,28 +10,30 @@
 //!  main ──► cli ──┬──► agent ──┬──► core
 //!                 │            ├──► bridge ◄──(the socket)── provide
 //!                 │            └──► upstream ──┬──► openai
-//!                 │                            └──► plain_http
+//!                 │                            └──► http
 //!                 └──► provide ──┬──► openai
-//!                                └──► plain_http
+//!                                └──► http
 //! ```
 //!
-//! The picture leaves out what several modules use: `domain`, `config`, `credentials` and `telemetry`.
+//! The picture leaves out what several modules use: `domain`, `config`, `credentials`, `platform` and `telemetry`. The table has it all:
+//! `tests/it/architecture.rs` reads the last column, and allows nothing else.
 //!
-//! | module | what it is |
-//! | --- | --- |
-//! | [`config`], [`credentials`] | flags, environment and files become checked values |
-//! | [`domain`] | the vocabulary that all modules share: names, tasks, failures; no I/O |
-//! | [`core`] | every decision, without I/O and without a clock |
-//! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown |
-//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results |
-//! | [`bridge`] | the unix socket: one actor per session, conversion between proto and domain |
-//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use |
-//! | [`provide`] | the provider host, an ordinary client of the bridge |
-//! | [`telemetry`] | traces, metrics, the log |
-//! | `plain_http` | the shorter path to servers that need neither TLS nor a proxy, for upstream and provide |
-//! | [`cli`] | the commands, one file each |
-//!
-//! `upstream` and `bridge` do not depend on each other, and `core` does not depend on the runtime: `tests/it/house.rs` checks this.
+//! | module | what it is | uses |
+//! | --- | --- | --- |
+//! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown | `bridge`, `config`, `core`, `credentials`, `domain`, `pb`, `platform`, `telemetry`, `upstream` |
+//! | [`bridge`] | the unix socket: one actor per session, conversion between proto and domain | `domain`, `pb` |
+//! | [`cli`] | the commands, one file each | `agent`, `bridge`, `config`, `credentials`, `domain`, `pb`, `platform`, `provide`, `telemetry`, `upstream` |
+//! | [`config`] | flags, environment and files become checked values | `credentials`, `platform` |
+//! | [`core`] | every decision, without I/O and without a clock | `domain` |
+//! | [`credentials`] | where mcpd is, and the token for it | |
+//! | [`domain`] | the vocabulary that all modules share: names, tasks, failures; no I/O | |
+//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use | `domain` |
+//! | [`pb`] | the bridge's wire types, generated | |
+//! | `platform` | what differs between Linux and macOS: clocks, a tick, file changes, limits | |
+//! | `http` | HTTP as a client speaks it, whoever the server is: Clients and what they trust, bodies, errors, backoff | |
+//! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `openai`, `pb`, `http`, `platform` |
+//! | [`telemetry`] | traces, metrics, the log | `domain`, `openai` |
+//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `credentials`, `domain`, `openai`, `http`, `telemetry` |
 //!
 //! # The path of one task
 //!
@@ -74,8 +76,9 @@ pub mod config;
 pub mod core;
 pub mod credentials;
 pub mod domain;
+mod http;
 pub mod openai;
-mod plain_http;
+mod platform;
 pub mod provide;
 pub mod telemetry;
 pub mod upstream;

@@ -6,6 +6,7 @@ use mcprelay::{cli, telemetry::LastLines};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    cli::completions::answer();
     let arguments = match cli::parse() {
         Ok(arguments) => arguments,
         Err(code) => return code,

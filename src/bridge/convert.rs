@@ -261,6 +261,14 @@ fn error_code(code: FailureCode) -> pb::ErrorCode {
     }
 }
 
+/// Why an offer is not taken, if it is not: what refuses it is an error that says so.
+pub fn refusal(outcome: &Option<pb::task_finished::Outcome>) -> Option<Failure> {
+    match outcome {
+        Some(pb::task_finished::Outcome::Error(error)) if error.refused => Some(failure(error.clone())),
+        _ => None,
+    }
+}
+
 /// A failure, as either side reports it.
 pub fn error(failure: &Failure) -> pb::Error {
     pb::Error {
@@ -270,6 +278,7 @@ pub fn error(failure: &Failure) -> pb::Error {
         retry_after_ms: failure.retry_after.map(millis),
         http_status: failure.http_status.map(u32::from),
         body_json: failure.body.clone(),
+        refused: false,
     }
 }
 

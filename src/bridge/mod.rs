@@ -35,6 +35,8 @@ pub enum Event {
     Snapshot(SessionKey, u32, Vec<Pushed>),
     /// It ended a task.
     Finished(SessionKey, TaskKey, Outcome, Usage),
+    /// It did not take a task that it was offered, for this reason; nothing of it was put out.
+    Refused(SessionKey, TaskKey, Failure),
     /// A task's output cannot be continued; the program still has to end the task.
     Broken(SessionKey, TaskKey, Failure),
     /// It said goodbye and is finishing its running tasks.

@@ -375,6 +375,10 @@ impl Reader {
             warn!(session = %self.key, task_id = %Printable(&finished.task_id), "end of a task that the session does not have; ignored");
             return Ok(());
         };
+        // A refusal after output comes too late: the caller has part of an answer.
+        if let Some(failure) = convert::refusal(&finished.outcome).filter(|_| !task.any_output) {
+            return self.emit(Event::Refused(self.key, task.key, failure)).await;
+        }
         let usage = convert::usage(finished.usage);
         let outcome = match convert::outcome(finished.outcome) {
             Outcome::Body(_) | Outcome::Result(_) if task.any_output => Outcome::Failed(Failure::new(

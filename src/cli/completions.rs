@@ -1,9 +1,23 @@
-//! `mcprelay completions`: a shell's completion script.
+//! `mcprelay completions`: a shell's completion script, and the names that it completes.
+//!
+//! The script asks this program for candidates, so that the names of LLMs and providers are those of
+//! the moment.
 
-use clap::Args;
-use clap_complete::Shell;
+use std::{env, time::Duration};
 
-use super::{Stop, output};
+use clap::{Args, CommandFactory as _, ValueEnum};
+use clap_complete::{
+    CompletionCandidate,
+    env::{CompleteEnv, Shells},
+};
+
+use super::{Cli, Stop, agent_status, get, http::Mcpd, output};
+use crate::config::{HomeArgs, McpdArgs, parse_args, process_environment};
+
+/// The variable with which a completion script asks for candidates.
+pub const VARIABLE: &str = "MCPRELAY_COMPLETE";
+/// How long somebody who has pressed Tab waits for names.
+const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Arguments of `completions`.
 #[derive(Debug, Args)]
@@ -12,28 +26,85 @@ pub struct CompletionsArgs {
     pub shell: Shell,
 }
 
-/// Prints the script.
-pub fn run(args: &CompletionsArgs, command: clap::Command) -> Result<(), Stop> {
-    Ok(output::print(&script(args.shell, command))?)
+/// The shells with a script.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[expect(missing_docs, reason = "each is a shell's own name")]
+pub enum Shell {
+    Bash,
+    Elvish,
+    Fish,
+    Powershell,
+    Zsh,
 }
 
-fn script(shell: Shell, mut command: clap::Command) -> String {
+/// Prints the script.
+pub fn run(args: &CompletionsArgs) -> Result<(), Stop> {
+    Ok(output::print(&script(args.shell)?)?)
+}
+
+fn script(shell: Shell) -> Result<String, Stop> {
+    let name = shell.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let shells = Shells::builtins();
+    let Some(shell) = shells.completer(&name) else {
+        return Err(Stop::Usage(format!("there is no script for {name}")));
+    };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, "mcprelay", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
+    shell.write_registration(VARIABLE, "mcprelay", "mcprelay", "mcprelay", &mut script)?;
+    Ok(String::from_utf8_lossy(&script).into_owned())
+}
+
+/// Answers a completion script's question and ends the process; returns where none was asked.
+pub fn answer() {
+    if env::var_os(VARIABLE).is_some() {
+        CompleteEnv::with_factory(Cli::command).var(VARIABLE).complete();
+    }
+}
+
+/// The names of the LLMs that mcpd lists.
+pub fn llms() -> Vec<CompletionCandidate> {
+    names(async {
+        let home = parse_args::<HomeArgs>(&[], &process_environment).ok()?;
+        let mcpd = parse_args::<McpdArgs>(&[], &process_environment).ok()?;
+        let home = home.places(&process_environment).ok()?.home;
+        let mcpd = Mcpd::new(&mcpd, &home, &process_environment).ok()?;
+        Some(get::list(&mcpd).await.ok()?.rows.into_iter().filter_map(|row| row.name).collect())
+    })
+}
+
+/// The names of the providers that the agent knows.
+pub fn providers() -> Vec<CompletionCandidate> {
+    names(async {
+        let home = parse_args::<HomeArgs>(&[], &process_environment).ok()?;
+        let status = agent_status::once(&home.places(&process_environment).ok()?.socket).await.ok()?;
+        Some(status.providers.into_iter().filter_map(|status| Some(status.provider?.name)).collect())
+    })
+}
+
+/// Nobody to ask, or no answer in time, is no candidate: an error would be written into the command line.
+fn names(ask: impl Future<Output = Option<Vec<String>>>) -> Vec<CompletionCandidate> {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return Vec::new();
+    };
+    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask).await });
+    asked.ok().flatten().unwrap_or_default().into_iter().map(CompletionCandidate::new).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, ValueEnum as _};
-
     use super::*;
-    use crate::cli::Cli;
 
     #[test]
-    fn every_shells_script_knows_the_commands() {
+    fn every_shells_script_asks_this_program() {
         for shell in Shell::value_variants() {
-            assert!(script(*shell, Cli::command()).contains("check-mcpd"), "{shell}");
+            let script = script(*shell).expect("there is one");
+            assert!(script.contains(VARIABLE) && script.contains("mcprelay"), "{shell:?}: {script}");
         }
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_asked_for_is_no_candidate() {
+        assert!(names(async { None }).is_empty());
+        let given = names(async { Some(vec!["qwen3".to_owned()]) });
+        assert_eq!(given, [CompletionCandidate::new("qwen3")]);
     }
 }

@@ -14,9 +14,9 @@ use serde_json::json;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Stop, get, infer, status, waterfall::Waterfall};
+use super::{Stop, agent_status, get, infer, waterfall::Waterfall};
 use crate::{
-    agent::{self, Agent, Surroundings, files::write_atomically},
+    agent::{self, Agent, Deps, files::write_atomically},
     config::{Config, Lookup, parse_args},
     domain::ProviderName,
     pb::ProviderState,
@@ -66,8 +66,8 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     write_credentials(home.path(), &mcpd).map_err(|e| failed(e.to_string()))?;
     let (handle, spans) = telemetry::in_memory(Content::LeftOut);
     let config = Config::defaults(home.path())?;
-    let surroundings = Surroundings { telemetry: handle, ..Surroundings::default() };
-    let agent = Agent::new(&config, surroundings).map_err(|e| failed(e.to_string()))?;
+    let deps = Deps { telemetry: handle, ..Deps::default() };
+    let agent = Agent::new(&config, deps).map_err(|e| failed(e.to_string()))?;
     let stop = agent::Stop::default();
     let agent = tokio::spawn(agent.run(stop.clone()));
     let shutdown = CancellationToken::new();
@@ -111,7 +111,8 @@ async fn listed(mcpd: &FakeMcpd, socket: &Path) -> Result<(), String> {
 
 /// Why the provider is not available, if it is not.
 async fn away(socket: &Path) -> Option<String> {
-    let pushed = status::once(socket).await.ok()?.providers.into_iter().find_map(|status| status.provider)?;
+    let pushed =
+        agent_status::once(socket).await.ok()?.providers.into_iter().find_map(|status| status.provider)?;
     (pushed.state() == ProviderState::Unavailable).then_some(pushed.state_detail)
 }
 

@@ -3,12 +3,13 @@
 use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use reqwest::{Response, header};
 
 use super::{
-    Stop,
+    Stop, completions,
     http::{CALL_TIMEOUT, Mcpd},
-    output,
+    output::{self, Look},
 };
 use crate::{
     config::{FolderArgs, Lookup, McpdArgs},
@@ -23,6 +24,7 @@ pub struct GetArgs {
     #[arg(value_enum)]
     pub resource: Resource,
     /// Only the one of this name
+    #[arg(add = ArgValueCandidates::new(completions::llms))]
     pub name: Option<String>,
     /// How to print; AGE is the time since the last sign of life
     #[arg(short, long, value_enum, default_value = "table")]
@@ -69,7 +71,7 @@ pub async fn run(args: GetArgs, env: Lookup<'_>) -> Result<(), Stop> {
         rows.iter().find(|row| row.name.as_ref() == Some(name)).ok_or_else(|| not_found(&mcpd, name))?;
     match args.output {
         Format::Json => Ok(output::print_json(row)?),
-        format => Ok(output::print(&render(std::slice::from_ref(row), format, now))?),
+        format => Ok(output::print(&render(std::slice::from_ref(row), format, now, Look::of_stdout()))?),
     }
 }
 
@@ -77,7 +79,7 @@ fn print_all(rows: &[LlmRow], format: Format, now: SystemTime) -> Result<(), Sto
     match format {
         Format::Json => output::print_json(&rows)?,
         _ if rows.is_empty() => output::note("No LLMs found."),
-        _ => output::print(&render(rows, format, now))?,
+        _ => output::print(&render(rows, format, now, Look::of_stdout()))?,
     }
     Ok(())
 }
@@ -109,10 +111,10 @@ fn not_found(mcpd: &Mcpd, name: &str) -> Stop {
     ))
 }
 
-fn render(rows: &[LlmRow], format: Format, now: SystemTime) -> String {
+fn render(rows: &[LlmRow], format: Format, now: SystemTime, look: Look) -> String {
     let wide = format == Format::Wide;
     let cells: Vec<_> = rows.iter().map(|row| cells(row, wide, now)).collect();
-    output::table(if wide { &WIDE_COLUMNS } else { &COLUMNS }, &cells, None)
+    output::table(if wide { &WIDE_COLUMNS } else { &COLUMNS }, &cells, look)
 }
 
 fn cells(row: &LlmRow, wide: bool, now: SystemTime) -> Vec<String> {
@@ -154,12 +156,14 @@ mod tests {
         let stub = Stub::serve(stub()).await;
         let List { rows, now } = list(&stub.mcpd()).await.expect("lists");
         assert_eq!(
-            render(&rows, Format::Table, now),
+            render(&rows, Format::Table, now, Look::default()),
             "NAME    KIND      TYPE     MODEL      TIER     STATUS   AGE\n\
              qwen3   virtual   ollama   qwen3:8b   fast     active   3m12s\n\
              gpt     static    <none>   <none>     <none>   <none>   <none>\n"
         );
-        assert!(render(&rows, Format::Wide, now).starts_with("NAME    KIND      TYPE     MODEL"));
+        assert!(
+            render(&rows, Format::Wide, now, Look::default()).starts_with("NAME    KIND      TYPE     MODEL")
+        );
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Read as _};
 
 use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use futures_util::StreamExt as _;
 use reqwest::{Response, header};
 use reqwest_eventsource::{Error as StreamError, Event, EventSource, retry};
@@ -10,7 +11,10 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{
     Stop,
+    answer::Answer,
+    completions,
     http::{self, CallError, Mcpd},
+    output,
 };
 use crate::{
     config::{FolderArgs, Lookup, McpdArgs},
@@ -25,6 +29,7 @@ const MAX_PROMPT_BYTES: u64 = 32 * 1024 * 1024;
 #[derive(Debug, Args)]
 pub struct InferArgs {
     /// The LLM, as `mcprelay get llm` lists it
+    #[arg(add = ArgValueCandidates::new(completions::llms))]
     pub name: String,
     /// What to ask; from standard input where it is missing or "-"
     pub prompt: Option<String>,
@@ -108,19 +113,20 @@ impl Ask<'_> {
             "model": self.llm, "messages": [{"role": "user", "content": self.prompt}], "stream": self.stream,
         });
         let request = self.mcpd.post(&path).json(&body);
-        let mut printer = Printer { out, format, at_line_start: true };
+        let mut printer = Printer { out, format, at_line_start: true, answer: Answer::default() };
         if self.stream {
             let events =
                 EventSource::new(request).map_err(|_| Stop::Failed("cannot send the prompt twice".into()))?;
             let ended = self.stream_into(events, &path, &mut printer).await;
             // The error goes on a line of its own.
             printer.end()?;
-            return ended;
+            ended?;
         } else {
             let response = request.send().await.map_err(|error| self.mcpd.no_answer(&error))?;
             self.whole_into(self.checked(response, &path).await?, &mut printer).await?;
+            printer.end()?;
         }
-        printer.end()
+        printer.conclude(self.llm)
     }
 
     fn path(&self) -> Result<String, Stop> {
@@ -204,6 +210,7 @@ struct Printer<'a, W> {
     out: &'a mut W,
     format: Format,
     at_line_start: bool,
+    answer: Answer,
 }
 
 impl<W: io::Write> Printer<'_, W> {
@@ -213,12 +220,22 @@ impl<W: io::Write> Printer<'_, W> {
         })?;
         if chunk.get("error").is_some_and(|error| !error.is_null()) {
             self.end()?;
-            return Err(Stop::Failed(format!("the answer ends with an error: {}", http::message_in(&chunk))));
+            return Err(self.broken(&http::message_in(&chunk)));
         }
         match self.format {
             Format::Json => self.text(&format!("{data}\n")),
-            Format::Text => self.text(content(&chunk, "delta")),
+            Format::Text => {
+                let text = self.answer.take(&chunk);
+                self.text(&text)
+            }
         }
+    }
+
+    fn broken(&self, message: &str) -> Stop {
+        Stop::Failed(match message {
+            "" => "the answer broke off, and its error says no reason: see the agent's log".into(),
+            message => format!("the answer is incomplete: {message}"),
+        })
     }
 
     fn whole(&mut self, completion: &RawValue) -> Result<(), Stop> {
@@ -226,7 +243,8 @@ impl<W: io::Write> Printer<'_, W> {
             Format::Json => self.text(completion.get()),
             Format::Text => {
                 let completion: Value = serde_json::from_str(completion.get()).unwrap_or_default();
-                self.text(content(&completion, "message"))
+                let text = self.answer.take(&completion);
+                self.text(&text)
             }
         }
     }
@@ -248,6 +266,19 @@ impl<W: io::Write> Printer<'_, W> {
         }
         Ok(self.out.flush()?)
     }
+
+    /// Says what the text alone does not: a tool call, a refusal, an answer that was cut.
+    fn conclude(&mut self, llm: &str) -> Result<(), Stop> {
+        if self.format == Format::Json {
+            return Ok(());
+        }
+        let (line, remark, ended) = self.answer.end(llm).split();
+        self.text(&line.unwrap_or_default())?;
+        if let Some(remark) = remark {
+            output::note(&format!("note: {remark}"));
+        }
+        ended
+    }
 }
 
 /// An answer keeps its lines and tabs; anything else that could steer a terminal is escaped. JSON has done that itself.
@@ -262,11 +293,6 @@ fn printable(text: &str, format: Format) -> String {
             None => Printable(part).to_string(),
         })
         .collect()
-}
-
-/// The text of the first choice; empty if there is none.
-fn content<'a>(body: &'a Value, part: &str) -> &'a str {
-    body.pointer(&format!("/choices/0/{part}/content")).and_then(Value::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -341,10 +367,7 @@ mod tests {
     async fn an_error_in_the_middle_ends_the_line_and_fails() {
         let text = "data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\ndata: {\"error\":{\"message\":\"lost\"}}\n\n";
         let (ended, out) = ask(true, Format::Text, events(text)).await;
-        assert_eq!(
-            (ended, &*out),
-            (Err(Stop::Failed("the answer ends with an error: lost".into())), "Hel\n")
-        );
+        assert_eq!((ended, &*out), (Err(Stop::Failed("the answer is incomplete: lost".into())), "Hel\n"));
     }
 
     #[tokio::test]
@@ -353,6 +376,18 @@ mod tests {
         let (ended, out) = ask(true, Format::Text, events(half)).await;
         assert!(matches!(ended, Err(Stop::Failed(message)) if message.contains("broke off")));
         assert_eq!(out, "Hel\n");
+    }
+
+    #[tokio::test]
+    async fn a_tool_call_is_shown_and_a_refusal_fails() {
+        let tool = Json(json!({"choices": [{"message": {"content": null, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        ]}, "finish_reason": "tool_calls"}]}));
+        assert_eq!(ask(false, Format::Text, tool).await, (Ok(()), "tool call: weather({})\n".into()));
+        let refusal = Json(json!({"choices": [{"message": {"content": null, "refusal": "No."}}]}));
+        let expected = Err(Stop::Failed("LLM \"a/b\" refuses: No.".into()));
+        assert_eq!(ask(false, Format::Text, refusal.clone()).await, (expected, String::new()));
+        assert_eq!(ask(false, Format::Json, refusal).await.0, Ok(()), "a script reads it itself");
     }
 
     #[test]

@@ -1,27 +1,32 @@
 //! The commands, one file each, and what they share: how they end ([`Stop`]), print ([`output`]) and reach the agent
 //! ([`socket`]) and mcpd ([`http`]).
 
+mod agent_status;
+mod answer;
 pub mod check_mcpd;
 pub mod completions;
 pub mod demo;
+pub mod deregister;
 pub mod doctor;
 pub mod get;
 pub mod http;
 pub mod infer;
 pub mod man;
+mod notify;
 pub mod output;
 pub mod pause;
 pub mod provide;
 pub mod rates;
 pub mod report;
 pub mod run;
-mod service;
+pub mod service;
 mod signals;
 pub mod socket;
 pub mod status;
 pub mod status_json;
 #[cfg(test)]
 mod stub;
+mod version;
 pub mod view;
 pub mod watch;
 mod waterfall;
@@ -48,6 +53,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// When to use colours
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", global = true)]
+    pub color: output::Color,
 }
 
 /// The commands.
@@ -73,6 +81,10 @@ pub enum Command {
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
     Resume(pause::PauseArgs),
+    /// Run the agent as a service of yours, from now on and at every login
+    Service(service::ServiceArgs),
+    /// Withdraw this home's LLMs from mcpd, for an uninstall; refuses while its agent runs
+    Deregister(deregister::DeregisterArgs),
     /// Print a shell's completion script
     Completions(completions::CompletionsArgs),
     /// Print the manual page
@@ -185,6 +197,7 @@ pub fn sets_up_its_own_log(cli: &Cli) -> bool {
 /// Runs the command.
 pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
     let env = &process_environment;
+    output::set_color(cli.color);
     match cli.command {
         Command::Run(args) => run::run(args, env).await,
         Command::Provide(args) => provide::run(args, env).await,
@@ -196,7 +209,9 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
         Command::Pause(args) => pause::run(args, true, env).await,
         Command::Resume(args) => pause::run(args, false, env).await,
-        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Service(args) => service::run(args, env).await,
+        Command::Deregister(args) => deregister::run(args, env).await,
+        Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args, Cli::command()),
     }
 }

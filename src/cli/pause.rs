@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 
-use super::{Stop, output, socket};
+use super::{Stop, completions, output, socket};
 use crate::{
     config::{HomeArgs, Lookup},
     domain::Printable,
@@ -15,6 +16,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct PauseArgs {
     /// The provider; all of them, also those that come later, where it is missing
+    #[arg(add = ArgValueCandidates::new(completions::providers))]
     pub name: Option<String>,
     /// Where the files are.
     #[command(flatten)]

@@ -58,7 +58,7 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
 }
 
 async fn print_detected(config: &Path) -> Result<(), Stop> {
-    let found = detect::detect(Ports::default()).await.map_err(|error| Stop::Failed(error.to_string()))?;
+    let found = detect::detect(Ports::default()).await.map_err(Stop::Failed)?;
     if found.is_empty() {
         return Err(Stop::Failed(
             "no Ollama, llama.cpp, vLLM or LM Studio answers on its usual loopback port; start one, or write its entry by hand"

@@ -5,7 +5,10 @@ use std::io;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{Stop, output};
+use super::{
+    Stop,
+    output::{self, Look},
+};
 use crate::domain::{Printable, counted};
 
 /// How a report is printed.
@@ -107,7 +110,7 @@ impl Report {
     /// Takes a finding.
     pub fn add(&mut self, finding: Finding) -> io::Result<()> {
         if self.format == Format::Text {
-            output::print(&line(&finding))?;
+            output::print(&line(&finding, Look::of_stdout()))?;
         }
         self.findings.push(finding);
         Ok(())
@@ -148,9 +151,11 @@ impl Report {
     }
 }
 
-fn line(finding: &Finding) -> String {
+fn line(finding: &Finding, look: Look) -> String {
     let Finding { subject, result, message, advice } = finding;
-    let mut text = format!("{:<8} {}: {}\n", result.word(), Printable(subject), Printable(message));
+    let word = result.word();
+    let gap = " ".repeat(9 - word.len());
+    let mut text = format!("{}{gap}{}: {}\n", look.paint(word), Printable(subject), Printable(message));
     if let Some(advice) = advice {
         text += &format!("{:<8} -> {}\n", "", Printable(advice));
     }
@@ -165,10 +170,10 @@ mod tests {
     fn a_line_says_what_and_what_to_do() {
         let finding = Finding::failed("socket", "nobody serves /x: start it with `mcprelay run`");
         assert_eq!(
-            line(&finding),
+            line(&finding, Look::default()),
             "FAILURE  socket: nobody serves /x\n         -> start it with `mcprelay run`\n"
         );
-        assert_eq!(line(&Finding::ok("home", "fine")), "ok       home: fine\n");
+        assert_eq!(line(&Finding::ok("home", "fine"), Look::default()), "ok       home: fine\n");
     }
 
     #[test]

@@ -9,15 +9,20 @@ use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Streaming;
 
-use super::{Stop, output, socket, status_json::StatusJson, view, watch, words};
+use super::{
+    Stop,
+    agent_status::{may_come, next, once, open, why_idle},
+    output::{self, Look},
+    socket,
+    status_json::StatusJson,
+    version, view, watch, words,
+};
 use crate::{
     config::{self, HomeArgs, Lookup},
     domain::Printable,
-    pb::{AgentState, ProviderStatus, WatchStatusRequest, WatchStatusResponse},
+    pb::{AgentState, WatchStatusResponse},
 };
 
-/// How long the first status may take: the agent sends it at once.
-const FIRST_STATUS: Duration = Duration::from_secs(5);
 /// Pause between two looks for a socket that does not exist yet: a start takes about as long.
 const SOCKET_POLL: Duration = Duration::from_millis(50);
 /// How long an agent without any provider is assumed to have an mcplocal that is about to connect.
@@ -61,7 +66,7 @@ pub enum Target {
 
 /// Shows the status once or continuously, or waits.
 pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    let socket = args.home.places(env)?.socket;
+    let config::Places { home, socket } = args.home.places(env)?;
     if args.watch {
         return watch::run(&socket).await;
     }
@@ -71,32 +76,12 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
     };
     match args.output {
         Format::Json => output::print_json(&StatusJson::from(&status))?,
-        Format::Table => output::print(&view::text(&status, SystemTime::now(), output::terminal_width()))?,
+        Format::Table => output::print(&view::text(&status, SystemTime::now(), Look::of_stdout()))?,
+    }
+    if let Some((why, what)) = version::outdated(&status, &home) {
+        output::note(&format!("warning: {why}: {what}"));
     }
     Ok(())
-}
-
-/// The status now.
-pub async fn once(socket: &Path) -> Result<WatchStatusResponse, Stop> {
-    let first = async { next(&mut open(socket).await?).await };
-    tokio::time::timeout(FIRST_STATUS, first).await.unwrap_or_else(|_| {
-        Err(Stop::Failed(format!(
-            "whoever serves the socket at {} does not answer: see the agent's log, or pass its --socket or --home",
-            socket.display()
-        )))
-    })
-}
-
-/// Opens the stream of statuses.
-pub async fn open(socket: &Path) -> Result<Streaming<WatchStatusResponse>, Stop> {
-    let mut agent = socket::connect(socket).await?;
-    let stream = agent.watch_status(WatchStatusRequest {}).await;
-    Ok(stream.map_err(|status| socket::call_failed(&status))?.into_inner())
-}
-
-/// The next status; the stream's end is a failure.
-pub async fn next(stream: &mut Streaming<WatchStatusResponse>) -> Result<WatchStatusResponse, Stop> {
-    stream.message().await.map_err(|status| socket::call_failed(&status))?.ok_or_else(socket::stopped)
 }
 
 /// Waits for the agent to be there and online. An agent that is just starting has no socket yet, and its mcplocal comes later.
@@ -173,44 +158,8 @@ fn progress(status: &WatchStatusResponse) -> Progress {
     }
 }
 
-fn opted_in(status: &ProviderStatus) -> bool {
-    status.provider.as_ref().is_some_and(|pushed| pushed.publish)
-}
-
-fn may_come(status: &ProviderStatus) -> bool {
-    opted_in(status) && !status.paused
-}
-
 fn state(status: &WatchStatusResponse) -> AgentState {
     status.agent.as_ref().map_or(AgentState::Unspecified, |agent| agent.state())
-}
-
-/// Why an idle agent has nothing to publish; after the last semicolon, what to do.
-pub fn why_idle(status: &WatchStatusResponse) -> String {
-    let providers = &status.providers;
-    if status.sessions.is_empty() {
-        return "no mcplocal is connected, so nothing is opted in; start one, or `mcprelay provide`".into();
-    }
-    if providers.is_empty() {
-        return "no provider has been pushed, so nothing is opted in; give mcplocal one, or put one into config.json".into();
-    }
-    if !providers.iter().any(opted_in) {
-        return format!(
-            "no provider is opted in ({} pushed); set \"publish\": true on one in config.json",
-            providers.len()
-        );
-    }
-    match providers.iter().find(|provider| may_come(provider)).and_then(|found| found.provider.as_ref()) {
-        None => "every opted-in provider is paused; let them work again with `mcprelay resume`".into(),
-        Some(away) => {
-            let why = if away.state_detail.is_empty() { "no reason given" } else { &away.state_detail };
-            format!(
-                "'{}' cannot work now ({}); look at what serves its model",
-                Printable(&away.name),
-                Printable(why)
-            )
-        }
-    }
 }
 
 /// Why the agent is not online, as a part of a sentence.
@@ -228,7 +177,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::{stub::Agent, view::tests::example},
-        pb::{AgentStatus, ProviderState},
+        pb::{AgentStatus, ProviderState, ProviderStatus},
     };
 
     fn at(state: AgentState) -> WatchStatusResponse {

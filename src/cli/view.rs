@@ -2,7 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{output, status::why_idle, words};
+use super::{
+    agent_status::why_idle,
+    output::{self, Look},
+    words,
+};
 use crate::{
     domain::Printable,
     pb::{
@@ -33,20 +37,20 @@ const SESSIONS: &[&str] = &["SESSION", "CLIENT", "VERSION", "PROVIDERS", "CONNEC
 const RECENT: &[&str] = &["ENDED", "LLM", "OUTCOME", "TOOK", "FIRST", "TOKENS", "CALLER"];
 
 /// The whole status, to be printed once.
-pub fn text(status: &WatchStatusResponse, now: SystemTime, width: Option<u16>) -> String {
+pub fn text(status: &WatchStatusResponse, now: SystemTime, look: Look) -> String {
     let mut text = head(status, now).join("\n") + "\n";
     for section in sections(status, now, None) {
-        text += &format!("\n{}", section_text(&section, width));
+        text += &format!("\n{}", section_text(&section, look));
     }
     text
 }
 
 /// One section; without rows it is one line that says so. Only tables are cut to the width.
-pub fn section_text(section: &Section, width: Option<u16>) -> String {
+pub fn section_text(section: &Section, look: Look) -> String {
     if section.rows.is_empty() {
         return format!("{}: none\n", section.title);
     }
-    let table = output::table(section.header, &section.rows, width);
+    let table = output::table(section.header, &section.rows, look);
     section.notes.iter().fold(table, |text, note| text + &format!("  {}\n", Printable(note)))
 }
 
@@ -305,7 +309,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_status_fits_80_columns_and_reads_as_it_should() {
-        let text = text(&example(), now(), Some(80));
+        let text = text(&example(), now(), Look { width: Some(80), ..Look::default() });
         let expected = "\
 mcprelay 0.1.0, pid 77, up 3h1m
 mcpd: backoff, https://mcpd.example.com, next attempt in 5s
@@ -330,7 +334,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         pushed.set_state(ProviderState::Unavailable);
         pushed.state_detail = reason.into();
         status.providers[1].detail = "paused by its owner".into();
-        let text = text(&status, now(), Some(80));
+        let text = text(&status, now(), Look { width: Some(80), ..Look::default() });
         assert!(text.contains(&format!("0/64\n  qwen3: {reason}\n\n")), "{text}");
         assert!(text.contains("unavailable   withdrawn "), "mcpd does not list it: {text}");
         assert!(!text.contains("by its owner"), "the table says that already: {text}");
@@ -342,7 +346,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         status.agent.get_or_insert_default().set_state(AgentState::Idle);
         status.providers.truncate(1);
         status.providers[0].paused = true;
-        let text = text(&status, now(), Some(80));
+        let text = text(&status, now(), Look { width: Some(80), ..Look::default() });
         assert!(text.contains("paused   withdrawn   "), "{text}");
         assert!(
             text.contains("\n      every opted-in provider is paused; let them work again with"),
@@ -352,7 +356,10 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
 
     #[test]
     fn without_a_terminal_nothing_is_cut() {
-        assert!(text(&example(), now(), None).contains("0f8fad5b-d9cb-469f-a165-70867728950e-and-more"));
+        assert!(
+            text(&example(), now(), Look::default())
+                .contains("0f8fad5b-d9cb-469f-a165-70867728950e-and-more")
+        );
     }
 
     #[test]
@@ -367,7 +374,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
 
     #[test]
     fn an_empty_agent_says_so() {
-        let text = text(&WatchStatusResponse::default(), now(), Some(80));
+        let text = text(&WatchStatusResponse::default(), now(), Look { width: Some(80), ..Look::default() });
         assert!(text.contains("\nProviders: none\n\nTasks under way: none\n"), "{text}");
     }
 }

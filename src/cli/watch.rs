@@ -20,7 +20,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use super::{Stop, output, rates::Rates, status, view};
+use super::{
+    Stop, agent_status,
+    output::{self, Look},
+    rates::Rates,
+    view,
+};
 use crate::pb::{AgentState, WatchStatusResponse};
 
 /// Pause between two drawings: ages and countdowns move smoothly enough, and an idle view costs next to nothing.
@@ -51,7 +56,7 @@ struct News {
 
 /// Shows the status until asked to stop. An agent that is not there at the start is a failure; one that goes away is waited for.
 pub async fn run(socket: &Path) -> Result<(), Stop> {
-    let first = News { what: Ok(Box::new(status::once(socket).await?)), came: Instant::now() };
+    let first = News { what: Ok(Box::new(agent_status::once(socket).await?)), came: Instant::now() };
     let (news, seen) = watch::channel(first);
     let feed = tokio::spawn(follow(socket.to_owned(), news));
     let ended = match io::stdout().is_terminal() && io::stdin().is_terminal() {
@@ -75,9 +80,9 @@ async fn follow(socket: PathBuf, news: watch::Sender<News>) {
 
 /// Ends successfully when nobody watches any more.
 async fn follow_once(socket: &Path, news: &watch::Sender<News>) -> Result<(), Stop> {
-    let mut stream = status::open(socket).await?;
+    let mut stream = agent_status::open(socket).await?;
     loop {
-        let what = Ok(Box::new(status::next(&mut stream).await?));
+        let what = Ok(Box::new(agent_status::next(&mut stream).await?));
         if news.send(News { what, came: Instant::now() }).is_err() {
             return Ok(());
         }
@@ -240,7 +245,7 @@ impl Screen {
         lines.extend(head.flat_map(|line| folded(&line, width)).map(Line::from));
         for section in view::sections(&status, now, Some(&|name| self.rates.rate(name, at))) {
             lines.push(Line::default());
-            let text = view::section_text(&section, Some(width));
+            let text = view::section_text(&section, Look { width: Some(width), ..Look::default() });
             let mut rows = text.lines().flat_map(|line| folded(line, width));
             lines.extend(rows.next().map(|heading| Line::from(heading).bold()));
             lines.extend(rows.map(Line::from));

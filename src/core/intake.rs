@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     Core, Effect, MAX_HELD_BYTES,
-    providers::Refusal,
+    providers::{Refusal, Slot},
     shutdown::{Drain, shutting_down},
     tasks,
 };
@@ -19,23 +19,23 @@ impl Core {
         task: Task,
         admitted: Result<ProviderName, Failure>,
         now: Instant,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         // mcpd may deliver a task twice.
         if self.tasks.is_known(&task.id, now) {
             return;
         }
         let (key, entry) = self.tasks.begin(task, &self.settings, now);
-        fx.push(Effect::Begin(key, Arc::clone(&entry.task)));
+        effects.push(Effect::Begin(key, Arc::clone(&entry.task)));
         match admitted {
             Ok(name) => {
                 entry.provider = Some(name.clone());
                 self.providers.enqueue(&name, key);
-                self.pump(&name, now, fx);
+                self.pump(&name, now, effects);
             }
             Err(failure) => {
                 self.tasks.release(key);
-                self.end(key, End::Failed(failure), now, fx);
+                self.end(key, End::Failed(failure), now, effects);
             }
         }
     }
@@ -55,17 +55,29 @@ impl Core {
     }
 
     /// Offers queued tasks of one provider while it has free slots.
-    pub(super) fn pump(&mut self, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
-        while let Some((key, session, limit)) = self.providers.next_offer(name) {
-            if let Some(failure) = self.too_late_or_large(key, limit, now) {
-                self.providers.release(name, session);
-                self.tasks.release(key);
-                self.end(key, End::Failed(failure), now, fx);
-            } else {
-                let left = self.tasks.time_left(key, now);
-                self.tasks.offered(key, session, &self.settings, now);
-                fx.push(Effect::Offer(key, session, left));
-            }
+    pub(super) fn pump(&mut self, name: &ProviderName, now: Instant, effects: &mut Vec<Effect>) {
+        while let Some((key, slot)) = self.providers.next_offer(name) {
+            self.offer(key, name, slot, now, effects);
+        }
+    }
+
+    /// Offers a waiting task to the session that has a slot for it.
+    pub(super) fn offer(
+        &mut self,
+        key: TaskKey,
+        name: &ProviderName,
+        (session, limit): Slot,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(failure) = self.too_late_or_large(key, limit, now) {
+            self.providers.release(name, session);
+            self.tasks.release(key);
+            self.end(key, End::Failed(failure), now, effects);
+        } else {
+            let left = self.tasks.time_left(key, now);
+            self.tasks.offered(key, session, &self.settings, now);
+            effects.push(Effect::Offer(key, session, left));
         }
     }
 

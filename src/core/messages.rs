@@ -7,8 +7,8 @@ use std::{
 
 use super::{LinkEffect, LinkInput, link};
 use crate::domain::{
-    Activity, CancelReason, End, Failure, Outcome, ProviderName, Pushed, SessionHello, SessionKey, Task,
-    TaskId, TaskKey, Verdicts,
+    Activity, CancelReason, End, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello,
+    SessionKey, Task, TaskId, TaskKey, Verdicts,
 };
 
 /// The owner's settings that the decisions depend on.
@@ -47,6 +47,8 @@ pub enum Input {
     Snapshot(SessionKey, u32, Vec<Pushed>),
     /// A session ended a task.
     Finished(SessionKey, TaskKey, Outcome),
+    /// A session did not take a task that it was offered, for this reason; nothing of it was put out.
+    Refused(SessionKey, TaskKey, Failure),
     /// A task's output cannot be continued; the local side still has to end it.
     Broken(SessionKey, TaskKey, Failure),
     /// A session says goodbye; it finishes what runs.
@@ -56,7 +58,7 @@ pub enum Input {
     /// mcpd accepted a task's end, or delivery was given up for good.
     Settled(TaskKey),
     /// mcpd says, in answer to a part, that nobody waits for the task.
-    NobodyWaits(TaskKey),
+    CallerGone(TaskKey),
     /// mcpd did not accept a part, so the task has to end with this failure.
     DeliveryFailed(TaskKey, Failure),
     /// The owner pauses (`true`) or resumes one provider, or all.
@@ -76,8 +78,8 @@ pub enum Effect {
     Begin(TaskKey, Arc<Task>),
     /// Offer a task to a session, with the time it has left.
     Offer(TaskKey, SessionKey, Duration),
-    /// Take back what a lost session knew of a task; it will be offered again.
-    Requeued(TaskKey),
+    /// Take back what a session knew of a task, because the session was lost or did not take it; it will be offered again.
+    Requeued(TaskKey, FailureCode),
     /// Ask a session to stop a task.
     Cancel(TaskKey, SessionKey, CancelReason),
     /// The task's one end, to be delivered until the given moment.

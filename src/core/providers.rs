@@ -19,6 +19,7 @@ use crate::domain::{
 };
 
 pub use queues::Refusal;
+pub(super) use queues::{AfterRefusal, Slot};
 
 /// Most providers one session may push; more are refused one by one.
 pub const MAX_PROVIDERS: usize = 1000;

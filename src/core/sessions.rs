@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use super::{ActivityOf, Core, Effect, SESSION_GRACE, providers::Departure, shutdown::Drain};
+use super::{
+    ActivityOf, Core, Effect, SESSION_GRACE,
+    providers::{AfterRefusal, Departure},
+    shutdown::Drain,
+};
 use crate::domain::{End, Failure, FailureCode, Outcome, ProviderName, SessionHello, SessionKey, TaskKey};
 
 impl Core {
@@ -12,11 +16,11 @@ impl Core {
         hello: SessionHello,
         now: Instant,
         activity: ActivityOf<'_>,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         if let Some(former) = self.providers.opened(session, hello) {
-            fx.push(Effect::Replaced(former));
-            self.session_closed(former, now, activity, fx);
+            effects.push(Effect::Replaced(former));
+            self.session_closed(former, now, activity, effects);
         }
     }
 
@@ -26,7 +30,7 @@ impl Core {
         key: TaskKey,
         outcome: Outcome,
         now: Instant,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         if !self.tasks.is_with(key, session) {
             return;
@@ -40,9 +44,43 @@ impl Core {
                 )),
                 answer => End::Answer(answer),
             };
-            self.end(key, end, now, fx);
+            self.end(key, end, now, effects);
         }
-        self.free_slot(key, now, fx);
+        self.free_slot(key, now, effects);
+    }
+
+    /// A session did not take an offer: another one may have it, or the failure is the caller's answer.
+    pub(super) fn refused(
+        &mut self,
+        session: SessionKey,
+        key: TaskKey,
+        failure: Failure,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.tasks.is_with(key, session) {
+            return;
+        }
+        let untouched = self.tasks.is_open(key) && !activity(key).any_output && self.drain == Drain::No;
+        let Some((name, next)) = untouched.then(|| self.after_refusal(key, session)).flatten() else {
+            return self.finished(session, key, Outcome::Failed(failure), now, effects);
+        };
+        self.providers.release(&name, session);
+        self.tasks.requeued(key, now + self.settings.queue_timeout);
+        effects.push(Effect::Requeued(key, failure.code));
+        match next {
+            AfterRefusal::Queue => self.providers.enqueue_first(&name, key),
+            AfterRefusal::Offer(slot) => self.offer(key, &name, slot, now, effects),
+        }
+        self.pump(&name, now, effects);
+    }
+
+    fn after_refusal(&mut self, key: TaskKey, session: SessionKey) -> Option<(ProviderName, AfterRefusal)> {
+        let name = self.tasks.provider(key)?;
+        let refused_by = self.tasks.offer_failed(key, session)?;
+        let next = self.providers.after_refusal(&name, refused_by)?;
+        Some((name, next))
     }
 
     /// The stream of a session ended. Without a goodbye its providers get a grace period, and its tasks without output wait for it to
@@ -52,7 +90,7 @@ impl Core {
         session: SessionKey,
         now: Instant,
         activity: ActivityOf<'_>,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         let Some(departure) = self.providers.closed(session, now) else { return };
         // In reverse order, because each task that is offered again goes to the head of its queue.
@@ -61,40 +99,41 @@ impl Core {
             self.providers.release(&name, session);
             if !self.tasks.is_open(key) {
                 self.tasks.release(key);
-                self.forget_if_over(key, now, fx);
+                self.forget_if_over(key, now, effects);
             } else if departure == Departure::Lost
                 && !activity(key).any_output
                 && self.drain == Drain::No
-                && self.tasks.lost(key)
+                && self.tasks.offer_failed(key, session).is_some()
             {
-                self.requeue(key, &name, now, fx);
+                self.requeue(key, &name, now, effects);
             } else {
                 self.tasks.release(key);
-                self.end(key, End::Failed(provider_lost()), now, fx);
+                self.end(key, End::Failed(provider_lost()), now, effects);
             }
         }
-        self.providers_changed(now, fx);
+        self.providers_changed(now, effects);
     }
 
-    fn requeue(&mut self, key: TaskKey, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
+    fn requeue(&mut self, key: TaskKey, name: &ProviderName, now: Instant, effects: &mut Vec<Effect>) {
         let wait = SESSION_GRACE.min(self.settings.queue_timeout);
         self.tasks.requeued(key, now + wait);
         self.providers.enqueue_first(name, key);
-        fx.push(Effect::Requeued(key));
+        effects.push(Effect::Requeued(key, FailureCode::ProviderLost));
     }
 
     /// To be called after any change of sessions, snapshots or pauses: updates the verdicts, the published set, and the queues that can
     /// move or must be emptied.
-    pub(super) fn providers_changed(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        self.providers.changed_verdicts(fx);
+    pub(super) fn providers_changed(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.providers.changed_verdicts(effects);
         for key in self.providers.strand_queues() {
             self.tasks.release(key);
-            self.end(key, End::Failed(withdrawn()), now, fx);
+            self.end(key, End::Failed(withdrawn()), now, effects);
         }
         for name in self.providers.waiting_names() {
-            self.pump(&name, now, fx);
+            self.pump(&name, now, effects);
         }
-        self.link.want(self.providers.published(), now, fx);
+        let published = self.providers.published();
+        self.with_link(effects, |link, out| link.want(published, now, out));
     }
 }
 

@@ -20,8 +20,9 @@ use std::{
 use super::{ActivityOf, DEADLINE_MARGIN, Settings, recent::Recent};
 use crate::domain::{Failure, FailureCode, ProviderName, SessionKey, Task, TaskId, TaskKey};
 
-/// How many sessions may be lost with one task before it ends: a task that crashes its local program must not do so indefinitely.
-pub(super) const MAX_LOSSES: u32 = 3;
+/// How many sessions may be lost with one task, or refuse it, before it ends: a task that crashes its local program must not do so
+/// indefinitely.
+pub(super) const MAX_OFFERS: usize = 3;
 
 /// The local side of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +58,8 @@ pub(super) struct Entry {
     pub(super) upstream: Upstream,
     deadline: Instant,
     wake: Option<Instant>,
-    /// Sessions that were lost while they had it.
-    losses: u32,
+    /// Sessions that were lost while they had it, or refused it.
+    failed_offers: Vec<SessionKey>,
 }
 
 /// What a passed deadline means.
@@ -125,7 +126,7 @@ impl Tasks {
             upstream: Upstream::Open,
             deadline,
             wake: None,
-            losses: 0,
+            failed_offers: Vec::new(),
         };
         self.entries.insert(key, entry);
         self.rearm(key, None);
@@ -191,11 +192,11 @@ impl Tasks {
         self.rearm(key, look);
     }
 
-    /// The task's session was lost; `true` if another one may have the task.
-    pub(super) fn lost(&mut self, key: TaskKey) -> bool {
-        let Some(entry) = self.entries.get_mut(&key) else { return false };
-        entry.losses += 1;
-        entry.losses < MAX_LOSSES
+    /// The task's session was lost, or refused it; the sessions to which this happened, if yet another one may have the task.
+    pub(super) fn offer_failed(&mut self, key: TaskKey, session: SessionKey) -> Option<&[SessionKey]> {
+        let failed = &mut self.entries.get_mut(&key)?.failed_offers;
+        failed.push(session);
+        (failed.len() < MAX_OFFERS).then_some(failed)
     }
 
     pub(super) fn requeued(&mut self, key: TaskKey, until: Instant) {

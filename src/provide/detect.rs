@@ -3,14 +3,14 @@
 use std::{collections::HashSet, fmt, time::Duration};
 
 use futures_util::future::join_all;
-use reqwest::Client;
+use reqwest::{Client, Url};
 use serde::Serialize;
 
-use crate::domain::counted;
+use crate::{domain::counted, http::read_at_most};
 
 use super::openai::{
-    http::BaseUrl,
-    readiness::{MAX_ANSWER_BYTES, Models, is_list, read_at_most},
+    http::{BaseUrl, Clients},
+    readiness::{MAX_ANSWER_BYTES, Models, is_list},
 };
 
 /// How long a server on this machine may take to list its models.
@@ -59,8 +59,9 @@ impl fmt::Display for Found {
 ///
 /// # Errors
 /// If no HTTP client can be made.
-pub async fn detect(ports: Ports) -> Result<Vec<Found>, reqwest::Error> {
-    let client = Client::builder().no_proxy().tls_built_in_root_certs(false).timeout(TIMEOUT).build()?;
+pub async fn detect(ports: Ports) -> Result<Vec<Found>, String> {
+    let here = Url::parse("http://127.0.0.1").expect("a URL");
+    let client = Clients::default().for_url(&here).map_err(|error| error.to_string())?;
     let places = [
         ("ollama", ports.ollama),
         ("llamacpp", ports.llamacpp),
@@ -83,7 +84,7 @@ pub fn entries(found: &[Found]) -> String {
 async fn look(client: &Client, usual: &'static str, port: u16) -> Option<Found> {
     let url = format!("http://127.0.0.1:{port}");
     let models = BaseUrl::parse(&url).ok()?.join("models");
-    let mut response = client.get(models).send().await.ok()?.error_for_status().ok()?;
+    let mut response = client.get(models).timeout(TIMEOUT).send().await.ok()?.error_for_status().ok()?;
     let list = read_at_most(&mut response, MAX_ANSWER_BYTES).await.ok()?;
     // Without a list of models, something else listens there.
     let list: Models = serde_json::from_slice(&list).ok().filter(|_| is_list(&list))?;

@@ -71,6 +71,7 @@ pub mod detect;
 mod follow;
 mod gather;
 pub mod host;
+mod offered;
 mod openai;
 pub mod providers;
 mod registrar;
@@ -80,7 +81,8 @@ mod verdicts;
 mod wire;
 
 pub use host::{Host, HostConfig};
+pub use offered::{Offered, RegistrarConfig};
 pub use openai::http::Clients;
-pub use registrar::{DEFAULT_MAX_MESSAGE_BYTES, Offered, Registrar, RegistrarConfig};
+pub use registrar::{DEFAULT_MAX_MESSAGE_BYTES, Registrar};
 pub use task::{Chunks, Finished, NotSent, Provider, Task};
 pub use tonic::async_trait;

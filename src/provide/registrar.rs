@@ -8,7 +8,7 @@
 //!                                   +--(stop)--> draining --> gone
 //! ```
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, sync::watch, task::JoinHandle, time::Instant};
@@ -18,10 +18,13 @@ use tonic::{
 };
 
 use super::{
+    offered::{Offered, ProviderSet, RegistrarConfig},
     session::{self, End},
-    task::Provider,
 };
-use crate::domain::{self, root_cause};
+use crate::{
+    domain,
+    http::{Backoff, root_cause},
+};
 
 /// First wait after a lost session: a restarted agent is usually back at once.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -35,31 +38,6 @@ const REPLACED_WAIT: Duration = Duration::from_secs(60);
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// The largest message taken unless configured otherwise: mcpd's largest event by default (32 MiB) and 1 MiB around it.
 pub const DEFAULT_MAX_MESSAGE_BYTES: u32 = 33 * 1024 * 1024;
-
-/// Who this client is and where the agent listens.
-#[derive(Clone, Debug)]
-pub struct RegistrarConfig {
-    /// The agent's socket.
-    pub socket: PathBuf,
-    /// Stable per installation: a second session with the same id replaces the first.
-    pub client_id: String,
-    /// For people who read the status, "mcplocal/1.4.0".
-    pub client_version: String,
-    /// The largest message this client accepts, in bytes.
-    pub max_message_bytes: u32,
-}
-
-/// One provider as it is offered to the agent, and what runs its tasks.
-#[derive(Clone)]
-pub struct Offered {
-    /// What the agent shows and publishes.
-    pub info: domain::Provider,
-    /// What runs the inferences.
-    pub provider: Arc<dyn Provider>,
-}
-
-/// The whole set of offered providers; replaced as a whole, never edited.
-pub(super) type ProviderSet = Arc<[Offered]>;
 
 /// A running client of the bridge. Dropping it ends the session at once, without goodbye.
 pub struct Registrar {
@@ -115,20 +93,19 @@ struct Forever {
 
 impl Forever {
     async fn run(mut self) {
-        let mut backoff = BACKOFF_MIN;
+        let (mut backoff, mut rng) = (Backoff::new(BACKOFF_MIN, BACKOFF_MAX), fastrand::Rng::new());
         loop {
             let started = Instant::now();
             let end = self.attempt().await.unwrap_or_else(End::Failed);
             if started.elapsed() >= PROVEN {
-                backoff = BACKOFF_MIN;
+                backoff.reset();
             }
             let wait = match &end {
                 End::Stopped => return,
                 End::Failed(status) if status.code() == tonic::Code::Aborted => REPLACED_WAIT,
-                End::Failed(_) | End::Closed | End::Left => jittered(backoff),
+                End::Failed(_) | End::Closed | End::Left => backoff.next(&mut rng),
             };
             self.explain(&end, wait);
-            backoff = (backoff * 2).min(BACKOFF_MAX);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = session::stop_asked(&mut self.stopping) => return,
@@ -172,11 +149,6 @@ impl Forever {
             self.quiet = Some(trouble);
         }
     }
-}
-
-/// Between 100 % and 150 % of `wait`: several clients of one agent do not come back in the same moment.
-fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(1.0 + fastrand::f64() / 2.0)
 }
 
 async fn connect(config: &RegistrarConfig) -> Result<Channel, Status> {

@@ -17,7 +17,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use super::{
     gather::Gathered,
-    registrar::{ProviderSet, RegistrarConfig},
+    offered::{ProviderSet, RegistrarConfig},
     task::{self, Chunks, Task},
     verdicts::Verdicts,
     wire,
@@ -250,7 +250,7 @@ impl Session {
             let why = format!("{} is no longer offered here; try again", Printable(&task.provider));
             let refused = Failure::retryable(FailureCode::Unavailable, why, REFUSED_RETRY);
             // A closed channel: the session is gone, and the offer with it.
-            let _ = outgoing.send(wire::finished(&task.id, Outcome::Failed(refused), None)).await;
+            let _ = outgoing.send(wire::refused(&task.id, &refused)).await;
             task.id.into()
         }
     }

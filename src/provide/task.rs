@@ -27,7 +27,7 @@ pub trait Provider: Send + Sync + 'static {
     /// returned as [`Outcome::Body`] or [`Outcome::Result`]. Either works whether or not the caller wants a stream.
     ///
     /// When `cancel` fires nobody waits for the answer any more: return [`Outcome::Cancelled`] soon, or the future is
-    /// dropped after 5 s. A retryable [`Failure`] before any output refuses the task.
+    /// dropped after 5 s. A [`Failure`] is what the caller gets.
     async fn run(&self, task: Task, chunks: Chunks, cancel: CancellationToken) -> Finished;
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::registrar::Offered;
+use super::offered::Offered;
 use crate::{
     domain::{Printable, ProviderState},
     pb::{self, Verdict},

@@ -3,7 +3,7 @@
 
 use crate::{
     bridge::convert,
-    domain::{CompletionResult, Delta, Outcome, Provider, ToolCallDelta, Usage},
+    domain::{CompletionResult, Delta, Failure, Outcome, Provider, ToolCallDelta, Usage},
     pb::{
         self, session_request::Payload, task_chunk::Output as PbOutput, task_finished::Outcome as PbOutcome,
     },
@@ -31,6 +31,16 @@ pub(super) fn finished(task_id: &str, outcome: Outcome, usage: Option<Usage>) ->
             Outcome::Failed(failure) => Some(PbOutcome::Error(convert::error(&failure))),
             Outcome::Cancelled => Some(PbOutcome::Cancelled(pb::Cancelled {})),
         },
+    }))
+}
+
+/// An offer that is not taken.
+pub(super) fn refused(task_id: &str, why: &Failure) -> pb::SessionRequest {
+    let error = pb::Error { refused: true, ..convert::error(why) };
+    request(Payload::TaskFinished(pb::TaskFinished {
+        task_id: task_id.to_owned(),
+        outcome: Some(PbOutcome::Error(error)),
+        usage: None,
     }))
 }
 

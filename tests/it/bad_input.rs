@@ -263,3 +263,21 @@ async fn a_mode_that_lets_others_read_the_token_is_one_warning_however_often_the
     assert_eq!(logs.lines_with("so others may read the token").len(), 1);
     works(&world, &mut client, "llama").await;
 }
+
+crate::support::over_https![
+    a_task_event_that_is_not_json_is_logged_and_the_channel_goes_on,
+    bytes_that_are_no_sse_are_no_reason_to_end_the_channel,
+    a_broken_task_event_whose_id_can_be_read_is_answered_so_that_no_caller_hangs,
+    a_task_event_without_an_id_is_logged_and_dropped,
+    a_task_of_an_unknown_kind_is_answered_with_an_error_that_names_it,
+    a_task_for_an_unknown_or_withdrawn_llm_is_answered_with_503,
+    a_task_without_a_request_is_answered_with_an_error,
+    a_task_delivered_twice_runs_once_also_after_its_end,
+    unknown_events_and_fields_and_a_bad_cancel_are_ignored,
+    an_event_over_the_limit_is_answered_and_the_channel_goes_on,
+    a_task_over_the_limit_is_answered_by_the_id_behind_its_request_and_never_by_one_inside,
+    a_register_reply_without_a_session_id_is_an_error_in_the_status_and_tried_again,
+    a_200_that_is_an_html_page_is_an_error_on_every_call,
+    credentials_that_break_while_the_agent_is_online_are_one_warning_and_everything_goes_on,
+    a_mode_that_lets_others_read_the_token_is_one_warning_however_often_the_file_is_read,
+];

@@ -129,6 +129,32 @@ async fn a_stand_by_takes_over_a_lost_sessions_unsent_task_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_offer_that_is_refused_goes_to_the_stand_by_and_an_error_that_is_only_retryable_does_not() {
+    let world = World::start().await;
+    let mut first = world.serving("llama").await;
+    let mut second = world.client_with("second", &[provider("llama", true)]).await;
+    let busy = |refused| pb::Error {
+        code: pb::ErrorCode::Overloaded.into(),
+        message: "busy".to_owned(),
+        retryable: true,
+        refused,
+        ..pb::Error::default()
+    };
+    let call = infer(&world);
+    let offer = first.offer().await;
+    first.finish_error(&offer, busy(true)).await;
+    let again = second.offer().await;
+    assert_eq!((&again.task_id, &again.request_json), (&offer.task_id, &offer.request_json));
+    second.finish_body(&again, &completion("mine")).await;
+    assert_eq!(&reply(call).await.body[..], completion("mine").as_bytes());
+    let call = infer(&world);
+    let offer = first.offer().await;
+    first.finish_error(&offer, busy(false)).await;
+    assert_eq!(reply(call).await.status, 429);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_type_or_model_under_a_taken_name_is_refused_with_a_reason() {
     let world = World::start().await;
     let mut first = world.serving("llama").await;

@@ -339,3 +339,21 @@ async fn connections_are_given_up_before_the_server_closes_them() {
     }
     world.assert_clean();
 }
+
+crate::support::over_https![
+    parts_are_numbered_from_zero_under_the_percent_encoded_task_id,
+    a_part_that_was_not_applied_is_sent_again_byte_for_byte_under_its_key,
+    retry_after_on_a_part_is_honoured,
+    a_refused_token_ends_a_delivery_with_the_tasks_own_deadline_and_other_trouble_does_not,
+    a_refused_connection_is_tried_again,
+    an_ambiguous_chunk_is_sent_again_where_mcpd_drops_repeats,
+    an_ambiguous_chunk_ends_the_stream_where_mcpd_does_not_drop_repeats,
+    an_ambiguous_end_is_always_sent_again_and_gone_then_means_settled,
+    a_404_or_410_on_a_part_cancels_the_inference_and_nothing_more_is_posted,
+    a_part_that_is_too_large_ends_the_task_with_a_clear_error_and_is_never_resent,
+    a_whole_answer_that_is_too_large_becomes_a_413_for_the_caller,
+    a_403_on_a_part_ends_the_task,
+    a_lost_part_never_becomes_a_whole_answer_with_a_hole_in_it,
+    a_200_with_an_html_page_is_not_taken_for_mcpds_word,
+    connections_are_given_up_before_the_server_closes_them,
+];

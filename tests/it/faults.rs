@@ -100,7 +100,7 @@ async fn after_a_sleep_the_agent_is_online_within_two_seconds_of_the_network_ans
     for network_is_back in [0, 400, 3_700, 12_300, 40_000] {
         let mut world = World::offline(FakeMcpd::builder(), |_| {}).await;
         let proxy = Proxy::start(world.mcpd.address()).await.expect("a loopback port");
-        let credentials = json!({"mcpdUrl": proxy.url(), "token": world.mcpd.token()});
+        let credentials = json!({"mcpdUrl": world.url_through(&proxy), "token": world.mcpd.token()});
         world.write("credentials", &credentials.to_string());
         world.start_agent();
         let _client = world.serving("llama").await;
@@ -363,3 +363,22 @@ async fn an_mcpd_that_closes_every_channel_at_once_is_not_hammered_and_the_state
     assert_eq!(agent.state(), pb::AgentState::Refused, "{agent:?}");
     assert!(agent.detail.contains("another process"), "{}", agent.detail);
 }
+
+crate::support::over_https![
+    an_inference_goes_on_although_the_control_channel_broke,
+    a_half_open_channel_is_given_up_after_its_idle_timeout,
+    a_part_whose_reply_was_lost_arrives_once,
+    a_stream_whose_part_was_lost_is_no_success_although_its_provider_had_ended,
+    after_a_sleep_the_agent_is_online_within_two_seconds_of_the_network_answering,
+    a_heartbeat_that_nobody_knows_registers_the_same_session_again,
+    overload_is_refused_at_once_in_openais_shape_with_when_to_come_back,
+    a_task_that_buffers_four_mib_ends_and_no_other_task_waits,
+    a_provider_hears_within_100_ms_that_the_caller_left_and_its_late_chunks_go_nowhere,
+    late_chunks_are_counted_after_the_providers_own_end_and_after_its_session,
+    a_slot_is_held_until_the_cancel_is_confirmed_or_its_bound_has_passed,
+    each_of_the_four_deadlines_has_an_error_of_its_own,
+    a_drain_lets_work_finish_refuses_the_rest_and_leaves_nothing,
+    a_drain_ends_what_does_not_finish_in_time_and_says_so,
+    a_second_signal_ends_at_once,
+    an_mcpd_that_closes_every_channel_at_once_is_not_hammered_and_the_state_says_what_is_wrong,
+];

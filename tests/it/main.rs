@@ -3,6 +3,7 @@
 
 mod support;
 
+mod architecture;
 mod bad_input;
 mod bridge;
 mod bytes;
@@ -15,7 +16,6 @@ mod faults;
 mod files;
 mod fuzzed;
 mod hostile;
-mod house;
 mod log;
 mod main_job;
 mod new_user;
@@ -24,6 +24,7 @@ mod processes;
 mod reconnect;
 mod restart;
 mod results;
+mod service;
 mod session_life;
 mod simulation;
 mod soak;

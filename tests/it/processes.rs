@@ -172,7 +172,7 @@ async fn a_provider_that_is_stopped_is_noticed_by_the_keep_alive() {
 async fn through_a_network_that_cuts_delays_and_chops_every_token_comes_once() {
     let mcpd = FakeMcpd::start().await.expect("a loopback port");
     let proxy = Proxy::start(mcpd.address()).await.expect("a loopback port");
-    let home = home(&proxy.url(), &mcpd.token());
+    let home = home(&format!("http://{}", proxy.address()), &mcpd.token());
     let (_agent, _provider) = (agent(home.path()), provider(home.path()));
     let faults: [&[Order]; 6] = [
         &[Order::CutReply, Order::CutReply, Order::CutReply],

@@ -390,3 +390,29 @@ async fn a_lost_link_flaps_neither_the_sessions_nor_the_log() {
     assert_eq!(logs.lines_with("WARN").len(), 0);
     world.active("llama").await;
 }
+
+crate::support::over_https![
+    a_register_error_surfaces_in_the_status_and_never_ends_the_agent,
+    backoff_waits_5_10_20_40_60_and_60_seconds_before_jitter,
+    the_backoff_starts_over_only_once_a_channel_has_proved_itself,
+    the_configured_backoff_is_kept_to,
+    passing_trouble_on_register_is_tried_again_and_retry_after_honoured,
+    an_mcpd_that_cannot_be_reached_is_tried_again_within_the_backoff,
+    a_half_open_channel_is_given_up_and_reopened,
+    a_channel_that_never_sends_keep_alives_stays_open_however_long_it_is_silent,
+    mcpds_own_retry_field_changes_nothing,
+    a_404_on_register_is_refused_and_names_the_url_and_check_mcpd,
+    a_404_or_410_on_the_channel_registers_at_once_with_the_same_id_and_the_next_one_within_the_backoff,
+    a_404_or_410_on_a_heartbeat_registers_at_once_with_the_same_id,
+    an_mcpd_that_forgot_everything_gets_the_same_rows_back,
+    a_401_is_tried_again_at_once_if_the_token_on_disk_has_changed,
+    a_heartbeats_401_is_tried_again_at_once_if_the_token_on_disk_has_changed,
+    a_401_or_403_is_refused_in_the_status_until_other_credentials_come,
+    a_401_on_heartbeats_is_refused_in_the_status_while_the_channel_stays_open,
+    names_that_mcpd_gave_to_somebody_else_are_left_out_told_and_tried_again_after_a_minute,
+    with_every_name_taken_no_call_is_made_for_a_minute,
+    a_register_call_that_was_given_up_does_not_reach_mcpd_behind_the_next_one,
+    a_409_without_names_backs_off,
+    three_channels_closed_at_once_mean_another_process_and_a_minute_between_tries,
+    a_lost_link_flaps_neither_the_sessions_nor_the_log,
+];

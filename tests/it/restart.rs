@@ -117,3 +117,11 @@ async fn an_id_is_on_disk_before_any_program_has_the_offer() {
     }
     world.assert_clean();
 }
+
+crate::support::over_https![
+    a_killed_agents_tasks_are_ended_by_its_successor_and_never_run_again,
+    the_tasks_of_a_killed_agent_get_their_end_although_mcpd_answers_badly_for_a_while,
+    the_end_of_a_killed_agents_task_waits_as_long_as_mcpd_asks,
+    a_killed_agents_task_is_not_run_by_its_successor_however_long_that_had_nothing_to_publish,
+    an_id_is_on_disk_before_any_program_has_the_offer,
+];

@@ -286,6 +286,7 @@ async fn a_providers_error_keeps_its_status_body_and_retry_after() {
             retry_after_ms: Some(1_500),
             http_status: Some(429),
             body_json: body.into(),
+            ..pb::Error::default()
         };
         client.finish_error(&offer, error).await;
         let got = reply(call).await;
@@ -417,3 +418,25 @@ async fn a_refusal_before_any_output_is_retryable_for_the_caller() {
     }
     world.assert_clean();
 }
+
+crate::support::over_https![
+    the_request_reaches_the_provider_byte_for_byte,
+    a_plain_question_with_a_raw_body_gets_the_body_byte_for_byte,
+    a_plain_question_with_a_plain_result_gets_an_openai_body,
+    a_plain_question_with_raw_chunks_gets_them_gathered_into_one_body,
+    a_plain_question_with_plain_pieces_gets_them_gathered_into_one_body,
+    a_streaming_question_with_raw_chunks_gets_each_byte_for_byte_and_done,
+    a_streaming_question_with_plain_pieces_gets_openai_chunks_and_done,
+    a_streaming_question_with_one_finished_result_gets_one_delta_and_done,
+    a_streaming_question_with_one_raw_body_gets_one_delta_and_done,
+    tool_calls_survive_both_ways_of_answering,
+    a_usage_chunk_goes_on_as_it_came_and_is_counted,
+    a_providers_error_keeps_its_status_body_and_retry_after,
+    every_error_code_has_its_http_status_and_an_openai_body,
+    an_error_after_chunks_ends_the_stream_with_an_explicit_error,
+    an_error_chunk_in_the_stream_is_its_end_and_stops_the_provider,
+    an_error_chunk_before_any_output_keeps_its_status,
+    the_end_of_a_stream_without_a_finish_reason_is_an_error,
+    an_answer_after_chunks_is_a_protocol_error_on_both_sides,
+    a_refusal_before_any_output_is_retryable_for_the_caller,
+];

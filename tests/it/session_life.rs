@@ -392,3 +392,28 @@ async fn a_drain_answers_queued_and_new_tasks_with_503_and_running_ones_with_an_
     assert_eq!(world.stopped().await, Stopped::Drained);
     world.assert_clean();
 }
+
+crate::support::over_https![
+    with_nothing_opted_in_no_call_is_made_at_all,
+    the_first_registration_is_without_an_id_and_says_what_was_opted_in_and_nothing_more,
+    the_sticky_id_is_kept_in_a_file_for_its_owner_alone,
+    a_killed_agent_comes_back_under_its_id_from_disk_and_revives_the_same_row,
+    a_session_file_that_holds_just_an_id_is_accepted,
+    heartbeats_come_at_the_configured_interval_and_name_the_session,
+    without_a_setting_heartbeats_come_every_thirty_seconds,
+    a_heartbeat_revives_the_rows_that_mcpd_had_given_up,
+    missing_credentials_are_one_warning_and_a_visible_state_and_do_not_block_the_start,
+    the_agent_is_online_within_five_seconds_of_the_credentials_appearing,
+    broken_credentials_are_a_visible_state_until_somebody_mends_them,
+    a_changed_mcpd_url_registers_afresh_without_the_other_mcpds_id,
+    what_one_mcpd_asked_for_is_never_answered_to_another,
+    an_id_from_disk_of_another_mcpd_is_not_used_even_if_the_credentials_come_later,
+    withdrawing_the_last_provider_deregisters_and_then_no_call_is_made,
+    a_change_of_the_set_is_one_register_call_and_leaves_the_channel_open,
+    work_in_flight_survives_the_loss_of_the_channel,
+    a_task_ends_with_our_504_a_quarter_of_a_second_before_mcpds,
+    tasks_of_a_killed_agent_are_ended_by_its_successor_and_never_run,
+    stop_closes_channel_timers_streams_and_socket,
+    a_drain_deregisters_at_once_and_lets_running_tasks_finish_while_heartbeats_go_on,
+    a_drain_answers_queued_and_new_tasks_with_503_and_running_ones_with_an_error_at_its_deadline,
+];

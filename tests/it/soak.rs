@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::support::{
-    chat,
+    Scheme, chat,
     process::{Process, mcprelay},
     proxy::{Order, Proxy},
     soon,
@@ -60,8 +60,23 @@ fn home(url: &str, token: &str) -> TempDir {
     home
 }
 
-fn agent(home: &Path) -> Process {
-    Process::start(mcprelay(home, &["run", "--reconnect-min", "200ms", "--reconnect-max", "1s"]))
+fn agent(home: &Path, ca_file: Option<&Path>) -> Process {
+    let mut agent = mcprelay(home, &["run", "--reconnect-min", "200ms", "--reconnect-max", "1s"]);
+    if let Some(path) = ca_file {
+        agent.arg("--ca-file").arg(path);
+    }
+    Process::start(agent)
+}
+
+/// How the agent reaches mcpd: MCPRELAY_SOAK_SCHEME is http, https1 or https2. What the relay cannot read over https (when the
+/// agent sent what) is not judged there.
+fn scheme() -> Scheme {
+    match std::env::var("MCPRELAY_SOAK_SCHEME").as_deref() {
+        Err(_) | Ok("http") => Scheme::Http,
+        Ok("https1") => Scheme::Https1,
+        Ok("https2") => Scheme::Https2,
+        Ok(other) => panic!("MCPRELAY_SOAK_SCHEME is none of http, https1 and https2: {other}"),
+    }
 }
 
 fn provider(home: &Path) -> Process {
@@ -96,10 +111,15 @@ struct Figures {
 async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
     let minutes = std::env::var("MCPRELAY_SOAK_MINUTES").ok().map(|m| m.parse::<f64>().expect("minutes"));
     let lasting = Duration::from_secs_f64(minutes.map_or(4.0, |m| m * 60.0));
-    let mcpd = Arc::new(FakeMcpd::builder().journal(1_000).start().await.expect("a loopback port"));
+    let mut mcpd = FakeMcpd::builder().journal(1_000);
+    if let Some(tls) = scheme().tls() {
+        mcpd = mcpd.tls(tls);
+    }
+    let mcpd = Arc::new(mcpd.start().await.expect("a loopback port"));
     let proxy = Proxy::start(mcpd.address()).await.expect("a loopback port");
-    let home = home(&proxy.url(), &mcpd.token());
-    let agent = agent(home.path());
+    let url = mcpd.url().replace(&mcpd.address().to_string(), &proxy.address().to_string());
+    let home = home(&url, &mcpd.token());
+    let agent = agent(home.path(), mcpd.ca_file());
     let mut served = provider(home.path());
     for name in ["slow", "fast"] {
         soon("an active row", mcpd.wait_until(|state| state.is_active(name))).await;

@@ -7,7 +7,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::support::{Watch, World, channel, chat, completion, soon};
+use crate::support::{Watch, World, channel, chat, completion, process, soon};
 
 #[tokio::test(start_paused = true)]
 async fn reflection_names_the_bridge_and_health() {
@@ -51,4 +51,17 @@ async fn the_status_comes_at_once_and_on_every_change() {
     assert_eq!((done.recent[0].outcome.as_str(), done.totals.expect("totals").tasks_ok), ("ok", 1.0));
     drop(client);
     watch.until(|s| s.sessions.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_shell_completes_the_names_of_llms_and_providers() {
+    let world = World::start().await;
+    let _client = world.serving("llama-of-mine").await;
+    for words in [["infer", "lla"], ["pause", "lla"]] {
+        let mut shell = process::command(env!("CARGO_BIN_EXE_mcprelay"));
+        shell.args(["--", "mcprelay", words[0], words[1]]).env("MCPRELAY_HOME", world.home.path());
+        shell.envs([("MCPRELAY_COMPLETE", "bash"), ("_CLAP_COMPLETE_INDEX", "2"), ("_CLAP_IFS", "\n")]);
+        let said = tokio::task::spawn_blocking(move || shell.output()).await.expect("no panic");
+        assert_eq!(process::text(&said.expect("the program is built")), "llama-of-mine", "{words:?}");
+    }
 }

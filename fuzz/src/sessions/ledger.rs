@@ -50,6 +50,8 @@ pub struct Ledger {
     pub heartbeat: Option<u64>,
     /// The task of which mcpd is just saying that nobody waits for it.
     pub abandoned: Option<TaskKey>,
+    /// The task that a session is just refusing.
+    pub refused: Option<TaskKey>,
     ever_registered: bool,
     registered_at: Option<Instant>,
     default_in_flight: u32,
@@ -66,7 +68,10 @@ impl Ledger {
         match effect {
             Effect::Begin(key, task) => self.begin(key, task.id.clone(), task.llm.clone()),
             Effect::Offer(key, session, left) => self.offer(key, session, left, now),
-            Effect::Requeued(key) => assert!(self.open(key).held.take().is_some(), "nobody had {key:?}"),
+            Effect::Requeued(key, _) => {
+                let held = self.open(key).held.take().is_some() || self.refused.take() == Some(key);
+                assert!(held, "nobody had {key:?}");
+            }
             Effect::Cancel(key, session, _) => self.cancel(key, session, now),
             Effect::End(key, end, until) => self.end(key, &end, until),
             Effect::Forget(key) => self.forget(key, now),

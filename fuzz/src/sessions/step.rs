@@ -36,6 +36,10 @@ pub enum Step {
         session: u8,
         task: u8,
     },
+    Refused {
+        session: u8,
+        task: u8,
+    },
     SessionDraining(u8),
     SessionClosed(u8),
     /// The task has shown output.

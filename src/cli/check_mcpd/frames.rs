@@ -44,7 +44,7 @@ impl Frames {
                 Ok(Some(piece)) => self.lines.bytes.extend_from_slice(&piece),
                 Ok(None) => return Ok(None),
                 Err(error) => {
-                    return Err(format!("the stream broke ({})", crate::domain::root_cause(&error)));
+                    return Err(format!("the stream broke ({})", crate::http::root_cause(&error)));
                 }
             }
         }

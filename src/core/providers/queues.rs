@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::Providers;
+use super::{
+    Providers,
+    rank::{Seat, rank},
+};
 use crate::{
     core::SESSION_GRACE,
     domain::{Failure, FailureCode, Provider, ProviderName, ProviderState, SessionKey, TaskKey},
@@ -22,6 +25,18 @@ pub enum Refusal {
     Full(u32, u32),
     /// The requests under way hold too many bytes.
     Memory,
+}
+
+/// A slot that is taken for a task: the session, and the largest message in bytes that it accepts.
+pub(in crate::core) type Slot = (SessionKey, usize);
+
+/// Who may have a task that a session refused.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::core) enum AfterRefusal {
+    /// Another session serves the name by now.
+    Queue,
+    /// A session that stands by: it has a free slot, which is taken.
+    Offer(Slot),
 }
 
 impl Refusal {
@@ -53,6 +68,10 @@ impl Refusal {
     }
 }
 
+fn slot_of((session, entry, _): &Seat<'_>) -> Slot {
+    (*session, entry.hello.max_message_bytes)
+}
+
 impl Providers {
     pub(in crate::core) fn limit(&self, provider: &Provider) -> u32 {
         provider.max_in_flight.unwrap_or(self.default_in_flight)
@@ -71,14 +90,34 @@ impl Providers {
     }
 
     /// The free slot that the next task of this name would take.
-    fn free_slot(&self, name: &ProviderName) -> Option<(SessionKey, usize)> {
-        if self.is_paused(name) {
-            return None;
-        }
-        let (session, entry, provider) = self.serving(name)?;
+    fn free_slot(&self, name: &ProviderName) -> Option<Slot> {
+        let seat = self.serving(name).filter(|_| !self.is_paused(name))?;
+        self.has_free_slot(&seat).then(|| slot_of(&seat))
+    }
+
+    fn has_free_slot(&self, (session, _, provider): &Seat<'_>) -> bool {
         let ready = provider.state == ProviderState::Ready;
-        let free = ready && self.running(name, session) < self.limit(provider);
-        free.then_some((session, entry.hello.max_message_bytes))
+        ready && self.running(&provider.name, *session) < self.limit(provider)
+    }
+
+    /// Who may have a task that these sessions refused.
+    pub(in crate::core) fn after_refusal(
+        &mut self,
+        name: &ProviderName,
+        refused_by: &[SessionKey],
+    ) -> Option<AfterRefusal> {
+        let (serving, ..) = self.serving(name).filter(|_| !self.is_paused(name))?;
+        if !refused_by.contains(&serving) {
+            return Some(AfterRefusal::Queue);
+        }
+        let others = self.able(name).filter(|(session, ..)| !refused_by.contains(session));
+        let slot = slot_of(&others.filter(|seat| self.has_free_slot(seat)).min_by_key(rank)?);
+        self.take_slot(name, slot.0);
+        Some(AfterRefusal::Offer(slot))
+    }
+
+    fn take_slot(&mut self, name: &ProviderName, session: SessionKey) {
+        *self.running.entry((name.clone(), session)).or_default() += 1;
     }
 
     /// Whether one more task of this name may come in.
@@ -116,20 +155,17 @@ impl Providers {
         }
     }
 
-    /// Takes the next task out of the queue and a slot for it; with the session's message limit in bytes.
-    pub(in crate::core) fn next_offer(
-        &mut self,
-        name: &ProviderName,
-    ) -> Option<(TaskKey, SessionKey, usize)> {
+    /// Takes the next task out of the queue and a slot for it.
+    pub(in crate::core) fn next_offer(&mut self, name: &ProviderName) -> Option<(TaskKey, Slot)> {
         self.queues.get(name)?;
-        let (session, message_limit) = self.free_slot(name)?;
+        let slot = self.free_slot(name)?;
         let queue = self.queues.get_mut(name)?;
         let key = queue.pop_front()?;
         if queue.is_empty() {
             self.queues.remove(name);
         }
-        *self.running.entry((name.clone(), session)).or_default() += 1;
-        Some((key, session, message_limit))
+        self.take_slot(name, slot.0);
+        Some((key, slot))
     }
 
     /// Gives a slot back.

@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// One provider with a name, and the session that pushed it.
-type Seat<'a> = (SessionKey, &'a Session, &'a Provider);
+pub(super) type Seat<'a> = (SessionKey, &'a Session, &'a Provider);
 
 /// What seats are ranked by, best first.
-fn rank((key, session, _): &Seat<'_>) -> (bool, SessionKey) {
+pub(super) fn rank((key, session, _): &Seat<'_>) -> (bool, SessionKey) {
     (session.hello.builtin, *key)
 }
 
@@ -41,11 +41,15 @@ impl Providers {
         self.seats(name).filter(move |(_, _, p)| holder.is_some_and(|(_, _, holder)| same_llm(p, holder)))
     }
 
+    /// Those of [`Self::candidates`] that can work.
+    pub(super) fn able<'a>(&'a self, name: &'a ProviderName) -> impl Iterator<Item = Seat<'a>> {
+        let able = |(_, s, p): &Seat<'_>| s.life == Life::Live && p.state != ProviderState::Unavailable;
+        self.candidates(name).filter(able)
+    }
+
     /// The session whose provider gets the name's work now.
     pub(super) fn serving<'a>(&'a self, name: &'a ProviderName) -> Option<Seat<'a>> {
-        self.candidates(name)
-            .filter(|(_, s, p)| s.life == Life::Live && p.state != ProviderState::Unavailable)
-            .min_by_key(rank)
+        self.able(name).min_by_key(rank)
     }
 
     /// The provider that mcpd is to list under the name: the one that serves, or one whose session is in its grace.
@@ -95,7 +99,7 @@ impl Providers {
     }
 
     /// Tells every session whose verdicts have changed since it was last told.
-    pub(in crate::core) fn changed_verdicts(&mut self, fx: &mut Vec<Effect>) {
+    pub(in crate::core) fn changed_verdicts(&mut self, effects: &mut Vec<Effect>) {
         let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live);
         let all: Vec<_> = connected
             .filter_map(|(key, s)| s.generation.map(|generation| (*key, generation, self.verdicts(*key, s))))
@@ -105,7 +109,7 @@ impl Providers {
             let now = Some((generation, verdicts.clone()));
             if session.told != now {
                 session.told = now;
-                fx.push(Effect::Verdicts(key, generation, verdicts));
+                effects.push(Effect::Verdicts(key, generation, verdicts));
             }
         }
     }

@@ -20,11 +20,11 @@ fn herd(down: Duration) -> Vec<Duration> {
         bench.now = began;
         bench.act(LinkInput::ChannelClosed(1, passing()));
         loop {
-            let (_, fx) = bench.until_something();
-            if beats(&fx) > 0 {
+            let (_, effects) = bench.until_something();
+            if beats(&effects) > 0 {
                 bench.beaten(Err(passing()));
             }
-            let Some(attempt) = registers(&fx).first().copied() else { continue };
+            let Some(attempt) = registers(&effects).first().copied() else { continue };
             if bench.now - began >= down {
                 calls.push(bench.now - began);
                 break;
@@ -38,7 +38,7 @@ fn herd(down: Duration) -> Vec<Duration> {
 
 /// The most of them within any one second, and how many a second on average from the first to the last.
 fn peak_and_mean(calls: &[Duration]) -> (f64, f64) {
-    let within = |from: &Duration| calls.iter().filter(|at| (*from..*from + SECOND).contains(at)).count();
+    let within = |from: &Duration| calls.iter().filter(|at| (*from..*from + SECOND).contains(*at)).count();
     let peak = calls.iter().map(within).max().unwrap_or_default();
     let window = calls[calls.len() - 1] - calls[0];
     (peak as f64, calls.len() as f64 / window.as_secs_f64())

@@ -1,17 +1,17 @@
 //! What a server's refusal means: its status, its body and its `Retry-After`, as one [`Failure`].
 
-use std::{
-    error::Error,
-    time::{Duration, SystemTime},
-};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::http::Key;
-use crate::domain::{Failure, FailureCode, Printable, root_cause};
+use crate::{
+    domain::{Failure, FailureCode, Printable},
+    http::{retry_after, root_cause},
+};
 
 /// The most that is read of an error's body, in bytes: no honest one is larger.
 pub(in crate::provide) const MAX_ERROR_BODY_BYTES: usize = 256 * 1024;
@@ -54,7 +54,7 @@ pub(in crate::provide) fn from_answer(
     if code == FailureCode::ProviderAuth {
         return refused_key(server, status, key);
     }
-    let retry_after = retry_after(headers, SystemTime::now());
+    let retry_after = retry_after(headers);
     let retryable = retryable(status, &said);
     // A body that quotes the owner's key is not passed on.
     let body = if said.is_json && !key.is_in(&body) { body } else { Bytes::new() };
@@ -142,19 +142,6 @@ fn code_for(status: u16, said: &Said) -> FailureCode {
 fn retryable(status: u16, said: &Said) -> bool {
     // An exhausted quota is a 429 too, and waiting does not help.
     matches!(status, 408 | 425 | 429 | 503 | 504 | 529) && !said.mentions(&["insufficient_quota"])
-}
-
-/// `retry-after-ms`, or `Retry-After` in seconds or as a date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    if let Some(millis) = text("retry-after-ms").and_then(|value| value.parse::<f64>().ok()) {
-        return Duration::try_from_secs_f64(millis / 1000.0).ok();
-    }
-    let value = text(RETRY_AFTER.as_str())?;
-    match value.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
-        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
-    }
 }
 
 /// What an error body says, in the shapes that servers use.

@@ -1,5 +1,3 @@
-use reqwest::header::HeaderName;
-
 use super::*;
 
 fn failure(status: u16, body: &str) -> Failure {
@@ -76,22 +74,6 @@ fn a_body_or_message_that_quotes_the_key_stays_here() {
     let failure = from_answer("http://x/v1", 400, &HeaderMap::new(), body.into(), &key);
     assert!(failure.body.is_empty());
     assert_eq!(failure.message, "http://x/v1 answered 400");
-}
-
-#[test]
-fn when_to_try_again_is_read_in_every_form() {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
-    let read = |name: &'static str, value: &'static str| {
-        let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())]);
-        retry_after(&headers, now)
-    };
-    assert_eq!(read("retry-after", "7"), Some(Duration::from_secs(7)));
-    assert_eq!(read("retry-after", "0.5"), Some(Duration::from_millis(500)));
-    assert_eq!(read("retry-after-ms", "250"), Some(Duration::from_millis(250)));
-    assert_eq!(read("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(77)));
-    for odd in ["-1", "soon", "NaN", "1e99", "Sun, 06 Nov 1974 08:49:37 GMT"] {
-        assert_eq!(read("retry-after", odd), None, "{odd}");
-    }
 }
 
 #[test]

@@ -19,7 +19,8 @@ use super::{
     http::{BaseUrl, Key},
 };
 use crate::{
-    domain::{ProviderState, root_cause},
+    domain::ProviderState,
+    http::{read_at_most, root_cause},
     provide::providers::Readiness,
 };
 
@@ -236,22 +237,6 @@ impl Prober {
         let body = read_at_most(&mut response, MAX_ANSWER_BYTES).await.map_err(|error| away(&error))?;
         Ok((response.status(), body))
     }
-}
-
-/// The body of `response`, cut off at `limit` bytes.
-pub(in crate::provide) async fn read_at_most(
-    response: &mut reqwest::Response,
-    limit: usize,
-) -> Result<Bytes, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await? {
-        let room = limit - body.len();
-        body.extend_from_slice(&piece[..piece.len().min(room)]);
-        if piece.len() >= room {
-            break;
-        }
-    }
-    Ok(body.into())
 }
 
 fn sentence(state: ProviderState, detail: &str) -> String {

@@ -5,9 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use hyper::Uri;
 use reqwest::{
-    Client, Url,
+    Body, Client, Response, Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use tokio::time::{Instant, timeout};
@@ -15,13 +14,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{CannotOpen, Kind, Opened, Readiness};
 use crate::{
-    domain::{Failure, FailureCode, Outcome, Usage, root_cause},
-    plain_http::{self, Answer, BrokenOff, PlainClient},
+    domain::{Failure, FailureCode, Outcome, Usage},
+    http::{Frames, Outgoing, read_at_most, root_cause, was_refused_unprocessed},
     provide::{
         config_file::Entry,
         openai::{
             failures,
-            http::{BaseUrl, Clients, Key, plain_client},
+            http::{BaseUrl, Clients, Key},
             peek::{self, Peeker},
             readiness::{Health, Probe, Prober},
             splice::{self, Spliced},
@@ -45,6 +44,8 @@ pub(super) const KINDS: &[Kind] = &[
 /// A request that fails this soon, before any answer, met a kept connection that the server was just closing: it is sent again, on a new
 /// one. If it fails later, the server itself has failed, and may have worked on the request.
 const STALE_CONNECTION: Duration = Duration::from_millis(250);
+/// How often a request is sent again which the server certainly has not worked on.
+const REPEATS: u32 = 3;
 /// How often a server's comments are passed on as signs of life: far below the agent's token deadlines.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the end of an answer may take after its last event, for the connection to be used again.
@@ -89,10 +90,8 @@ fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
         start(Prober { client, base, key, model: model.clone(), probe, health: health.clone() })
     });
     let chat = base.join("chat/completions");
-    let plain = plain_client(&chat).and_then(|client| Some((client, plain_http::target(chat.as_str())?)));
     let provider = Server {
         client,
-        plain,
         chat,
         name: base.to_string(),
         bearer: key.bearer(),
@@ -115,8 +114,6 @@ fn start(prober: Prober) -> DropGuard {
 /// One server with one model.
 struct Server {
     client: Client,
-    /// The client and the target for `chat`, if it can be reached without TLS and without a proxy.
-    plain: Option<(PlainClient, Uri)>,
     chat: Url,
     /// Its base URL without credentials, for people.
     name: String,
@@ -131,10 +128,10 @@ struct Server {
 }
 
 /// A request that got no answer.
-struct Unsent {
-    /// Whether it may have been sent on a connection that the server had closed.
-    stale: bool,
-    failure: Failure,
+struct Unanswered {
+    error: reqwest::Error,
+    /// The server cannot have worked on it: it did not get the whole of it, or says so.
+    unprocessed: bool,
 }
 
 #[tonic::async_trait]
@@ -168,14 +165,14 @@ impl Server {
     }
 
     /// A successful answer. If the model is still loading, this waits for it, for as long as the agent's deadlines allow.
-    async fn answer(&self, request: &Spliced, task: &Task) -> Result<Answer, Failure> {
+    async fn answer(&self, request: &Spliced, task: &Task) -> Result<Response, Failure> {
         loop {
             let mut response = self.send(request, task).await?;
             if response.status().is_success() {
                 return Ok(response);
             }
             let status = response.status().as_u16();
-            let body = response.read_at_most(failures::MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
+            let body = read_at_most(&mut response, failures::MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
             if failures::is_loading(status, &body) && self.health.loaded().await {
                 continue;
             }
@@ -186,50 +183,41 @@ impl Server {
         }
     }
 
-    async fn send(&self, request: &Spliced, task: &Task) -> Result<Answer, Failure> {
+    async fn send(&self, request: &Spliced, task: &Task) -> Result<Response, Failure> {
         let begun = Instant::now();
-        let mut sent = self.post(request, task).await;
-        if sent.as_ref().is_err_and(|unsent| unsent.stale) && begun.elapsed() < STALE_CONNECTION {
-            sent = self.post(request, task).await;
-        }
-        sent.map_err(|unsent| {
+        let mut repeats = 0;
+        loop {
+            let unanswered = match self.post(request, task).await {
+                Ok(response) => return Ok(response),
+                Err(unanswered) => unanswered,
+            };
+            let stale = repeats == 0 && begun.elapsed() < STALE_CONNECTION && is_stale(&unanswered.error);
+            if stale || (unanswered.unprocessed && repeats < REPEATS) {
+                repeats += 1;
+                continue;
+            }
             self.health.doubt();
-            unsent.failure
-        })
+            return Err(failures::from_transport(&self.name, &unanswered.error));
+        }
     }
 
-    async fn post(&self, request: &Spliced, task: &Task) -> Result<Answer, Unsent> {
+    async fn post(&self, request: &Spliced, task: &Task) -> Result<Response, Unanswered> {
         let mut headers = headers(task);
         headers.extend(self.bearer.clone().map(|key| (AUTHORIZATION, key)));
-        let body = request.body.clone();
-        let Some((client, target)) = &self.plain else {
-            let post = self.client.post(self.chat.clone()).headers(headers).body(body);
-            return post.send().await.map(Answer::Full).map_err(|error| Unsent {
-                stale: is_stale(&error),
-                failure: failures::from_transport(&self.name, &error),
-            });
-        };
-        client.post(target.clone(), headers, body).await.map(Answer::Plain).map_err(|error| Unsent {
-            stale: matches!(error, plain_http::Error::Lost { kept: true, .. }),
-            failure: match &error {
-                plain_http::Error::Connect(_) => failures::unconnected(&self.name, &error),
-                error => failures::broken_off(&self.name, error),
-            },
+        let (body, progress) = Outgoing::new(request.body.clone());
+        let post = self.client.post(self.chat.clone()).headers(headers).body(Body::wrap(body));
+        post.send().await.map_err(|error| {
+            let broken_off = !progress.is_whole() && !error.is_connect();
+            let unprocessed = broken_off || was_refused_unprocessed(&error);
+            Unanswered { error, unprocessed }
         })
-    }
-
-    fn broken_off(&self, error: &BrokenOff) -> Failure {
-        match error {
-            BrokenOff::Plain(error) => failures::broken_off(&self.name, error),
-            BrokenOff::Full(error) => failures::from_transport(&self.name, error),
-        }
     }
 
     /// A whole answer, byte for byte.
-    async fn whole(&self, mut response: Answer, limit: usize) -> Finished {
-        let body = match response.read_at_most(limit).await {
+    async fn whole(&self, mut response: Response, limit: usize) -> Finished {
+        let body = match read_at_most(&mut response, limit).await {
             Ok(body) => body,
-            Err(error) => return self.broken_off(&error).into(),
+            Err(error) => return failures::from_transport(&self.name, &error).into(),
         };
         match peek::answer(&body) {
             _ if body.len() >= limit => {
@@ -242,35 +230,36 @@ impl Server {
     }
 
     /// A streamed answer, chunk by chunk.
-    async fn relay(&self, mut response: Answer, request: &Spliced, chunks: &Chunks) -> Finished {
+    async fn relay(&self, response: Response, request: &Spliced, chunks: &Chunks) -> Finished {
+        let mut answer = Frames::new(response);
         let mut stream = Stream::new(self, request.usage_is_ours, chunks);
         let outcome = loop {
-            let more = match response.chunk().await {
+            let more = match answer.next().await {
                 Ok(Some(piece)) => stream.take(piece).await,
                 Ok(None) => Err(stream.end_of_input().await),
                 // The answer is complete; what followed it does not matter.
                 Err(_) if stream.finish => Err(Outcome::Complete.into()),
-                Err(error) => Err(self.broken_off(&error).into()),
+                Err(error) => Err(failures::from_transport(&self.name, &error).into()),
             };
             if let Err(end) = more {
                 break end;
             }
         };
         if outcome.outcome == Outcome::Complete {
-            finish_reading(response);
+            finish_reading(answer);
         }
         Finished { usage: stream.usage, ..outcome }
     }
 }
 
 /// Reads what follows the last event, so that the connection goes back to the pool.
-fn finish_reading(mut response: Answer) {
+fn finish_reading(mut answer: Frames) {
     // Usually the end came together with the last event.
-    if matches!(response.chunk().now_or_never(), Some(Ok(None) | Err(_))) {
+    if matches!(answer.next().now_or_never(), Some(Ok(None) | Err(_))) {
         return;
     }
     tokio::spawn(async move {
-        let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+        let rest = async { while let Ok(Some(_)) = answer.next().await {} };
         // A server that continues after the end loses the connection.
         let _ = timeout(TAIL_TIMEOUT, rest).await;
     });

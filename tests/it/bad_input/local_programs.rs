@@ -216,3 +216,20 @@ async fn a_message_without_a_payload_is_ignored_as_one_of_a_newer_client() {
     pass(Duration::from_secs(1)).await;
     works(&world, &mut client, "llama").await;
 }
+
+crate::support::over_https![
+    a_session_that_does_not_begin_with_hello_ends_invalid_argument,
+    a_session_that_never_says_anything_is_ended_in_bounded_time,
+    a_second_hello_and_a_hello_without_an_id_end_the_session_invalid_argument,
+    a_chunk_for_a_task_that_the_session_does_not_have_is_told_to_stop,
+    late_chunks_are_told_to_stop_once_and_in_any_number_do_not_end_their_session,
+    a_client_that_did_not_read_what_it_was_sent_is_told_so_when_it_reads,
+    a_session_cannot_answer_another_ones_task,
+    a_second_finish_is_logged_and_changes_nothing,
+    output_that_is_no_json_ends_its_task_and_no_other,
+    a_body_that_is_no_completion_is_a_502,
+    a_message_over_the_limit_ends_its_session_with_a_status_and_no_other,
+    a_provider_with_a_text_that_is_too_long_is_refused_and_the_others_are_taken,
+    a_snapshot_with_an_empty_or_repeated_name_is_accepted_but_for_those,
+    a_message_without_a_payload_is_ignored_as_one_of_a_newer_client,
+];

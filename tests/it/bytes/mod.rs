@@ -199,3 +199,11 @@ fn chunks_that_come_one_after_the_other_arrive_byte_for_byte() {
         world.assert_clean();
     });
 }
+
+crate::support::over_https![
+    any_plain_request_and_its_answer_go_through_the_provider_host_byte_for_byte,
+    any_stream_goes_through_the_provider_host_and_says_the_same,
+    any_plain_request_and_its_answer_go_through_a_session_byte_for_byte,
+    any_stream_goes_through_a_session_and_says_the_same,
+    chunks_that_come_one_after_the_other_arrive_byte_for_byte,
+];

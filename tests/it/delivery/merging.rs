@@ -107,3 +107,11 @@ async fn a_chunk_with_only_a_role_merges_forward_into_the_first_token() {
     assert!(collected(call).await.is_done());
     world.assert_clean();
 }
+
+crate::support::over_https![
+    chunks_that_come_while_a_post_is_under_way_are_one_part,
+    chunks_that_come_one_by_one_are_never_merged,
+    posts_that_hang_hold_up_those_of_another_task_for_a_moment_only_and_what_waits_merges,
+    what_may_not_merge_is_a_barrier_and_goes_unchanged,
+    a_chunk_with_only_a_role_merges_forward_into_the_first_token,
+];

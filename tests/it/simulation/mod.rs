@@ -14,6 +14,7 @@
 //! ```
 
 mod check;
+mod journal;
 mod plan;
 mod program;
 mod run;
@@ -29,6 +30,8 @@ use std::{
 use check::breaches;
 use plan::Plan;
 use story::Story;
+
+use crate::support::Scheme;
 
 /// Schedules of a normal test run.
 const SCHEDULES: u64 = 300;
@@ -115,6 +118,10 @@ fn the_same_seed_twice_gives_the_same_events_to_the_millisecond() {
 #[derive(Debug, Default)]
 struct Tally {
     schedules: u64,
+    http: u64,
+    https1: u64,
+    https2: u64,
+    sealed: u64,
     calls: u64,
     refused: u64,
     succeeded: u64,
@@ -129,6 +136,10 @@ struct Tally {
 impl Tally {
     fn add(&mut self, story: &Story) {
         self.schedules += 1;
+        self.http += u64::from(story.scheme == Scheme::Http);
+        self.https1 += u64::from(story.scheme == Scheme::Https1);
+        self.https2 += u64::from(story.scheme == Scheme::Https2);
+        self.sealed += u64::from(story.sealed);
         self.runs += story.runs.len() as u64;
         self.lives += story.lives.len() as u64;
         for call in &story.calls {
@@ -148,6 +159,10 @@ impl Tally {
     fn plus(self, other: Self) -> Self {
         Self {
             schedules: self.schedules + other.schedules,
+            http: self.http + other.http,
+            https1: self.https1 + other.https1,
+            https2: self.https2 + other.https2,
+            sealed: self.sealed + other.sealed,
             calls: self.calls + other.calls,
             refused: self.refused + other.refused,
             succeeded: self.succeeded + other.succeeded,

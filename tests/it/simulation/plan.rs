@@ -5,7 +5,10 @@ use std::time::Duration;
 use fake_mcpd::{Aim, Answer, CallKind, Fault as McpdFault, PingStyle, Refused};
 use fastrand::Rng;
 
-use crate::support::proxy::{Order, Way};
+use crate::support::{
+    Scheme,
+    proxy::{Order, Way},
+};
 
 /// How long things go wrong, in ms.
 pub const CHAOS: u64 = 60_000;
@@ -24,6 +27,7 @@ pub const QUEUE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Plan {
     pub seed: u64,
+    pub scheme: Scheme,
     pub max_in_flight: u32,
     pub max_queued: u32,
     pub drain_timeout: Duration,
@@ -128,7 +132,16 @@ impl Plan {
             calls,
             faults,
             drain_at,
+            // The last draw, so that the rest of a schedule is the same over every scheme.
+            scheme: [Scheme::Http, Scheme::Https1, Scheme::Https2][rng.usize(..3)],
         }
+    }
+
+    /// Whether something stands between what the agent sent and what mcpd saw, which TLS hides.
+    pub fn is_sealed(&self) -> bool {
+        let between =
+            |fault: &Fault| matches!(fault, Fault::Network(_) | Fault::Mcpd(_) | Fault::LateDuplicate);
+        self.scheme != Scheme::Http && self.faults.iter().any(|(_, fault)| between(fault))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, sync::atomic::Ordering, time::Duration};
 
-use fake_mcpd::{CallKind, Entry, FakeMcpd, InferRequest, Kind, TaskEnd};
+use fake_mcpd::{Aim, CallKind, Entry, FakeMcpd, InferRequest, Kind, TaskEnd};
 use fastrand::Rng;
 use mcprelay::agent::Stopped;
 use serde_json::{Value, json};
@@ -12,11 +12,15 @@ use tokio::{
 };
 
 use super::{
+    journal,
     plan::{self, CallPlan, Fault, Plan},
     program::{Program, at as moment},
     story::{Call, Life, Ms, Scribe, Story},
 };
-use crate::support::{World, chat, proxy::Proxy};
+use crate::support::{
+    Scheme, World, chat,
+    proxy::{Order, Proxy},
+};
 
 /// Longest wait for the agent to be gone, beyond what it is allowed.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -66,7 +70,7 @@ impl<'a> Stage<'a> {
         if let Some(keep_alive) = plan.keep_alive {
             mcpd = mcpd.keep_alive(keep_alive);
         }
-        let mut world = World::offline(mcpd, |config| {
+        let mut world = World::over(plan.scheme, mcpd, |config| {
             config.max_in_flight = plan.max_in_flight;
             config.max_queued = plan.max_queued;
             config.drain_timeout = plan.drain_timeout;
@@ -90,7 +94,8 @@ impl<'a> Stage<'a> {
 
     fn write_credentials(&self) {
         self.scribe.story().credentials.push(self.scribe.now());
-        let credentials = json!({"mcpdUrl": self.proxy.url(), "token": self.world.mcpd.token()});
+        let credentials =
+            json!({"mcpdUrl": self.world.url_through(&self.proxy), "token": self.world.mcpd.token()});
         self.world.write("credentials", &credentials.to_string());
     }
 
@@ -141,6 +146,10 @@ impl<'a> Stage<'a> {
         self.scribe.log(format_args!("{fault:?}"));
         let now = self.scribe.now();
         match fault {
+            Fault::Network(Order::CutReply) if self.plan.scheme != Scheme::Http => {
+                // The relay cannot tell a reply from the rest of TLS; mcpd can.
+                self.world.mcpd.lose_reply(Aim::next(CallKind::Result));
+            }
             Fault::Network(order) => self.proxy.order(order),
             Fault::Mcpd(fault) => self.mcpd(fault, now),
             Fault::Pause(paused) => self.pause(paused, now).await,
@@ -262,7 +271,10 @@ impl<'a> Stage<'a> {
         self.programs.shutdown().await;
         self.calls.shutdown().await;
         self.write_journal();
-        self.scribe.wire(self.proxy.seen());
+        match self.plan.scheme {
+            Scheme::Http => self.scribe.wire(self.proxy.seen()),
+            _ => self.scribe.story().wire = journal::passed(&self.world.mcpd.journal()),
+        }
         let (plan, violations) = (self.plan, self.world.mcpd.violations());
         let story = self.scribe.take();
         Story {
@@ -270,6 +282,8 @@ impl<'a> Stage<'a> {
             max_in_flight: plan.max_in_flight,
             max_queued: plan.max_queued,
             idempotent: plan.idempotent,
+            scheme: plan.scheme,
+            sealed: plan.is_sealed(),
             violations,
             ..story
         }

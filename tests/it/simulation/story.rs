@@ -8,7 +8,10 @@ use std::{
 use fake_mcpd::{TaskEnd, Violation};
 use tokio::time::Instant;
 
-use crate::support::wire::{Seen, What};
+use crate::support::{
+    Scheme,
+    wire::{Seen, What},
+};
 
 /// Milliseconds since the beginning of the schedule.
 pub type Ms = u64;
@@ -44,6 +47,9 @@ pub struct Story {
     pub max_in_flight: u32,
     pub max_queued: u32,
     pub idempotent: bool,
+    pub scheme: Scheme,
+    /// Whether the link was encrypted and in trouble, so that nobody can say what became of each call.
+    pub sealed: bool,
     pub violations: Vec<Violation>,
     pub slot_breaches: Vec<String>,
     pub log: Vec<String>,

@@ -5,12 +5,13 @@ pub mod hostile;
 mod logs;
 pub mod process;
 pub mod proxy;
+mod scheme;
 pub mod wire;
 
 use std::{
     fs,
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -20,7 +21,7 @@ use std::{
 
 use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind, LlmView};
 use mcprelay::{
-    agent::{Agent, AgentError, SleepClock, Stop, Stopped, Surroundings},
+    agent::{Agent, AgentError, Deps, SleepClock, Stop, Stopped},
     config::{Config, TASKS_FILE},
     pb::{self, AgentState},
     telemetry,
@@ -31,6 +32,8 @@ use tokio::task::JoinHandle;
 
 pub use client::{Client, Watch, channel, hello, named, provider};
 pub use logs::Logs;
+pub use scheme::Scheme;
+pub(crate) use scheme::over_https;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -87,12 +90,25 @@ impl World {
 
     /// A home without credentials, and no agent yet.
     pub async fn offline(mcpd: fake_mcpd::Builder, change: impl FnOnce(&mut Config)) -> Self {
+        Self::over(Scheme::current(), mcpd, change).await
+    }
+
+    /// The same over a scheme of the caller's choice.
+    pub async fn over(
+        scheme: Scheme,
+        mut mcpd: fake_mcpd::Builder,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        if let Some(tls) = scheme.tls() {
+            mcpd = mcpd.tls(tls);
+        }
         let mcpd = mcpd.seed(SEED).start().await.expect("a loopback port");
         let home = {
             let _umask = one_at_a_time();
             tempfile::tempdir().expect("a temporary folder")
         };
         let mut config = Config::defaults(home.path()).expect("the defaults are valid");
+        config.ca_file = mcpd.ca_file().map(Path::to_owned);
         change(&mut config);
         Self {
             mcpd,
@@ -113,6 +129,11 @@ impl World {
         );
     }
 
+    /// mcpd's URL as it is behind a relay.
+    pub fn url_through(&self, relay: &proxy::Proxy) -> String {
+        self.mcpd.url().replace(&self.mcpd.address().to_string(), &relay.address().to_string())
+    }
+
     /// Writes a file of the home, mode 0600, in one step as editors do.
     pub fn write(&self, name: &str, text: &str) {
         use std::os::unix::fs::PermissionsExt as _;
@@ -130,14 +151,14 @@ impl World {
     /// Starts the agent.
     pub fn start_agent(&mut self) {
         let slept = Arc::clone(&self.slept);
-        let surroundings = Surroundings {
+        let deps = Deps {
             clock: SleepClock::Told(Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed)))),
             seed: self.seed,
             telemetry: self.telemetry.clone(),
-            ..Surroundings::default()
+            ..Deps::default()
         };
         let _umask = one_at_a_time();
-        let agent = Agent::new(&self.config, surroundings).expect("the home is free");
+        let agent = Agent::new(&self.config, deps).expect("the home is free");
         let stop = Stop::default();
         self.agent = Some((stop.clone(), tokio::spawn(agent.run(stop))));
     }

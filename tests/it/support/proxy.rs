@@ -114,9 +114,9 @@ impl Proxy {
         Ok(Self { address, shared, accepting })
     }
 
-    /// The URL under which the agent finds mcpd.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+    /// Where the agent finds mcpd.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What passed and what was done to it, in order.

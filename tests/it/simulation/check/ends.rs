@@ -20,7 +20,7 @@ pub fn breaches(task: &Task<'_>) -> Vec<String> {
 }
 
 /// What the caller read is the beginning of what one run said; all of it, where the end is a success.
-fn tokens(task: &Task<'_>) -> Option<String> {
+pub fn tokens(task: &Task<'_>) -> Option<String> {
     let mut words = task.call.text.split_whitespace();
     let said = |run: usize, n: u32| format!("{run}.{n}");
     let of = match words.clone().next() {

@@ -1,14 +1,15 @@
 //! The promise, exactly: every task handed over gets exactly one end, its tokens arrive once and in order, and nobody waits longer
 //! than the deadlines say.
 //!
-//! Nothing is excused because something was broken at the time. The relay between the agent and mcpd records when the agent
+//! Nothing is excused on a plain link because something was broken at the time. The relay between the agent and mcpd records when the agent
 //! sent what and what became of it, so a delay is forgiven only for as long as this task's own calls were held up, and the wait
-//! before a repeated one.
+//! before a repeated one. It cannot read an encrypted link: what of that is in trouble is judged by [`sealed`], and the rest as mcpd saw it.
 
 mod ends;
 mod link;
 mod list;
 mod local;
+mod sealed;
 mod task;
 
 use super::story::{Ms, Step, Story};
@@ -21,6 +22,10 @@ const SLACK: Ms = 10;
 /// Every way in which a story breaks the promise, in words.
 pub fn breaches(story: &Story) -> Vec<String> {
     let mut found = story.slot_breaches.clone();
+    if story.sealed {
+        found.extend(sealed::breaches(story));
+        return found;
+    }
     for (n, call) in story.calls.iter().enumerate().filter(|(_, call)| call.refused.is_none()) {
         let task = Task::new(story, call);
         let each = ends::breaches(&task).into_iter().chain(local::breaches(&task));
