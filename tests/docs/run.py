@@ -44,6 +44,7 @@ NOT_RUN = {
     "packaging/deb.sh": "a step of its own",
     "npm install": "the package is not in the registry; the Node client's step installs it packed",
     "npm ci": "the Node client's step",
+    "npm pack": "the Node client's step",
     "../../tests/node/run.sh": "the Node client's step",
     "ollama": "not here; a stand-in answers as it would",
     "llama-server": "not here; a stand-in answers as it would",

@@ -43,7 +43,8 @@ async function answerLikeOllama(request, response) {
   if (!body.stream) return response.end(choice({ message: { role: 'assistant', content: 'one two' }, finish_reason: 'stop' }));
   const events = [choice({ delta: { content: 'one' } }), choice({ delta: { content: ' two' } }), choice({ delta: {}, finish_reason: 'stop' }), '[DONE]'];
   response.writeHead(200, { 'content-type': 'text/event-stream' });
-  return response.end(events.map((event) => `data: ${event}\n\n`).join(''));
+  // Without the last line end, as some servers do it.
+  return response.end(events.map((event) => `data: ${event}`).join('\n\n'));
 }
 
 /** The guide's code block that begins with a comment naming this file, as a running program. */

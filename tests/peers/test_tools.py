@@ -2,6 +2,7 @@
 
 import json
 import queue
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from processes import wait_for
+from processes import Agent, Process, chat, wait_for, write_home
 
 SERVICES = ["grpc.health.v1.Health", "mcprelay.bridge.v1.BridgeService"]
 # Both would send the socket's path, percent-encoded, as the authority, which HTTP/2 servers in Rust refuse.
@@ -93,3 +94,18 @@ def wait_for_payload(replies, wanted):
         if message.WhichOneof("payload") == wanted:
             return message
     raise AssertionError(f"the session ended without a {wanted}")
+
+
+def test_the_guides_python_program_publishes_a_provider_and_answers(mcpd, tmp_path):
+    guide = Path(__file__).parents[2] / "docs/guides/connecting-mcplocal.md"
+    program = tmp_path / "publish.py"
+    program.write_text(re.search(r"```python\n(# publish\.py\n.*?)```", guide.read_text(), re.DOTALL)[1])
+    home = write_home(tmp_path / ".mcpctl", mcpd, [])
+    with Agent(home), Process([sys.executable, program], tmp_path / "publish.log", HOME=str(tmp_path)):
+        wait_for("the provider to be listed", lambda: mcpd.is_active("python"))
+        status, text = wait_for("an answer", lambda: answered(mcpd.infer("python", chat("hello"))))
+    assert json.loads(text)["choices"][0]["message"]["content"] == "HELLO", (status, text)
+
+
+def answered(reply):
+    return reply if reply[0] == 200 else None

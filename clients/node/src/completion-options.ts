@@ -13,10 +13,47 @@ export function optionsOf(offer: TaskOffer, signal: AbortSignal): CompletionOpti
   });
 }
 
-/** Adds the facts so that they are not enumerable: a provider may hand the options on as a JSON body. */
+/** Adds the facts so that they are not the body's own: a provider may hand the options on as a JSON body. */
 export function withFacts(body: object, facts: TaskFacts): CompletionOptions {
-  for (const [name, value] of Object.entries(facts)) Object.defineProperty(body, name, { value, enumerable: false });
-  return body as CompletionOptions;
+  const options = new Options(facts);
+  for (const field of Object.keys(body)) {
+    // A field of the caller's neither hides a fact of the task nor takes all of them away.
+    if (!HIDING.has(field)) (options as unknown as Fields)[field] = (body as Fields)[field];
+  }
+  return options as unknown as CompletionOptions;
+}
+
+type Fields = Record<string, unknown>;
+
+const HIDING: ReadonlySet<string> = new Set(['signal', 'traceContext', 'taskId', 'timeoutMs', 'requestJson', '__proto__']);
+
+/** What a body inherits: getters of a class, because properties that are defined one by one cost more than the rest of a task. */
+class Options implements TaskFacts {
+  readonly #facts: TaskFacts;
+
+  constructor(facts: TaskFacts) {
+    this.#facts = facts;
+  }
+
+  get signal(): AbortSignal {
+    return this.#facts.signal;
+  }
+
+  get traceContext(): Readonly<Record<string, string>> {
+    return this.#facts.traceContext;
+  }
+
+  get taskId(): string {
+    return this.#facts.taskId;
+  }
+
+  get timeoutMs(): number {
+    return this.#facts.timeoutMs;
+  }
+
+  get requestJson(): Buffer {
+    return this.#facts.requestJson;
+  }
 }
 
 function parseBody(json: Buffer): object {

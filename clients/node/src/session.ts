@@ -241,6 +241,8 @@ function channelOptions(maxMessageBytes: number): Record<string, number> {
     // Every session is a new channel with a connection of its own, so grpc-js's backoff, which grows to 120 s, is never
     // between us and an agent that is back. The two settings bound it all the same.
     'grpc.use_local_subchannel_pool': 1,
+    // A session is never tried again by grpc-js, which would keep each message for that.
+    'grpc.enable_retries': 0,
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 5_000,
     'grpc.keepalive_time_ms': KEEPALIVE.time,

@@ -264,6 +264,15 @@ test('options are the body, with the facts of the task out of JSON\'s way', asyn
   assert.equal(options.timeoutMs, 60_000);
 });
 
+test('no field of a caller hides the facts of the task or replaces what they are inherited from', async () => {
+  let seen;
+  complete = (options) => ((seen = options), '');
+  const facts = '"signal":1,"traceContext":1,"taskId":1,"timeoutMs":1,"requestJson":1';
+  await run(false, Buffer.from(`{"model":"p","messages":[],${facts},"__proto__":{"signal":2},"constructor":3}`));
+  assert.ok(seen.signal instanceof AbortSignal && seen.taskId.startsWith('task-') && seen.timeoutMs === 60_000);
+  assert.equal(JSON.stringify(seen), '{"model":"p","messages":[],"constructor":3}');
+});
+
 test('testOptions makes the same options without an agent', async () => {
   const options = testOptions({ model: 'm', temperature: 0.5, taskId: 't1', traceContext: { traceparent: 'x' } });
   assert.deepEqual(JSON.parse(JSON.stringify(options)), { model: 'm', messages: [{ role: 'user', content: 'Hello.' }], temperature: 0.5 });
