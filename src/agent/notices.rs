@@ -6,7 +6,11 @@ use tokio::{sync::watch, time::Instant};
 use tracing::info;
 
 use super::HealthSummary;
-use crate::{domain::LinkStatus, pb, telemetry};
+use crate::{
+    core::Core,
+    domain::{LinkStatus, Verdict},
+    pb, telemetry,
+};
 
 /// Least time between two publications of the status: a person cannot read faster.
 const STATUS_SPACING: Duration = Duration::from_millis(250);
@@ -47,6 +51,15 @@ impl Notices {
         });
         self.link = Some(status.clone());
         true
+    }
+
+    /// Measures the state of every provider that is served.
+    pub(super) fn providers(&self, core: &Core) {
+        let metrics = self.telemetry.metrics();
+        if metrics.enabled() {
+            let served = core.providers().into_iter().filter(|p| p.verdict == Verdict::Published);
+            metrics.providers(served.map(|p| (p.provider.name.clone(), p.state())).collect());
+        }
     }
 
     /// Tells how many providers mcpd is asked to list.
