@@ -32,7 +32,7 @@
 //! | `platform` | what differs between Linux and macOS: clocks, a tick, file changes, limits | |
 //! | `http` | HTTP as a client speaks it, whoever the server is: Clients and what they trust, bodies, errors, backoff | |
 //! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `openai`, `pb`, `http`, `platform` |
-//! | [`telemetry`] | traces, metrics, the log | `domain`, `openai` |
+//! | [`telemetry`] | traces, metrics, the log | `domain` |
 //! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `domain`, `openai`, `http`, `telemetry` |
 //!
 //! # The path of one task

@@ -1,9 +1,11 @@
 //! The `mcprelay` program: arguments, logging, a runtime, an exit code.
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
-use mcprelay::{cli, telemetry::LastLines};
-use tracing_subscriber::EnvFilter;
+use mcprelay::{
+    cli,
+    telemetry::{LastLines, log_warnings},
+};
 
 fn main() -> ExitCode {
     cli::completions::answer();
@@ -14,7 +16,7 @@ fn main() -> ExitCode {
     // Created before everything else, because it has to be dropped after everything else has been logged.
     let _last_lines = LastLines;
     if !cli::sets_up_its_own_log(&arguments) {
-        init_logging();
+        log_warnings();
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -24,10 +26,4 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => stop.report(),
     }
-}
-
-/// Warnings go to standard error; `RUST_LOG` asks for more.
-fn init_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }

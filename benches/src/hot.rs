@@ -6,10 +6,10 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use eventsource_stream::Parser;
 use mcprelay::{
-    domain::{Provider, ProviderName, ProviderState, Task},
+    domain::{EndKind, Provider, ProviderName, ProviderState, Task},
     openai::{Stamp, StreamBuffer},
     pb::{SessionResponse, TaskOffer, session_response::Payload},
-    telemetry::{ChannelTrace, Ending, Handle, Server, TaskReport, TaskTrace},
+    telemetry::{ChannelTrace, Handle, Server, TaskReport, TaskTrace},
     upstream::{
         contract::{CHUNK_HEAD, CHUNK_TAIL, ReadFacts},
         task_event::read_task,
@@ -156,6 +156,7 @@ impl Untraced {
             features: Vec::new(),
             context_tokens: None,
             max_output_tokens: None,
+            server: None,
         };
         let task = read_task(data, ReadFacts::OfStreams).expect("the event is a task");
         Self {
@@ -171,13 +172,13 @@ impl Untraced {
         let mut trace = TaskTrace::start(black_box(&self.handle), &self.task, &self.channel);
         trace.running(&self.provider);
         black_box(trace.offer_context());
-        black_box(trace.answer_text());
-        let posts = trace.posts(&self.mcpd, "/api/v1/llms/_provider-task/0198a5b2-77/result");
+        black_box(trace.answer_content());
+        let posts = trace.deliver(&self.mcpd, "/api/v1/llms/_provider-task/0198a5b2-77/result");
         let now = Instant::now();
         (0..MERGED).for_each(|_| trace.chunk(now));
-        (0..2).for_each(|_| black_box(&posts).post(0).end(Some(200)));
+        (0..2).for_each(|_| black_box(&posts).post(0, false).end(Some(200)));
         black_box(trace.trace_id());
-        trace.end(black_box(&TaskReport::new(Ending::Completed)));
+        trace.end(black_box(&TaskReport::new(EndKind::Answered)));
     }
 }
 

@@ -228,10 +228,7 @@ impl Run {
 
     /// Whether the stream has a good end.
     fn finish(&mut self, script: &Script) -> bool {
-        let usage = script.usage.map(|(input, output)| Usage {
-            input_tokens: Some(input.into()),
-            output_tokens: Some(output.into()),
-        });
+        let usage = script.usage.map(|(input, output)| Usage::new(Some(input.into()), Some(output.into())));
         let ended = self.plain.finish(usage, script.include_usage);
         assert_eq!(ended, self.escaped.finish(usage, script.include_usage));
         if ended.is_ok() {

@@ -389,6 +389,7 @@ impl Hub {
     }
 
     fn tell_of_link(&mut self) {
+        self.parts.notices.providers(&self.core);
         let status = self.link_status();
         if self.parts.notices.link(&status) {
             self.parts.sessions.link(&status);

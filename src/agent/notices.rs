@@ -7,7 +7,8 @@ use tracing::{info, warn};
 
 use super::HealthSummary;
 use crate::{
-    domain::{LinkState, LinkStatus},
+    core::Core,
+    domain::{LinkState, LinkStatus, Verdict},
     pb, telemetry,
 };
 
@@ -50,6 +51,15 @@ impl Notices {
         });
         self.link = Some(status.clone());
         true
+    }
+
+    /// Measures the state of every provider that is served.
+    pub(super) fn providers(&self, core: &Core) {
+        let metrics = self.telemetry.metrics();
+        if metrics.enabled() {
+            let served = core.providers().into_iter().filter(|p| p.verdict == Verdict::Published);
+            metrics.providers(served.map(|p| (p.provider.name.clone(), p.state())).collect());
+        }
     }
 
     /// Tells how many providers mcpd is asked to list.

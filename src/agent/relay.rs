@@ -10,7 +10,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     domain::{EndKind, FailureCode, SessionKey, Task, TaskId},
-    telemetry::{TaskLine, TraceWord, log_task_end},
+    telemetry::{TaskLine, log_task_end},
     upstream::outbox::{Outbox, Summary},
 };
 
@@ -51,11 +51,12 @@ impl Relay {
         log_task_end(&TaskLine {
             task: &self.task.id,
             llm: &self.task.llm,
-            outcome: summary.outcome.as_str(),
+            end: summary.outcome,
+            reason: summary.reason.as_deref(),
             took: duration,
             first_chunk: first_token,
             usage: summary.usage,
-            trace_id: summary.trace_id.as_ref().map(TraceWord::as_str),
+            trace_id: summary.trace_id,
         });
         Ended {
             id: self.task.id.clone(),

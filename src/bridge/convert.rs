@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::{
     domain::{
         BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus,
-        MAX_NAME_BYTES, Outcome, Output, Provider, ProviderName, ProviderState, Pushed, ToolCallDelta, Usage,
-        Verdict, Verdicts,
+        MAX_NAME_BYTES, Outcome, Output, Provider, ProviderName, ProviderState, Pushed, ServerAddress,
+        ToolCallDelta, Usage, Verdict, Verdicts,
     },
     pb,
 };
@@ -49,9 +49,12 @@ pub fn provider(p: pb::Provider) -> Pushed {
         );
         return Err((p.name, Failure::new(FailureCode::InvalidRequest, message)));
     }
+    let host = Some(&p.server_address).filter(|host| !host.is_empty() && host.len() <= MAX_TEXT);
+    let port = p.server_port.and_then(|port| u16::try_from(port).ok());
     Ok(Provider {
         name,
         state: provider_state(p.state()),
+        server: host.zip(port).map(|(host, port)| ServerAddress { host: host.as_str().into(), port }),
         kind: p.r#type.into(),
         model: p.model.into(),
         tier: p.tier,
@@ -96,6 +99,8 @@ pub fn provider_to_pb(p: &Provider) -> pb::Provider {
         features: p.features.clone(),
         context_tokens: p.context_tokens,
         max_output_tokens: p.max_output_tokens,
+        server_address: p.server.as_ref().map(|server| server.host.to_string()).unwrap_or_default(),
+        server_port: p.server.as_ref().map(|server| server.port.into()),
     }
 }
 
@@ -194,13 +199,19 @@ pub fn usage(usage: Option<pb::Usage>) -> Usage {
     usage.map_or_else(Usage::default, |u| Usage {
         input_tokens: u.input_tokens,
         output_tokens: u.output_tokens,
+        cached_input_tokens: u.cached_input_tokens,
+        reasoning_output_tokens: u.reasoning_output_tokens,
     })
 }
 
 /// What an inference used, where anything is known.
 pub fn usage_to_pb(usage: Usage) -> Option<pb::Usage> {
-    let known = usage.input_tokens.is_some() || usage.output_tokens.is_some();
-    known.then_some(pb::Usage { input_tokens: usage.input_tokens, output_tokens: usage.output_tokens })
+    (usage != Usage::default()).then_some(pb::Usage {
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        cached_input_tokens: usage.cached_input_tokens,
+        reasoning_output_tokens: usage.reasoning_output_tokens,
+    })
 }
 
 /// A failure that a local program reports.

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use crate::{
         config_file::Entry,
         host::{Host, HostConfig},
     },
-    telemetry::{self, Collected, Content, names},
+    telemetry::{self, Collected, Content, PostSpans, names},
 };
 
 /// The demo's virtual LLM.
@@ -49,9 +49,6 @@ pub struct DemoArgs {
     /// The model to ask for
     #[arg(long, value_name = "MODEL", requires = "url")]
     pub model: Option<String>,
-    /// Also write the trace as an image to this file
-    #[arg(long, value_name = "FILE")]
-    pub trace_svg: Option<PathBuf>,
     /// What to ask
     #[arg(default_value = "Say hello to the reader of this demo.")]
     pub prompt: String,
@@ -64,7 +61,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     let home = tempfile::tempdir().map_err(|e| failed(format!("no temporary folder: {e}")))?;
     let mcpd = FakeMcpd::start().await.map_err(|e| failed(format!("no loopback port: {e}")))?;
     write_credentials(home.path(), &mcpd).map_err(|e| failed(e.to_string()))?;
-    let (handle, spans) = telemetry::in_memory(Content::LeftOut);
+    let (handle, spans) = telemetry::in_memory(Content::LeftOut, PostSpans::All);
     let config = Config::defaults(home.path())?;
     let deps = Deps { telemetry: handle, ..Deps::default() };
     let agent = Agent::new(&config, deps).map_err(|e| failed(e.to_string()))?;
@@ -90,7 +87,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     stop.drain.cancel();
     ended("the agent", agent).await;
     println!("\nThe inference as the agent traced it:\n");
-    draw(&spans, args.trace_svg.as_deref())?;
+    draw(&spans)?;
     println!("\nDone in {}.", millis(begun.elapsed()));
     Ok(())
 }
@@ -161,17 +158,12 @@ async fn ended<T>(what: &str, part: impl Future<Output = T>) {
     }
 }
 
-fn draw(collected: &Collected, svg: Option<&Path>) -> Result<(), Stop> {
+fn draw(collected: &Collected) -> Result<(), Stop> {
     let spans = collected.take();
     let Some(picture) = Waterfall::of(&spans, names::span::PROCESS_TASK) else {
         return Err(Stop::Failed("the inference left no trace".to_owned()));
     };
     print!("{}", picture.text());
-    if let Some(path) = svg {
-        let written =
-            write_atomically(path, picture.svg("One streamed inference, as mcprelay traces it").as_bytes());
-        written.map_err(|e| Stop::Failed(format!("cannot write {}: {e}", path.display())))?;
-    }
     Ok(())
 }
 

@@ -295,7 +295,10 @@ pub(crate) mod tests {
                 streaming: true,
             }],
             recent: vec![
-                ended("ok", Some(Usage { input_tokens: Some(9), output_tokens: Some(128) })),
+                ended(
+                    "ok",
+                    Some(Usage { input_tokens: Some(9), output_tokens: Some(128), ..Usage::default() }),
+                ),
                 ended("queue_timeout", None),
             ],
             totals: Some(Totals { tasks: 43.0, tasks_ok: 41.0, tasks_failed: 1.0, ..Totals::default() }),

@@ -1,6 +1,5 @@
-//! A trace as a picture: a waterfall of its spans, as text for a terminal or as SVG.
+//! A trace as a picture: a waterfall of its spans, as text for a terminal.
 
-mod svg;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use opentelemetry::trace::{SpanId, SpanKind};
+use opentelemetry::trace::SpanId;
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::telemetry::names;
@@ -38,7 +37,6 @@ struct Bar {
 #[derive(Debug, PartialEq)]
 struct Row {
     name: String,
-    kind: SpanKind,
     depth: usize,
     bars: Vec<Bar>,
 }
@@ -142,7 +140,7 @@ fn lay_out(
     rows: &mut Vec<Row>,
 ) {
     let bar = Bar { start: since(begin, span.start_time), length: since(span.start_time, span.end_time) };
-    let row = Row { name: shown_name(span), kind: span.span_kind.clone(), depth, bars: vec![bar] };
+    let row = Row { name: span.name.clone().into_owned(), depth, bars: vec![bar] };
     match rows.last_mut() {
         Some(last) if (&last.name, last.depth) == (&row.name, depth) => last.bars.push(bar),
         _ => rows.push(row),
@@ -159,14 +157,6 @@ fn first_token(spans: &[&SpanData]) -> Option<SystemTime> {
         spans.iter().flat_map(|span| span.events.iter()).any(|e| e.name == names::span::FIRST_CHUNK);
     let posts = spans.iter().filter(|span| is_stream && span.name == names::span::POST);
     posts.map(|span| span.start_time).min()
-}
-
-/// A service's full name would leave no room for anything else: its last part is enough here.
-fn shown_name(span: &SpanData) -> String {
-    match span.name.rsplit_once('.') {
-        Some((_, last)) if span.name.contains('/') => last.to_owned(),
-        _ => span.name.clone().into_owned(),
-    }
 }
 
 fn since(begin: SystemTime, at: SystemTime) -> Duration {

@@ -47,6 +47,17 @@ pub struct ProviderView {
     pub lost: bool,
 }
 
+impl ProviderView {
+    /// The one word for whether it works now: "paused", "lost", or its own state's.
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self { paused: true, .. } => "paused",
+            Self { lost: true, .. } => "lost",
+            Self { provider, .. } => provider.state.as_str(),
+        }
+    }
+}
+
 /// Where a task under way stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskPhase {

@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Printable;
+
+/// Most of a failure's sentence that is told, in characters.
+const MAX_REASON: usize = 300;
+
 /// The kind of a failure; it fixes the HTTP status and the code that a caller sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureCode {
@@ -153,5 +158,41 @@ impl Failure {
     /// The HTTP status the caller gets: the provider's own if it is an error, else the code's.
     pub fn status(&self) -> u16 {
         self.http_status.filter(|s| (400..600).contains(s)).unwrap_or_else(|| self.code.http_status())
+    }
+
+    /// Why, for the owner: the sentence, cut and made printable. What refuses a request (400, 422) may quote the
+    /// prompt, so of that only status, type and code are told, unless content may be.
+    pub fn reason(&self, content: bool) -> String {
+        let status = self.status();
+        if matches!(status, 400 | 422) && !content {
+            return format!("status {status}, {}, {}", self.code.error_type(), self.code.as_str());
+        }
+        let end = self.message.char_indices().nth(MAX_REASON).map_or(self.message.len(), |(at, _)| at);
+        Printable(&self.message[..end]).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_one_short_printable_sentence() {
+        let failure = Failure::new(FailureCode::ProviderLost, format!("lost\n{}", "é".repeat(400)));
+        let reason = failure.reason(false);
+        assert!(reason.starts_with("lost\\u{a}é") && reason.ends_with('é'), "{reason}");
+        assert_eq!(reason.chars().filter(|c| *c == 'é').count(), MAX_REASON - 5);
+    }
+
+    #[test]
+    fn a_refused_requests_words_are_told_only_where_content_may_be() {
+        let refused = |status| Failure {
+            http_status: Some(status),
+            ..Failure::new(FailureCode::InvalidRequest, "cannot take 'my secret prompt'")
+        };
+        assert_eq!(refused(422).reason(false), "status 422, invalid_request_error, invalid_request");
+        assert!(!refused(400).reason(false).contains("secret"));
+        assert!(refused(400).reason(true).contains("secret"));
+        assert!(refused(500).reason(false).contains("cannot take"));
     }
 }

@@ -13,7 +13,7 @@ pub use names::{
     BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
 };
 pub use numbers::{NumberMap, NumberSet};
-pub use provider::{Provider, ProviderState, Pushed, SessionHello, Verdict, Verdicts};
+pub use provider::{Provider, ProviderState, Pushed, ServerAddress, SessionHello, Verdict, Verdicts};
 pub use task::{
     Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,
     RequestFacts, Taken, Task, TaskSink, ToolCallDelta, Usage,

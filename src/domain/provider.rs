@@ -50,6 +50,25 @@ pub struct Provider {
     pub context_tokens: Option<u32>,
     /// The most tokens it gives in one answer, where known.
     pub max_output_tokens: Option<u32>,
+    /// The server behind it, where there is one and it is known; for traces alone.
+    pub server: Option<ServerAddress>,
+}
+
+/// A server's host and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAddress {
+    /// A name or an IP address.
+    pub host: Arc<str>,
+    /// The port, also where the URL leaves it out.
+    pub port: u16,
+}
+
+impl ServerAddress {
+    /// The server of an HTTP URL, whatever else is in it; `None` for what is not one.
+    pub fn of(url: &str) -> Option<Self> {
+        let url = url::Url::parse(url).ok()?;
+        Some(Self { host: url.host_str()?.into(), port: url.port_or_known_default()? })
+    }
 }
 
 /// Whether a provider can work now.
@@ -61,6 +80,17 @@ pub enum ProviderState {
     Loading,
     /// Takes no work: withdrawn from mcpd.
     Unavailable,
+}
+
+impl ProviderState {
+    /// Its word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Loading => "loading",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 /// What became of one provider of a snapshot.

@@ -48,7 +48,7 @@ pub struct RequestFacts {
     /// Nucleus sampling.
     pub top_p: Option<f64>,
     /// Top-k sampling, which OpenAI does not have but most servers do.
-    pub top_k: Option<f64>,
+    pub top_k: Option<i64>,
     /// Frequency penalty.
     pub frequency_penalty: Option<f64>,
     /// Presence penalty.
@@ -59,6 +59,10 @@ pub struct RequestFacts {
     pub n: Option<u32>,
     /// `stop`: what the answer is to end before; the first 16.
     pub stop: Vec<String>,
+    /// `reasoning_effort`: how much the model is to reason.
+    pub reasoning_effort: Option<String>,
+    /// `response_format.type`: what kind of text the answer is to be.
+    pub response_format: Option<String>,
 }
 
 /// What an inference used, as its provider counted; never estimated.
@@ -68,6 +72,27 @@ pub struct Usage {
     pub input_tokens: Option<u32>,
     /// Tokens of the answer.
     pub output_tokens: Option<u32>,
+    /// Of the prompt's tokens, those that came from the provider's cache.
+    pub cached_input_tokens: Option<u32>,
+    /// Of the answer's tokens, those of the reasoning.
+    pub reasoning_output_tokens: Option<u32>,
+}
+
+impl Usage {
+    /// The counts that every provider knows.
+    pub const fn new(input_tokens: Option<u32>, output_tokens: Option<u32>) -> Self {
+        Self { input_tokens, output_tokens, cached_input_tokens: None, reasoning_output_tokens: None }
+    }
+
+    /// The counts of `self`, and those of `other` where `self` has none.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.or(other.input_tokens),
+            output_tokens: self.output_tokens.or(other.output_tokens),
+            cached_input_tokens: self.cached_input_tokens.or(other.cached_input_tokens),
+            reasoning_output_tokens: self.reasoning_output_tokens.or(other.reasoning_output_tokens),
+        }
+    }
 }
 
 /// A piece of a task's output.
@@ -173,9 +198,17 @@ impl End {
             Self::Nobody => EndKind::Nobody,
         }
     }
+
+    /// Why it failed, if it did.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Answer(_) | Self::Nobody => None,
+        }
+    }
 }
 
-/// How a task ended upstream.
+/// How a task ended upstream. Its words are the only ones for it: in the status, the log, traces and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndKind {
     /// With its answer.
@@ -187,12 +220,20 @@ pub enum EndKind {
 }
 
 impl EndKind {
-    /// Its word in the status, in logs, traces and metrics: "ok", "cancelled", or the failure's code.
+    /// Its word: "ok", "cancelled", or the failure's code.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "ok",
             Self::Failed(code) => code.as_str(),
             Self::Nobody => "cancelled",
+        }
+    }
+
+    /// The same word on failures only: what traces and metrics call the error's type.
+    pub fn error_type(self) -> Option<&'static str> {
+        match self {
+            Self::Failed(code) => Some(code.as_str()),
+            Self::Answered | Self::Nobody => None,
         }
     }
 }

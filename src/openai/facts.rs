@@ -121,15 +121,38 @@ fn read_usage(scan: &mut scan::Scanner<'_>) -> Result<Option<Usage>, Malformed> 
     }
     let mut found = Usage::default();
     scan.object(|scan, key| {
-        let value = scan.skip()?;
         match scan.of(key) {
-            b"prompt_tokens" => found.input_tokens = number(scan.of(value)),
-            b"completion_tokens" => found.output_tokens = number(scan.of(value)),
-            _ => {}
+            b"prompt_tokens" => found.input_tokens = count(scan)?,
+            b"completion_tokens" => found.output_tokens = count(scan)?,
+            b"prompt_tokens_details" => found.cached_input_tokens = detail(scan, b"cached_tokens")?,
+            b"completion_tokens_details" => {
+                found.reasoning_output_tokens = detail(scan, b"reasoning_tokens")?;
+            }
+            _ => drop(scan.skip()?),
         }
         Ok(())
     })?;
     Ok((found != Usage::default()).then_some(found))
+}
+
+fn count(scan: &mut scan::Scanner<'_>) -> Result<Option<u32>, Malformed> {
+    let value = scan.skip()?;
+    Ok(number(scan.of(value)))
+}
+
+/// One count of an object of them.
+fn detail(scan: &mut scan::Scanner<'_>, name: &[u8]) -> Result<Option<u32>, Malformed> {
+    if scan.peek()? != b'{' {
+        return scan.skip().map(|_| None);
+    }
+    let mut found = None;
+    scan.object(|scan, key| {
+        let is_it = scan.of(key) == name;
+        let value = count(scan)?;
+        found = if is_it { value } else { found };
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 fn word(scan: &mut scan::Scanner<'_>) -> Result<Option<String>, Malformed> {
@@ -150,7 +173,7 @@ mod tests {
             "usage":{"prompt_tokens":3,"completion_tokens":4294967296,"total_tokens":9}}"#;
         let (facts, _) = Facts::of_completion(body).expect("an object");
         assert_eq!(facts.finish_reasons, [(0, "stop".to_owned()), (4, "length".to_owned())]);
-        assert_eq!(facts.usage, Some(Usage { input_tokens: Some(3), output_tokens: None }));
+        assert_eq!(facts.usage, Some(Usage { input_tokens: Some(3), ..Usage::default() }));
         assert_eq!((facts.response_id.as_deref(), facts.model.as_deref()), (Some("c1"), Some("m")));
     }
 

@@ -186,7 +186,7 @@ mod tests {
         ToolCallDelta { index: 0, id: "c".to_owned(), name: "f".to_owned(), arguments: arguments.to_owned() }
     }
 
-    const USAGE: Usage = Usage { input_tokens: Some(1), output_tokens: Some(2) };
+    const USAGE: Usage = Usage::new(Some(1), Some(2));
 
     #[test]
     fn a_plain_answer_becomes_a_body() {
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn what_was_not_counted_is_left_out() {
         let mut out = Vec::new();
-        write_usage(&mut out, Usage { input_tokens: None, output_tokens: Some(2) });
+        write_usage(&mut out, Usage::new(None, Some(2)));
         write_usage(&mut out, Usage::default());
         assert_eq!(out, br#"{"completion_tokens":2}{}"#);
     }

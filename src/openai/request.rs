@@ -28,6 +28,8 @@ impl RequestFacts {
         match scan.of(key) {
             b"stop" => self.stop = stop(scan)?,
             b"stream_options" => self.include_usage = include_usage(scan)?,
+            b"reasoning_effort" => self.reasoning_effort = word(scan)?,
+            b"response_format" => self.response_format = format(scan)?,
             key => {
                 let value = scan.skip()?;
                 self.setting(key, scan.of(value));
@@ -44,10 +46,10 @@ impl RequestFacts {
             b"n" => self.n = number(value),
             b"temperature" => self.temperature = float(value),
             b"top_p" => self.top_p = float(value),
-            b"top_k" => self.top_k = float(value),
+            b"top_k" => self.top_k = whole(value),
             b"frequency_penalty" => self.frequency_penalty = float(value),
             b"presence_penalty" => self.presence_penalty = float(value),
-            b"seed" => self.seed = std::str::from_utf8(value).ok().and_then(|seed| seed.parse().ok()),
+            b"seed" => self.seed = whole(value),
             _ => {}
         }
     }
@@ -66,6 +68,31 @@ fn include_usage(scan: &mut Scanner<'_>) -> Result<bool, Malformed> {
         Ok(())
     })?;
     Ok(wanted)
+}
+
+/// The `type` of an object, if it is a text.
+fn format(scan: &mut Scanner<'_>) -> Result<Option<String>, Malformed> {
+    if scan.peek()? != b'{' {
+        return scan.skip().map(|_| None);
+    }
+    let mut kind = None;
+    scan.object(|scan, key| {
+        match scan.of(key) {
+            b"type" => kind = word(scan)?,
+            _ => drop(scan.skip()?),
+        }
+        Ok(())
+    })?;
+    Ok(kind)
+}
+
+/// A text; whatever else there is is passed.
+fn word(scan: &mut Scanner<'_>) -> Result<Option<String>, Malformed> {
+    if scan.peek()? != b'"' {
+        return scan.skip().map(|_| None);
+    }
+    let written = scan.string()?;
+    Ok(text::unescape_text(scan.text_of(written), MAX_WORD))
 }
 
 /// One text, or a list of them; whatever else there is is passed.
@@ -94,6 +121,10 @@ fn flag(value: &[u8]) -> Option<bool> {
     }
 }
 
+fn whole(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
 fn float(value: &[u8]) -> Option<f64> {
     let number: f64 = std::str::from_utf8(value).ok()?.parse().ok()?;
     number.is_finite().then_some(number)
@@ -107,19 +138,21 @@ mod tests {
     fn what_is_asked_for_is_read() {
         let body = br#"{"model":"m","stream":true,"stream_options":{"x":1,"include_usage":true},"max_tokens":5,
             "max_completion_tokens":6,"temperature":0.5,"top_p":1,"top_k":40,"frequency_penalty":-1.5,"presence_penalty":2,"seed":-7,
-            "n":2,"stop":["END","\n",7],"messages":[{"role":"user","content":"max_tokens"}]}"#;
+            "n":2,"stop":["END","\n",7],"reasoning_effort":"low","response_format":{"json_schema":{"type":"x"},"type":"json_schema"},"messages":[{"role":"user","content":"max_tokens"}]}"#;
         let expected = RequestFacts {
             stream: Some(true),
             include_usage: true,
             max_tokens: Some(6),
             temperature: Some(0.5),
             top_p: Some(1.0),
-            top_k: Some(40.0),
+            top_k: Some(40),
             frequency_penalty: Some(-1.5),
             presence_penalty: Some(2.0),
             seed: Some(-7),
             n: Some(2),
             stop: vec!["END".to_owned(), "\n".to_owned()],
+            reasoning_effort: Some("low".to_owned()),
+            response_format: Some("json_schema".to_owned()),
         };
         assert_eq!(RequestFacts::read(body), Ok(expected));
         let older = RequestFacts::read(br#"{"max_tokens":5}"#).expect("an object");

@@ -172,6 +172,7 @@ impl Served {
             features: Vec::new(),
             context_tokens: readiness.context_tokens,
             max_output_tokens: None,
+            server: entry.url.as_deref().and_then(domain::ServerAddress::of),
         };
         Offered { info, provider: self.opened.provider.clone() }
     }

@@ -51,6 +51,7 @@
 //!     features: Vec::new(),
 //!     context_tokens: None,
 //!     max_output_tokens: None,
+//!     server: None,
 //! };
 //! let config = RegistrarConfig {
 //!     socket: "/home/me/.mcpctl/mcprelay.sock".into(),

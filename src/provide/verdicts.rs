@@ -116,6 +116,7 @@ mod tests {
             features: Vec::new(),
             context_tokens: None,
             max_output_tokens: None,
+            server: None,
         };
         vec![Offered { info, provider }]
     }

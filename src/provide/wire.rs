@@ -23,7 +23,7 @@ pub(super) fn chunk(task_id: &str, output: Option<PbOutput>) -> pb::SessionReque
 pub(super) fn finished(task_id: &str, outcome: Outcome, usage: Option<Usage>) -> pb::SessionRequest {
     request(Payload::TaskFinished(pb::TaskFinished {
         task_id: task_id.to_owned(),
-        usage: usage.map(|u| pb::Usage { input_tokens: u.input_tokens, output_tokens: u.output_tokens }),
+        usage: usage.and_then(convert::usage_to_pb),
         outcome: match outcome {
             Outcome::Complete => None,
             Outcome::Body(body) => Some(PbOutcome::BodyJson(body)),

@@ -28,53 +28,14 @@ pub(super) fn inject(context: &SpanContext) -> BTreeMap<String, String> {
     if !context.is_valid() {
         return map;
     }
-    let flags = if context.is_sampled() { "-01" } else { "-00" };
-    let (trace, span) = (TraceWord::new(context.trace_id()), hex_of::<8, 16>(context.span_id().to_bytes()));
-    map.insert(TRACEPARENT.into(), ["00-", trace.as_str(), "-", text(&span), flags].concat());
+    let flags = u8::from(context.is_sampled());
+    let parent = format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id());
+    map.insert(TRACEPARENT.into(), parent);
     let state = context.trace_state().header();
     if !state.is_empty() {
         map.insert(TRACESTATE.into(), state);
     }
     map
-}
-
-/// A trace's id in the form that people see: 32 hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceWord([u8; 32]);
-
-impl TraceWord {
-    pub(super) fn new(trace: TraceId) -> Self {
-        Self(hex_of(trace.to_bytes()))
-    }
-
-    /// The digits.
-    pub fn as_str(&self) -> &str {
-        text(&self.0)
-    }
-}
-
-/// The two digits of every byte.
-const DIGITS: [[u8; 2]; 256] = {
-    let (digits, mut all, mut byte) = (b"0123456789abcdef", [[0; 2]; 256], 0);
-    while byte < 256 {
-        all[byte] = [digits[byte >> 4], digits[byte & 0xf]];
-        byte += 1;
-    }
-    all
-};
-
-/// Ids are written several times for every task, and formatting them as numbers costs ten times as much.
-fn hex_of<const BYTES: usize, const LENGTH: usize>(id: [u8; BYTES]) -> [u8; LENGTH] {
-    const { assert!(LENGTH == 2 * BYTES) };
-    let mut digits = [0; LENGTH];
-    for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(id) {
-        *pair = DIGITS[usize::from(byte)];
-    }
-    digits
-}
-
-fn text(digits: &[u8]) -> &str {
-    std::str::from_utf8(digits).expect("digits are ASCII")
 }
 
 fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {

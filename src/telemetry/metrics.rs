@@ -14,12 +14,12 @@ use opentelemetry::{
 };
 
 use self::instruments::Instruments;
+pub use self::instruments::PROVIDER_STATES;
 use super::{
     names::{key, value},
-    posts::Server,
-    task::Ending,
+    server::Server,
 };
-use crate::domain::{FailureCode, LinkState, Provider, ProviderName, Usage};
+use crate::domain::{EndKind, FailureCode, LinkState, Provider, ProviderName, Usage};
 
 /// All states of the link: each is a series, so that a dashboard sees the ones the link has left.
 const LINK_STATES: [LinkState; 7] = [
@@ -44,6 +44,10 @@ struct Measured {
     instruments: Instruments,
     /// Few, mostly, so that comparing their names is less work than hashing one.
     providers: Mutex<BTreeMap<ProviderName, Arc<Series>>>,
+    /// All POSTs.
+    sent: BoundCounter<u64>,
+    /// The providers' states, as they were last told.
+    states: Mutex<BTreeMap<ProviderName, &'static str>>,
     /// Nearly every POST ends like the one before.
     posts: Mutex<Option<LastPost>>,
 }
@@ -63,8 +67,8 @@ pub(super) struct Series {
     first_chunk: OnceLock<BoundHistogram<f64>>,
     next_chunk: OnceLock<BoundHistogram<f64>>,
     completed: OnceLock<BoundHistogram<f64>>,
-    input_tokens: OnceLock<BoundHistogram<u64>>,
-    output_tokens: OnceLock<BoundHistogram<u64>>,
+    /// Of the prompt and the answer, from the cache and of the reasoning.
+    tokens: [OnceLock<BoundCounter<u64>>; 4],
     /// Tasks that ended well.
     ended: OnceLock<BoundCounter<u64>>,
 }
@@ -73,7 +77,14 @@ impl Metrics {
     pub(super) fn new(meter: &Meter) -> Self {
         let instruments = Instruments::new(meter);
         instruments.begin();
-        Self(Some(Arc::new(Measured { instruments, providers: Mutex::default(), posts: Mutex::default() })))
+        let sent = instruments.posts.bind(&[]);
+        Self(Some(Arc::new(Measured {
+            instruments,
+            sent,
+            providers: Mutex::default(),
+            states: Mutex::default(),
+            posts: Mutex::default(),
+        })))
     }
 
     fn instruments(&self) -> Option<&Instruments> {
@@ -101,7 +112,7 @@ impl Metrics {
 
     /// One task that made no sense and could not even be answered.
     pub fn task_lost(&self) {
-        self.task_ended(None, "failed", Some(FailureCode::BadTask.as_str()));
+        self.task_ended(None, EndKind::Failed(FailureCode::BadTask));
     }
 
     /// The link to mcpd is in `state` from now on.
@@ -110,6 +121,20 @@ impl Metrics {
         for each in LINK_STATES {
             i.link_state.record(u64::from(each == state), &[KeyValue::new(key::LINK_STATE, each.as_str())]);
         }
+    }
+
+    /// The providers that are served now, each with the word of its state, one of [`PROVIDER_STATES`]. One that was
+    /// among them before and is not any more has gone: it is in no state.
+    pub fn providers(&self, now: BTreeMap<ProviderName, &'static str>) {
+        let Some(measured) = &self.0 else { return };
+        let mut told = measured.states.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in told.keys().filter(|name| !now.contains_key(name)) {
+            measured.instruments.provider(name, None);
+        }
+        for (name, state) in now.iter().filter(|(name, state)| told.get(name) != Some(state)) {
+            measured.instruments.provider(name, Some(state));
+        }
+        *told = now;
     }
 
     pub(super) fn queued(&self, change: i64) {
@@ -139,10 +164,11 @@ impl Metrics {
         }
     }
 
-    /// A chunk came, `took` after the offer if it is the first, else after the one before.
-    pub(super) fn chunk(&self, series: &Series, is_first: bool, took: Duration) {
+    /// A chunk came; a stream's took so long since the offer if it is the first, else since the one before.
+    pub(super) fn chunk(&self, series: &Series, is_first: bool, took: Option<Duration>) {
         let Some(i) = self.instruments() else { return };
         series.chunks.get_or_init(|| i.chunks.bind(series.llm())).add(1);
+        let Some(took) = took else { return };
         let histogram = if is_first {
             series.first_chunk.get_or_init(|| i.time_to_first_chunk.bind(&series.labels))
         } else {
@@ -151,41 +177,36 @@ impl Metrics {
         histogram.record(took.as_secs_f64());
     }
 
-    pub(super) fn inference_ended(
-        &self,
-        series: &Series,
-        took: Duration,
-        usage: Usage,
-        error: Option<&'static str>,
-    ) {
+    pub(super) fn inference_ended(&self, series: &Series, took: Duration, usage: Usage, end: EndKind) {
         let Some(i) = self.instruments() else { return };
         let took = took.as_secs_f64();
-        match error_type(error) {
-            Some(error) => i.operation_duration.record(took, &series.with(error)),
-            None => series.completed.get_or_init(|| i.operation_duration.bind(&series.labels)).record(took),
+        match error_type(end) {
+            Some(error) => i.duration.record(took, &series.with(error)),
+            None => series.completed.get_or_init(|| i.duration.bind(&series.labels)).record(took),
         }
-        for (histogram, kind, tokens) in [
-            (&series.input_tokens, value::INPUT, usage.input_tokens),
-            (&series.output_tokens, value::OUTPUT, usage.output_tokens),
-        ] {
+        let counts = [
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_input_tokens,
+            usage.reasoning_output_tokens,
+        ];
+        for ((bound, counter), tokens) in series.tokens.iter().zip(&i.tokens).zip(counts) {
             let Some(tokens) = tokens else { continue };
-            let labels = || series.with(KeyValue::new(key::TOKEN_TYPE, kind));
-            histogram.get_or_init(|| i.token_usage.bind(&labels())).record(tokens.into());
+            let labels = || series.with(KeyValue::new(key::TOKEN_MODALITY, value::UNKNOWN_MODALITY));
+            bound.get_or_init(|| counter.bind(&labels())).add(tokens.into());
         }
     }
 
-    pub(super) fn task_ended(
-        &self,
-        series: Option<&Series>,
-        outcome: &'static str,
-        error: Option<&'static str>,
-    ) {
+    pub(super) fn task_ended(&self, series: Option<&Series>, end: EndKind) {
         let Some(i) = self.instruments() else { return };
         let labels = |llm: &KeyValue| -> Vec<_> {
-            [llm.clone(), KeyValue::new(key::OUTCOME, outcome)].into_iter().chain(error_type(error)).collect()
+            [llm.clone(), KeyValue::new(key::OUTCOME, end.as_str())]
+                .into_iter()
+                .chain(error_type(end))
+                .collect()
         };
         match series {
-            Some(series) if outcome == Ending::Completed.as_str() => {
+            Some(series) if end == EndKind::Answered => {
                 series.ended.get_or_init(|| i.ended.bind(&labels(&series.labels[Series::LLM]))).add(1);
             }
             Some(series) => i.ended.add(1, &labels(&series.labels[Series::LLM])),
@@ -197,7 +218,7 @@ impl Metrics {
     /// A POST to `server` got this status, or no reply.
     pub(super) fn post_sent(&self, took: Duration, server: &Server, status: Option<u16>) {
         let Some(measured) = &self.0 else { return };
-        measured.instruments.posts.add(1, &[]);
+        measured.sent.add(1);
         let mut last = measured.posts.lock().unwrap_or_else(PoisonError::into_inner);
         let same = last.as_ref().is_some_and(|l| l.status == status && l.server == *server);
         if !same {
@@ -210,8 +231,8 @@ impl Metrics {
     }
 }
 
-fn error_type(error: Option<&'static str>) -> Option<KeyValue> {
-    error.map(|e| KeyValue::new(key::ERROR_TYPE, e))
+fn error_type(end: EndKind) -> Option<KeyValue> {
+    end.error_type().map(|e| KeyValue::new(key::ERROR_TYPE, e))
 }
 
 impl Series {
@@ -223,7 +244,7 @@ impl Series {
         Self {
             labels: [
                 KeyValue::new(key::OPERATION_NAME, value::CHAT),
-                KeyValue::new(key::PROVIDER_NAME, Arc::<str>::from(provider_kind(&provider.kind))),
+                KeyValue::new(key::PROVIDER_NAME, Arc::<str>::from(provider_name(&provider.kind))),
                 KeyValue::new(key::REQUEST_MODEL, Arc::clone(&provider.model)),
                 KeyValue::new(key::LLM, Arc::<str>::from(provider.name.as_str())),
             ],
@@ -232,8 +253,7 @@ impl Series {
             first_chunk: OnceLock::new(),
             next_chunk: OnceLock::new(),
             completed: OnceLock::new(),
-            input_tokens: OnceLock::new(),
-            output_tokens: OnceLock::new(),
+            tokens: Default::default(),
             ended: OnceLock::new(),
         }
     }
@@ -245,7 +265,7 @@ impl Series {
     /// Whether the provider is still what it was when its series were looked up.
     fn are_of(&self, provider: &Provider) -> bool {
         *self.labels[Self::MODEL].value.as_str() == *provider.model
-            && self.labels[Self::KIND].value.as_str() == provider_kind(&provider.kind)
+            && self.labels[Self::KIND].value.as_str() == provider_name(&provider.kind)
     }
 
     fn with(&self, more: KeyValue) -> Vec<KeyValue> {
@@ -253,7 +273,12 @@ impl Series {
     }
 }
 
-/// The provider's kind, which the conventions want even where its owner gave none.
-pub(super) fn provider_kind(owners: &str) -> &str {
-    if owners.is_empty() { value::OTHER } else { owners }
+/// The conventions' name for a provider of this kind: the owner's word, but where they have another, and where its
+/// owner gave none.
+pub(super) fn provider_name(kind: &str) -> &str {
+    match kind {
+        "" => value::OTHER,
+        "gemini" => value::GEMINI,
+        other => other,
+    }
 }

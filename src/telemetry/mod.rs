@@ -3,46 +3,53 @@
 //! [`Telemetry`] owns the exporters of the process and ends them; [`Handle`] is what the rest of the agent holds. A handle
 //! is a value, not a global, so that many agents of one test process trace into their own collectors.
 //!
+//! Spans are `tracing`'s, and go through tracing-opentelemetry to the SDK's batches and exporters; so do the metrics to
+//! theirs, and the log's lines to tracing-subscriber's formats. What is ours is the names, the tree, and what a task's
+//! facts are called in it.
+//!
 //! | | |
 //! | --- | --- |
-//! | `settings`, `setup`, `export` | what the environment asks for, what is made of it, and what both kinds of export share |
-//! | `names` | every name of the conventions and of our own, in one place |
-//! | `task`, `posts`, `link` | the spans and measurements of a task, of its POSTs, and of the control channel |
-//! | `spans`, `otlp`, `collect` | how a span becomes bytes, and who takes it: a collector, or this process |
-//! | `request`, `answer`, `context` | what a trace tells of a request and an answer, and the W3C context |
-//! | `metrics`, `page` | the instruments and their labels, and the page for Prometheus |
-//! | `log` | the log's lines, and the thread that writes them |
+//! | `names`, `attributes` | every name of the conventions and of our own, and the attributes of one span |
+//! | `task`, `tree`, `deliver`, `channel` | the spans and measurements of a task, of its delivery, and of the control channel |
+//! | `content`, `context`, `server` | prompts and answers, the W3C context, and mcpd as they are told |
+//! | `spans`, `metrics` | how spans are made, the instruments and their labels |
+//! | `settings`, `setup`, `collector`, `memory`, `page` | what the environment asks for, what is made of it, and who takes it |
+//! | `log` | the log's format, filter and output |
 
-mod answer;
-mod collect;
+mod attributes;
+mod channel;
+mod collector;
+mod content;
 mod context;
-mod export;
-mod link;
+mod deliver;
+mod error;
 mod log;
+mod memory;
 mod metrics;
 pub mod names;
-mod otlp;
 mod page;
-mod posts;
-mod request;
+mod server;
 mod settings;
 mod setup;
 mod spans;
 mod task;
 #[cfg(test)]
 mod tests;
+mod tree;
 
-use std::sync::Arc;
-
-pub use answer::AnswerText;
-pub use collect::Collected;
-pub use context::TraceWord;
-pub use link::{ChannelOpening, ChannelTrace};
-pub use log::{LastLines, LogFormat, TaskLine, log_task_end, say};
-pub use metrics::Metrics;
-pub use posts::{PostTrace, Posts, Server};
-pub use setup::{Content, Settings, SetupError, Telemetry, in_memory, init};
-pub use task::{Ending, TaskReport, TaskTrace};
+pub use channel::{ChannelOpening, ChannelTrace};
+pub use content::AnswerContent;
+pub use deliver::{PostTrace, Posts};
+pub use error::SetupError;
+pub use log::{LastLines, LogFormat, TaskLine, log_task_end, log_warnings, say};
+pub use memory::Collected;
+pub use metrics::{Metrics, PROVIDER_STATES};
+pub use opentelemetry::trace::TraceId;
+pub use server::Server;
+pub use setup::{Content, Settings, Telemetry, in_memory, init};
+pub use spans::PostSpans;
+pub use task::TaskTrace;
+pub use tree::TaskReport;
 
 use spans::Spans;
 
@@ -51,14 +58,16 @@ use spans::Spans;
 pub struct Handle {
     /// Whether trace contexts are taken from tasks and handed on.
     propagate: bool,
-    spans: Option<Arc<Spans>>,
+    /// Whether prompts, answers and error texts may be told.
+    captures_content: bool,
+    spans: Option<Spans>,
     metrics: Metrics,
 }
 
 impl Handle {
     /// Records nothing; a caller's trace context still goes through to the provider.
     pub fn off() -> Self {
-        Self { propagate: true, spans: None, metrics: Metrics::default() }
+        Self { propagate: true, captures_content: false, spans: None, metrics: Metrics::default() }
     }
 
     /// The counters and histograms.
@@ -72,7 +81,7 @@ impl Handle {
     }
 
     /// Whether [`TaskReport::answer`] is looked at, so that nobody collects it in vain.
-    pub fn wants_content(&self) -> bool {
-        self.spans.as_ref().is_some_and(|s| s.capture_content)
+    fn wants_content(&self) -> bool {
+        self.captures_content && self.traces()
     }
 }

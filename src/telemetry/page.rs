@@ -13,7 +13,7 @@ use opentelemetry_sdk::error::OTelSdkError;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::runtime;
 
-use super::SetupError;
+use super::error::SetupError;
 
 /// What the page shows. Cheap to clone.
 #[derive(Clone)]

@@ -1,17 +1,14 @@
-//! The standard `OTEL_*` variables, but for the headers of metrics, which the SDK reads. What is not understood becomes a sentence: the
+//! Those of the standard's `OTEL_*` variables that the SDK does not read: whether and where to something is
+//! exported, what is propagated, what counts as content, and the resource. Samplers, batches, limits, headers,
+//! compression and the metrics' interval are the SDK's. What is not understood becomes a sentence, because the
 //! log does not exist yet.
 
 use std::time::Duration;
 
-use opentelemetry::{
-    KeyValue,
-    trace::{SpanContext, SpanKind, TraceId},
-};
-use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample as _};
+use opentelemetry::KeyValue;
 use percent_encoding::percent_decode_str;
-use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 
-use super::{names, otlp::Batching};
+use super::names;
 
 /// Who exports, in the conventions' words.
 const SERVICE_NAME: &str = "service.name";
@@ -19,9 +16,6 @@ const SERVICE_VERSION: &str = "service.version";
 
 /// Longest wait for a collector's reply unless the environment says otherwise; the standard's default.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// From one export of the metrics to the next unless the environment says otherwise; the standard's default.
-const METRIC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How spans and metrics reach a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,44 +32,6 @@ pub(super) struct Export {
     pub(super) endpoint: Option<String>,
     /// Longest wait for a reply.
     pub(super) timeout: Duration,
-    /// What the collector asks for, such as credentials; each is marked sensitive, so that no log shows it.
-    pub(super) headers: HeaderMap,
-}
-
-/// The standard's defaults but for the queue, which would hold no more than 20 streams' worth of POSTs.
-pub(super) const BATCHING: Batching = Batching { queue: 8192, batch: 512, delay: Duration::from_secs(5) };
-
-/// Which traces are recorded.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Sampling {
-    /// Whether a caller's own decision stands; then the share is for traces that begin here.
-    parent_based: bool,
-    /// Of all traces, from 0 to 1. Which ones follows from their ids, so that all programs with one share choose the same.
-    share: f64,
-}
-
-impl Default for Sampling {
-    /// The standard's `parentbased_always_on`.
-    fn default() -> Self {
-        Self { parent_based: true, share: 1.0 }
-    }
-}
-
-impl Sampling {
-    pub(super) fn sampler(self) -> Sampler {
-        let share = Sampler::TraceIdRatioBased(self.share);
-        if self.parent_based { Sampler::ParentBased(Box::new(share)) } else { share }
-    }
-
-    /// What that sampler says of a trace, and so of each of its spans.
-    pub(super) fn takes(self, caller: Option<&SpanContext>, trace: TraceId) -> bool {
-        if let Some(caller) = caller.filter(|_| self.parent_based) {
-            return caller.is_sampled();
-        }
-        let share = Sampler::TraceIdRatioBased(self.share);
-        let result = share.should_sample(None, trace, "", &SpanKind::Internal, &[], &[]);
-        result.decision == SamplingDecision::RecordAndSample
-    }
 }
 
 /// What the environment asks for.
@@ -83,10 +39,6 @@ impl Sampling {
 pub(super) struct Otel {
     pub(super) traces: Option<Export>,
     pub(super) metrics: Option<Export>,
-    /// From one export of the metrics to the next.
-    pub(super) metric_interval: Duration,
-    pub(super) batching: Batching,
-    pub(super) sampling: Sampling,
     /// Of the process: its name, and what the environment adds.
     pub(super) resource: Vec<KeyValue>,
     pub(super) propagate: bool,
@@ -108,27 +60,12 @@ impl Otel {
         let disabled = reader.is_true("OTEL_SDK_DISABLED");
         let traces = reader.export("TRACES").filter(|_| !disabled);
         let metrics = reader.export("METRICS").filter(|_| !disabled);
-        if traces.is_some() {
-            reader.no_compression("TRACES");
-        }
-        let metric_interval = reader.millis("OTEL_METRIC_EXPORT_INTERVAL", METRIC_INTERVAL);
-        let batching = reader.batching();
-        let sampling = reader.sampling();
+        reader.check_sampler();
         let resource = reader.resource();
         let propagate = reader.propagate();
         let capture_content = reader.capture_content();
         let problems = reader.problems;
-        Self {
-            traces,
-            metrics,
-            metric_interval,
-            batching,
-            sampling,
-            resource,
-            propagate,
-            capture_content,
-            problems,
-        }
+        Self { traces, metrics, resource, propagate, capture_content, problems }
     }
 }
 
@@ -163,7 +100,7 @@ impl Reader<'_> {
         wanted.then(|| {
             let protocol = self.protocol(signal);
             let endpoint = self.endpoint(signal, protocol);
-            Export { protocol, endpoint, timeout: self.timeout(signal), headers: self.headers(signal) }
+            Export { protocol, endpoint, timeout: self.timeout(signal) }
         })
     }
 
@@ -193,47 +130,6 @@ impl Reader<'_> {
         format!("{}://{endpoint}", if insecure { "http" } else { "https" })
     }
 
-    /// `name=value,name=value`, the values percent-encoded. One that cannot be a header is a problem, and the others stay.
-    fn headers(&mut self, signal: &str) -> HeaderMap {
-        let list = self.either(signal, "HEADERS").unwrap_or_default();
-        let pairs: Vec<_> = list.split(',').map(str::trim).filter(|p| !p.is_empty()).map(header).collect();
-        if pairs.contains(&None) {
-            let what = "has a part that is not name=value with a header's name";
-            self.problem("OTEL_EXPORTER_OTLP_HEADERS", what, "that part is left out");
-        }
-        pairs.into_iter().flatten().collect()
-    }
-
-    /// Collectors must take what is not compressed.
-    fn no_compression(&mut self, signal: &str) {
-        if self.either(signal, "COMPRESSION").is_some_and(|c| c != "none") {
-            self.problem("OTEL_EXPORTER_OTLP_COMPRESSION", "is not built in", "spans go out uncompressed");
-        }
-    }
-
-    fn batching(&mut self) -> Batching {
-        let mut spans = |name: &str, default: usize| {
-            usize::try_from(self.number(name, default as u64)).unwrap_or(usize::MAX)
-        };
-        Batching {
-            queue: spans("OTEL_BSP_MAX_QUEUE_SIZE", BATCHING.queue),
-            batch: spans("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCHING.batch),
-            delay: self.millis("OTEL_BSP_SCHEDULE_DELAY", BATCHING.delay),
-        }
-    }
-
-    fn millis(&mut self, name: &str, default: Duration) -> Duration {
-        Duration::from_millis(self.number(name, default.as_millis() as u64))
-    }
-
-    fn number(&mut self, name: &str, default: u64) -> u64 {
-        let Some(text) = self.value(name) else { return default };
-        text.parse().ok().filter(|n| *n > 0).unwrap_or_else(|| {
-            self.problem(name, "is not a number above 0", &format!("{default} is used"));
-            default
-        })
-    }
-
     fn protocol(&mut self, signal: &str) -> Protocol {
         match self.either(signal, "PROTOCOL").as_deref() {
             None | Some("http/protobuf") => Protocol::HttpProtobuf,
@@ -255,32 +151,16 @@ impl Reader<'_> {
         })
     }
 
-    fn sampling(&mut self) -> Sampling {
-        let Some(name) = self.value("OTEL_TRACES_SAMPLER") else { return Sampling::default() };
-        let name = name.to_ascii_lowercase();
-        let delegate = name.strip_prefix("parentbased_");
-        let share = match delegate.unwrap_or(&name) {
-            "always_on" => 1.0,
-            "always_off" => 0.0,
-            "traceidratio" => self.share(),
-            _ => {
-                let what =
-                    "is none of always_on, always_off, traceidratio, nor one of them after parentbased_";
-                self.problem("OTEL_TRACES_SAMPLER", what, "parentbased_always_on is used");
-                return Sampling::default();
-            }
-        };
-        Sampling { parent_based: delegate.is_some(), share }
-    }
-
-    /// The standard's default is everything.
-    fn share(&mut self) -> f64 {
-        let name = "OTEL_TRACES_SAMPLER_ARG";
-        let Some(text) = self.value(name) else { return 1.0 };
-        text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).unwrap_or_else(|| {
-            self.problem(name, "is not a number from 0 to 1", "1 is used");
-            1.0
-        })
+    /// The SDK, which reads it, tells nobody that it does not know a name.
+    fn check_sampler(&mut self) {
+        let name = "OTEL_TRACES_SAMPLER";
+        let known = ["always_on", "always_off", "traceidratio"];
+        if let Some(value) = self.value(name)
+            && !known.contains(&value.strip_prefix("parentbased_").unwrap_or(&value))
+        {
+            let what = "is none of always_on, always_off, traceidratio, nor one of them after parentbased_";
+            self.problem(name, what, "parentbased_always_on is used");
+        }
     }
 
     /// The SDK, which reads the same variables, takes the attributes as they stand; the standard has them percent-encoded, and none
@@ -342,16 +222,6 @@ fn attribute(pair: &str) -> Option<KeyValue> {
     let (key, value) = pair.split_once('=').filter(|(key, _)| !key.trim().is_empty())?;
     let decoded = |text: &str| Some(percent_decode_str(text.trim()).decode_utf8().ok()?.into_owned());
     Some(KeyValue::new(decoded(key)?, decoded(value)?))
-}
-
-fn header(pair: &str) -> Option<(HeaderName, HeaderValue)> {
-    let (name, value) = pair.split_once('=')?;
-    let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
-    let mut value = HeaderValue::from_str(&value).ok()?;
-    value.set_sensitive(true);
-    let name: HeaderName = name.trim().parse().ok()?;
-    // With another length than its own a request is garbage.
-    (![CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name)).then_some((name, value))
 }
 
 #[cfg(test)]

@@ -1,36 +1,30 @@
 //! From settings to a running telemetry, and its end.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use opentelemetry::{
     InstrumentationScope, KeyValue, metrics::MeterProvider as _, trace::TracerProvider as _,
 };
-use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::{
     Resource,
     metrics::{PeriodicReader, SdkMeterProvider},
     resource::{ResourceDetector, TelemetryResourceDetector},
-    trace::{SdkTracer, SdkTracerProvider},
+    trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider},
 };
 use tokio::sync::oneshot;
-use tracing::{Metadata, Subscriber};
-use tracing_subscriber::{
-    Layer, Registry,
-    filter::{LevelFilter, filter_fn},
-    layer::SubscriberExt as _,
-    registry::LookupSpan,
-};
+use tracing::Subscriber;
+use tracing_subscriber::{Layer, Registry, layer::SubscriberExt as _};
 
 use super::{
     Handle, Metrics,
-    collect::Collected,
-    export::{Losses, Watched, Worker},
+    collector::{Counted, Losses, Worker},
+    error::SetupError,
     log::{self, LogFormat},
-    names::{self, target},
-    otlp::{Batches, Frame, Sender},
+    memory::Collected,
+    names,
     page::{self, Page},
-    settings::{Otel, Sampling},
-    spans::{Sink, Spans},
+    settings::Otel,
+    spans::{self, PostSpans, Spans},
 };
 
 /// What the command line says about telemetry; the rest is in the environment.
@@ -40,29 +34,6 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Where Prometheus finds the metrics, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
-}
-
-/// Why telemetry cannot start. Anything wrong with a collector is a warning instead: the relay works without.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// The metrics page has no credentials, so it is for this machine alone.
-    #[error("--metrics-listen {0} is not a loopback address; use one such as 127.0.0.1:9464")]
-    NotLoopback(SocketAddr),
-    /// The address is taken or not ours.
-    #[error("cannot serve metrics on {0}: {1}; give --metrics-listen another address")]
-    Listen(SocketAddr, io::Error),
-    /// There is no thread left for it.
-    #[error("cannot start the telemetry thread: {0}")]
-    Thread(io::Error),
-    /// There is no thread or descriptor left for it.
-    #[error("cannot start the log: {0}")]
-    Log(io::Error),
-    /// The metrics page has no reader.
-    #[error("cannot set up the metrics page: {0}")]
-    Page(String),
-    /// Somebody set up the log before.
-    #[error("the log is already set up in this process")]
-    AlreadySet,
 }
 
 /// The exporters of the process. Give its [`Handle`] to the agent, drain the agent, then [`Telemetry::shutdown`].
@@ -91,12 +62,14 @@ struct Setup {
 pub fn init(settings: &Settings) -> Result<Telemetry, SetupError> {
     let get = |name: &str| std::env::var(name).ok();
     let (telemetry, mut problems) = start(settings, &get)?;
-    let queue = log::to_stderr(settings.log_format).map_err(SetupError::Log)?;
-    let (lines, problem) = log::layer(settings.log_format, get("RUST_LOG").as_deref(), Arc::clone(&queue));
+    let (output, last_lines) = log::to_stderr(settings.log_format).map_err(SetupError::Log)?;
+    let rust_log = get("RUST_LOG");
+    let (lines, problem) =
+        log::layer(settings.log_format, log::OF_A_SERVICE, rust_log.as_deref(), output.clone());
     problems.extend(problem);
     let subscriber = subscriber(&telemetry.handle, lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| SetupError::AlreadySet)?;
-    log::install(queue);
+    log::install(output, last_lines);
     for problem in problems {
         tracing::warn!("{problem}");
     }
@@ -108,7 +81,7 @@ pub(super) fn subscriber(
     handle: &Handle,
     lines: Box<dyn Layer<Registry> + Send + Sync>,
 ) -> impl Subscriber + Send + Sync {
-    let spans = handle.spans.as_ref().map(|s| otel_layer(s.tracer.clone()).boxed());
+    let spans = handle.spans.as_ref().map(|s| spans::layer(s.tracer.clone()).boxed());
     // Not an `Option` of a layer: `None` would pass for a layer that wants every span of every library.
     let layers: Vec<_> = spans.into_iter().chain([lines]).collect();
     tracing_subscriber::registry().with(layers)
@@ -121,17 +94,17 @@ pub(super) fn start(
 ) -> Result<(Telemetry, Vec<String>), SetupError> {
     let mut setup = Setup::new(Otel::read(get), settings)?;
     let traces = setup.traces();
-    let sampling = setup.otel.sampling;
     let (meters, page) = setup.meters(settings.metrics_listen)?;
-    let capture_content = setup.otel.capture_content;
-    let (traces, spans) = traces
-        .map(|(provider, batches)| {
-            let (dispatch, tracer, sink) = (None, tracer(&provider), Sink::Export(batches));
-            (provider, Arc::new(Spans { dispatch, tracer, sampling, sink, capture_content }))
-        })
-        .unzip();
-    let metrics = meters.as_ref().map(metrics).unwrap_or_default();
-    let handle = Handle { propagate: setup.otel.propagate, spans, metrics };
+    let handle = Handle {
+        propagate: setup.otel.propagate,
+        captures_content: setup.otel.capture_content,
+        spans: traces.as_ref().map(|provider| Spans {
+            dispatch: None,
+            tracer: tracer(provider),
+            posts: PostSpans::Telling,
+        }),
+        metrics: meters.as_ref().map(metrics).unwrap_or_default(),
+    };
     let (losses, _worker) = (setup.losses, setup.worker);
     Ok((Telemetry { handle, traces, meters, losses, page, _worker }, setup.otel.problems))
 }
@@ -144,33 +117,31 @@ impl Setup {
         Ok(Self { otel, resource, losses: Arc::default(), worker })
     }
 
-    /// Where spans go, and the provider of those that the SDK makes.
-    fn traces(&mut self) -> Option<(SdkTracerProvider, Batches)> {
+    /// Where spans go. Batches, limits and the sampler are the SDK's, as the environment has them.
+    fn traces(&mut self) -> Option<SdkTracerProvider> {
         let (worker, export) = (self.worker.as_ref()?, self.otel.traces.as_ref()?);
-        let frame = Frame::new(&self.resource, &scope());
-        let Ok(sender) = Sender::new(worker, export, frame, self.losses.clone()) else {
+        let Ok(exporter) = worker.span_exporter(export, self.losses.clone()) else {
             self.cannot_export("traces");
             return None;
         };
-        let batches = Batches::start(self.otel.batching, sender, worker.handle());
-        let sampler = self.otel.sampling.sampler();
-        let builder = SdkTracerProvider::builder().with_span_processor(batches.clone()).with_sampler(sampler);
-        Some((builder.with_resource(self.resource.clone()).build(), batches))
+        let batches = BatchSpanProcessor::builder(exporter).build();
+        let counted = Counted { batches, losses: self.losses.clone() };
+        let builder = SdkTracerProvider::builder().with_span_processor(counted);
+        Some(builder.with_resource(self.resource.clone()).build())
     }
 
     fn meters(
         &mut self,
         listen: Option<SocketAddr>,
     ) -> Result<(Option<SdkMeterProvider>, Option<SocketAddr>), SetupError> {
-        let exporter = self.metric_exporter();
+        let reader = self.metric_reader();
         let page = listen.map(|address| self.page(address)).transpose()?;
-        if exporter.is_none() && page.is_none() {
+        if reader.is_none() && page.is_none() {
             return Ok((None, None));
         }
         let mut builder = SdkMeterProvider::builder().with_resource(self.resource.clone());
-        if let Some(exporter) = exporter {
-            let reader = PeriodicReader::builder(exporter).with_interval(self.otel.metric_interval);
-            builder = builder.with_reader(reader.build());
+        if let Some(reader) = reader {
+            builder = builder.with_reader(reader);
         }
         let address = page.as_ref().map(|(address, _)| *address);
         if let Some((_, reader)) = page {
@@ -179,9 +150,11 @@ impl Setup {
         Ok((Some(builder.build()), address))
     }
 
-    fn metric_exporter(&mut self) -> Option<Watched<MetricExporter>> {
+    fn metric_reader(
+        &mut self,
+    ) -> Option<PeriodicReader<impl opentelemetry_sdk::metrics::exporter::PushMetricExporter + use<>>> {
         match self.worker.as_ref()?.metric_exporter(self.otel.metrics.as_ref()?) {
-            Ok(exporter) => Some(Watched::new(exporter, "metrics")),
+            Ok(exporter) => Some(PeriodicReader::builder(exporter).build()),
             Err(_) => {
                 self.cannot_export("metrics");
                 None
@@ -193,7 +166,7 @@ impl Setup {
     fn cannot_export(&mut self, signal: &str) {
         self.otel.problems.push(format!(
             "The exporter of {signal} cannot be set up, so nothing is exported; check the URL in \
-             OTEL_EXPORTER_OTLP_ENDPOINT, and that OTEL_EXPORTER_OTLP_COMPRESSION is not set."
+             OTEL_EXPORTER_OTLP_ENDPOINT, and that OTEL_EXPORTER_OTLP_COMPRESSION is gzip if it is set."
         ));
     }
 
@@ -250,14 +223,17 @@ impl Telemetry {
 
 /// A telemetry without log, environment and globals, whose spans and metrics stay in memory: for tests and for the demo.
 /// It has no thread and no timer, so it fits tokio's paused clock, and one process may have many.
-pub fn in_memory(content: Content) -> (Handle, Collected) {
+pub fn in_memory(content: Content, posts: PostSpans) -> (Handle, Collected) {
     let (collected, traces, meters) = Collected::new(resource(Otel::read(&|_| None).resource));
     let tracer = tracer(&traces);
-    let dispatch = tracing_subscriber::registry().with(otel_layer(tracer.clone())).into();
-    let capture_content = content == Content::Recorded;
-    let (sampling, sink) = (Sampling::default(), collected.sink());
-    let spans = Spans { dispatch: Some(dispatch), tracer, sampling, sink, capture_content };
-    (Handle { propagate: true, spans: Some(Arc::new(spans)), metrics: metrics(&meters) }, collected)
+    let dispatch = tracing_subscriber::registry().with(spans::layer(tracer.clone())).into();
+    let handle = Handle {
+        propagate: true,
+        captures_content: content == Content::Recorded,
+        spans: Some(Spans { dispatch: Some(dispatch), tracer, posts }),
+        metrics: metrics(&meters),
+    };
+    (handle, collected)
 }
 
 /// Whether prompts, answers and error texts are recorded in memory.
@@ -286,11 +262,8 @@ fn resource(attributes: Vec<KeyValue>) -> Resource {
     Resource::builder_empty().with_detectors(&sdk).with_attributes(attributes).build()
 }
 
-pub(super) fn scope() -> InstrumentationScope {
-    InstrumentationScope::builder(names::SCOPE)
-        .with_version(env!("CARGO_PKG_VERSION"))
-        .with_schema_url(names::SCHEMA_URL)
-        .build()
+fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder(names::SCOPE).with_version(env!("CARGO_PKG_VERSION")).build()
 }
 
 fn tracer(provider: &SdkTracerProvider) -> SdkTracer {
@@ -299,20 +272,4 @@ fn tracer(provider: &SdkTracerProvider) -> SdkTracer {
 
 fn metrics(provider: &SdkMeterProvider) -> Metrics {
     Metrics::new(&provider.meter_with_scope(scope()))
-}
-
-/// Carries our `tracing` spans over, and ours alone: an exporter that traced its own calls would feed itself. No events:
-/// a log line may hold what a trace must not.
-pub(super) fn otel_layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
-where
-    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
-{
-    let ours = |m: &Metadata<'_>| m.is_span() && m.target() == target::LINK;
-    tracing_opentelemetry::layer()
-        .with_tracer(tracer)
-        .with_location(false)
-        .with_threads(false)
-        .with_target(false)
-        .with_tracked_inactivity(false)
-        .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
 }

@@ -1,246 +1,119 @@
-//! The spans of tasks: what is known of one at its end, and where it goes then.
+//! How spans are made: as `tracing` spans, which tracing-opentelemetry hands to the SDK.
 //!
-//! A task's spans are not the SDK's. Their attributes are read from where they are anyway when the span ends, and written once; the SDK
-//! would keep each as a tree of values of its own from the span's beginning on. What that saves:
-//! `docs/decisions/0014-spans-are-encoded-where-they-end.md`.
+//! A span of ours is never entered: it lives across many polls, and tracing-opentelemetry takes the last exit
+//! for the end. So it ends when its last handle is dropped. Its times are those of the wall clock.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::{
-    Array, KeyValue, Value,
-    trace::{SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState},
+    Context,
+    trace::{Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _},
 };
-use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SdkTracer};
-use tokio::time::Instant;
-
-use super::{
-    collect::Memory,
-    otlp::{Batches, attributes},
-    settings::Sampling,
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing::{Metadata, Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, filter_fn},
+    registry::LookupSpan,
 };
 
-/// Longest text from a peer that becomes an attribute, in bytes: a name fits, a hostile megabyte does not.
-const MAX_TEXT_BYTES: usize = 256;
+use super::{attributes::Attributes, names};
 
-/// How spans are made, and where they go.
+/// Makes spans where our layer sees them. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Spans {
-    /// Has the layer of tracing-opentelemetry; `None` is the process's own.
+    /// What has the layer; `None` is the process's own subscriber.
     pub(super) dispatch: Option<tracing::Dispatch>,
-    /// Of the spans that begin as `tracing`'s.
+    /// Of the spans that are only known when they are over.
     pub(super) tracer: SdkTracer,
-    pub(super) sampling: Sampling,
-    pub(super) sink: Sink,
-    /// Whether prompts, answers and error texts are recorded.
-    pub(super) capture_content: bool,
+    /// Which POSTs become spans.
+    pub(super) posts: PostSpans,
 }
 
-/// Who takes the spans.
-pub(super) enum Sink {
-    /// A collector.
-    Export(Batches),
-    /// A test, or the demo.
-    Memory(Memory),
+/// Which POSTs of result parts become spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostSpans {
+    /// Those that tell something: the first, the terminal one, and each that failed, was repeated or was slow.
+    Telling,
+    /// All of them, up to the most that a task may have: for a picture of a short answer.
+    All,
 }
 
 impl Spans {
-    /// A `tracing` span, made where our layer sees it.
-    pub(super) fn root(&self, make: impl FnOnce() -> tracing::Span) -> tracing::Span {
-        match &self.dispatch {
+    /// The span that `make` makes, below `parent`. The parent is not `tracing`'s, whose registry closes the parent
+    /// of a span in whatever subscriber is the default by then.
+    pub(super) fn make(&self, parent: Option<&Context>, make: impl FnOnce() -> Span) -> Span {
+        let span = match &self.dispatch {
             None => make(),
             Some(dispatch) => tracing::dispatcher::with_default(dispatch, make),
+        };
+        if let Some(parent) = parent {
+            // The only error is a span that has begun, which this one has not.
+            let _ = span.set_parent(parent.clone());
         }
+        span
     }
-}
 
-/// Nanoseconds since 1970.
-pub(super) type Time = u64;
-
-/// What all spans of one task share.
-pub(super) struct Trace {
-    spans: Arc<Spans>,
-    pub(super) id: TraceId,
-    /// Whether its spans are recorded. The samplers decide by the caller's word or the trace's id, so all spans of a trace alike.
-    pub(super) sampled: bool,
-    pub(super) state: TraceState,
-    /// The caller's span.
-    pub(super) caller: Option<SpanId>,
-    /// The task's own span.
-    pub(super) root: SpanId,
-    /// When it began, by both clocks. The wall clock is read once, so that it may jump while the task runs.
-    pub(super) began: Time,
-    began_at: Instant,
-}
-
-impl Trace {
-    /// Goes on from the caller's span, or begins anew.
-    pub(super) fn start(spans: &Arc<Spans>, caller: Option<&SpanContext>) -> Self {
-        let new = RandomIdGenerator::default();
-        let id = caller.map_or_else(|| new.new_trace_id(), SpanContext::trace_id);
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            spans: spans.clone(),
-            id,
-            sampled: spans.sampling.takes(caller, id),
-            state: caller.map(|c| c.trace_state().clone()).unwrap_or_default(),
-            caller: caller.map(SpanContext::span_id),
-            root: new.new_span_id(),
-            began: u64::try_from(wall.as_nanos()).unwrap_or(Time::MAX),
-            began_at: Instant::now(),
+    /// Records a span that ends now, after `took`, below `parent`. An error is marked without a description.
+    pub(super) fn past(&self, past: Past, took: Duration, parent: &Context) {
+        let now = SystemTime::now();
+        let builder = SpanBuilder::from_name(past.name)
+            .with_kind(SpanKind::Client)
+            .with_start_time(now.checked_sub(took).unwrap_or(now))
+            .with_attributes(past.attributes.into_vec());
+        let mut span = self.tracer.build_with_context(builder, parent);
+        if past.is_error {
+            span.set_status(Status::error(""));
         }
-    }
-
-    pub(super) fn flags(&self) -> TraceFlags {
-        if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() }
-    }
-
-    /// The context of one of its spans, for others.
-    pub(super) fn context(&self, span: SpanId) -> SpanContext {
-        SpanContext::new(self.id, span, self.flags(), false, self.state.clone())
-    }
-
-    /// What this trace takes `at` for.
-    pub(super) fn time(&self, at: Instant) -> Time {
-        let since = at.saturating_duration_since(self.began_at).as_nanos();
-        self.began.saturating_add(u64::try_from(since).unwrap_or(Time::MAX))
-    }
-
-    pub(super) fn captures_content(&self) -> bool {
-        self.spans.capture_content
-    }
-
-    /// Hands on a span of this trace. `attributes` is asked only where somebody takes it.
-    #[inline]
-    pub(super) fn ended(&self, span: &Ended<'_>, attributes: impl FnOnce(&mut Attributes<'_>)) {
-        match &self.spans.sink {
-            _ if !self.sampled => {}
-            Sink::Export(batches) => batches.add(self, span, attributes),
-            Sink::Memory(memory) => memory.add(self, span, attributes),
-        }
+        span.end_with_timestamp(now);
     }
 }
 
-/// A span that has begun.
-#[derive(Clone, Copy)]
-pub(super) struct Open {
-    pub(super) id: SpanId,
-    pub(super) began: Time,
+/// A span of which only its end tells whether it is worth one, so that `tracing` cannot have begun it.
+pub(super) struct Past {
+    pub(super) name: &'static str,
+    pub(super) attributes: Attributes,
+    pub(super) is_error: bool,
 }
 
-impl Open {
-    /// A span begins.
-    pub(super) fn new(began: Time) -> Self {
-        Self { id: RandomIdGenerator::default().new_span_id(), began }
-    }
+/// The layer that makes OpenTelemetry spans of ours. It sees no other span and no event, whatever else looks at
+/// them: an exporter that traced its own calls would feed itself, and a log line may hold what a trace must not.
+pub(super) fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let ours = |m: &Metadata<'_>| m.is_span() && m.target() == names::TARGET;
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
 }
 
-/// A span that has ended.
-pub(super) struct Ended<'a> {
-    pub(super) open: Open,
-    pub(super) at: Time,
-    /// In two pieces, of which the second may be empty.
-    pub(super) name: [&'a str; 2],
-    pub(super) kind: SpanKind,
-    pub(super) parent: Option<SpanId>,
-    /// Whether the parent is another process's.
-    pub(super) parent_is_remote: bool,
-    pub(super) event: Option<(&'a str, Time)>,
-    pub(super) link: Option<&'a SpanContext>,
-    /// Why it is an error, if it is one; empty where the reason is content that nobody asked for.
-    pub(super) error: Option<&'a str>,
+/// What others may know of the span in `context`.
+pub(super) fn identity(context: &Context) -> SpanContext {
+    context.span().span_context().clone()
 }
 
-impl<'a> Ended<'a> {
-    /// One without anything that most spans do not have.
-    pub(super) fn new((open, at): (Open, Time), (name, kind): (&'a str, SpanKind), parent: SpanId) -> Self {
-        Self {
-            open,
-            at,
-            name: [name, ""],
-            kind,
-            parent: Some(parent),
-            parent_is_remote: false,
-            event: None,
-            link: None,
-            error: None,
-        }
+/// Whether the span in `context` is recorded.
+pub(super) fn is_sampled(context: &Context) -> bool {
+    context.span().span_context().is_sampled()
+}
+
+/// Adds to a span what has become known of it.
+pub(super) fn set(span: &Span, attributes: Attributes) {
+    let context = span.context();
+    let span = context.span();
+    if span.is_recording() {
+        attributes.into_vec().into_iter().for_each(|attribute| span.set_attribute(attribute));
     }
 }
 
-/// Where a span's attributes go. Each is written where it is known, and those that are `None` are not: nothing is gathered in between.
-pub(super) enum Attributes<'a> {
-    /// Into a request to the collector.
-    Wire(&'a mut Vec<u8>),
-    /// To whoever looks at them in this process.
-    Values(&'a mut Vec<KeyValue>),
-}
-
-impl Attributes<'_> {
-    #[inline(always)]
-    pub(super) fn text<'v>(&mut self, key: &'static str, value: impl Into<Option<&'v str>>) {
-        match (self, value.into()) {
-            (_, None) => {}
-            (Self::Wire(out), Some(value)) => attributes::text(out, key, value),
-            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value.to_owned())),
-        }
-    }
-
-    /// A text of a peer's, cut to what an attribute may cost.
-    #[inline(always)]
-    pub(super) fn peers<'v>(&mut self, key: &'static str, value: impl Into<Option<&'v str>>) {
-        self.text(key, value.into().map(cut));
-    }
-
-    #[inline(always)]
-    pub(super) fn whole(&mut self, key: &'static str, value: impl Into<Option<i64>>) {
-        self.plain(key, value.into(), attributes::whole);
-    }
-
-    #[inline(always)]
-    pub(super) fn real(&mut self, key: &'static str, value: impl Into<Option<f64>>) {
-        self.plain(key, value.into(), attributes::real);
-    }
-
-    #[inline(always)]
-    pub(super) fn flag(&mut self, key: &'static str, value: impl Into<Option<bool>>) {
-        self.plain(key, value.into(), attributes::flag);
-    }
-
-    #[inline(always)]
-    fn plain<V: Into<Value>>(
-        &mut self,
-        key: &'static str,
-        value: Option<V>,
-        write: impl FnOnce(&mut Vec<u8>, &str, V),
-    ) {
-        match (self, value) {
-            (_, None) => {}
-            (Self::Wire(out), Some(value)) => write(out, key, value),
-            (Self::Values(all), Some(value)) => all.push(KeyValue::new(key, value)),
-        }
-    }
-
-    /// A peer's texts, each cut likewise; none is no attribute.
-    #[inline(always)]
-    pub(super) fn peers_all<'v>(
-        &mut self,
-        key: &'static str,
-        values: impl ExactSizeIterator<Item = &'v str> + Clone,
-    ) {
-        let values = values.map(cut);
-        match self {
-            _ if values.len() == 0 => {}
-            Self::Wire(out) => attributes::texts(out, key, values),
-            Self::Values(all) => {
-                let values = values.map(|value| value.to_owned().into()).collect();
-                all.push(KeyValue::new(key, Value::Array(Array::String(values))));
-            }
-        }
-    }
-}
-
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
+/// Marks a span as an error of this kind; `detail` is content, and so mostly empty.
+pub(super) fn fail(span: &Span, kind: &'static str, detail: &str) {
+    span.set_attribute(names::key::ERROR_TYPE, kind);
+    span.set_status(Status::error(detail.to_owned()));
 }

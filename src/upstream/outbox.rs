@@ -26,12 +26,11 @@ use super::contract::{CHUNK_HEAD, CHUNK_TAIL};
 use crate::{
     domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage},
     openai::{Facts, Room, Share, Stamp},
-    telemetry::{AnswerText, TaskTrace},
+    telemetry::{AnswerContent, TaskReport, TaskTrace},
 };
 
 use pending::{Origin, Pending};
 pub use summary::Summary;
-use summary::end_trace;
 
 /// Most bytes of one task's output that may wait for mcpd (the bridge's rule).
 pub const OUTBOX_LIMIT: usize = 4 << 20;
@@ -57,10 +56,6 @@ struct State {
     usage: Usage,
     late: u32,
     posts: u32,
-    /// The task's spans and measurements; `None` once they have ended.
-    trace: Option<TaskTrace>,
-    /// The answer's text, where the trace records content.
-    answer: Option<AnswerText>,
     /// Whether the delivery sleeps because there is nothing to send. While it sends, output merges without waking it.
     waiting: bool,
 }
@@ -86,6 +81,10 @@ impl State {
 pub struct Outbox {
     state: Mutex<State>,
     wake: Notify,
+    /// The task's spans and measurements; `None` once they have ended.
+    trace: Mutex<Option<TaskTrace>>,
+    /// The answer's content, where somebody wants it recorded.
+    answer: Option<Mutex<AnswerContent>>,
 }
 
 impl std::fmt::Debug for Outbox {
@@ -115,11 +114,15 @@ impl Outbox {
             usage: Usage::default(),
             late: 0,
             posts: 0,
-            answer: trace.answer_text(),
-            trace: Some(trace),
             waiting: false,
         };
-        Arc::new(Self { state: Mutex::new(state), wake: Notify::new() })
+        let answer = trace.answer_content().map(Mutex::new);
+        Arc::new(Self {
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            trace: Mutex::new(Some(trace)),
+            answer,
+        })
     }
 
     /// Decides the task's end; output that came before is still sent first. [`End::Nobody`] replaces an end that has not been delivered
@@ -137,15 +140,19 @@ impl Outbox {
     /// Notes what the provider said it used.
     pub fn set_usage(&self, usage: Usage) {
         let mut state = self.lock();
-        state.usage = Usage {
-            input_tokens: usage.input_tokens.or(state.usage.input_tokens),
-            output_tokens: usage.output_tokens.or(state.usage.output_tokens),
-        };
+        state.usage = usage.or(state.usage);
     }
 
     /// Uses the task's trace, unless it has ended.
     pub fn trace<T>(&self, with: impl FnOnce(&mut TaskTrace) -> T) -> Option<T> {
-        self.lock().trace.as_mut().map(with)
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(with)
+    }
+
+    /// Shows a piece of the answer to whoever records its content, if anybody does.
+    fn record(&self, show: impl FnOnce(&mut AnswerContent)) {
+        if let Some(answer) = &self.answer {
+            show(&mut answer.lock().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// What the output has shown so far.
@@ -238,9 +245,7 @@ impl TaskSink for Outbox {
         }
         let now = Instant::now();
         state.activity.last_sign = Some(now.into_std());
-        if let Some(answer) = &mut state.answer {
-            answer.output(&output);
-        }
+        self.record(|answer| answer.output(&output));
         let pushed = match (state.pending.begun(&state.origin), output) {
             (_, Output::Alive) => return Taken::Accepted,
             (Pending::Stream(buffer), Output::Raw(chunk)) => buffer.push_raw(chunk),
@@ -253,15 +258,13 @@ impl TaskSink for Outbox {
             return Taken::Broken(error.into());
         }
         state.activity.any_output = true;
-        if let Some(trace) = &mut state.trace {
-            trace.chunk(now);
-        }
         if state.first_token_at.is_none() && state.pending.facts().is_some_and(|facts| facts.first_token) {
             state.activity.first_token = true;
             state.first_token_at = Some(now);
         }
         let sleeps = std::mem::take(&mut state.waiting);
         drop(guard);
+        self.trace(|trace| trace.chunk(now));
         if sleeps {
             self.wake.notify_one();
         }
@@ -296,11 +299,9 @@ impl Outbox {
         Some(self.lock().usage).filter(|usage| *usage != Usage::default())
     }
 
-    /// Keeps the text of an answer that came whole, where the trace records content.
-    pub(super) fn record(&self, outcome: &Outcome) {
-        if let Some(answer) = &mut self.lock().answer {
-            answer.outcome(outcome);
-        }
+    /// Notes an answer that came whole for whoever records content.
+    pub(super) fn record_whole(&self, outcome: &Outcome) {
+        self.record(|answer| answer.outcome(outcome));
     }
 
     /// What the chunks and bodies that the agent builds itself are marked with.
@@ -338,26 +339,25 @@ impl Outbox {
         Ok(parts)
     }
 
-    pub(super) fn summary(&self, end: End) -> Summary {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let trace = state.trace.take();
-        let reported = state.pending.facts().and_then(|facts| facts.usage).unwrap_or_default();
+    /// What has become of the task, which ends its trace.
+    pub(super) fn summary(&self, end: &End) -> Summary {
+        let trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let state = self.lock();
+        let facts = state.pending.facts();
+        let reported = facts.and_then(|facts| facts.usage).unwrap_or_default();
+        let content = trace.as_ref().is_some_and(TaskTrace::captures_content);
         let summary = Summary {
             outcome: end.kind(),
-            usage: Usage {
-                input_tokens: state.usage.input_tokens.or(reported.input_tokens),
-                output_tokens: state.usage.output_tokens.or(reported.output_tokens),
-            },
+            reason: end.failure().map(|failure| failure.reason(content)),
+            usage: state.usage.or(reported),
             chunks: state.pending.chunks(),
             first_token_at: state.first_token_at,
             posts: state.posts,
             trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
         };
-        let answer = state.answer.take();
         if let Some(trace) = trace {
-            let answer = answer.as_ref().and_then(AnswerText::get);
-            end_trace(trace, &end, &summary, state.pending.facts(), answer);
+            let answer = self.answer.as_ref().map(|a| a.lock().unwrap_or_else(PoisonError::into_inner));
+            trace.end(&TaskReport { answer: answer.as_deref(), ..summary.report(end.failure(), facts) });
         }
         summary
     }

@@ -154,7 +154,7 @@ impl Delivery {
 
     /// The terminal body of an answer, after any chunks that it still has; `None` if nobody waits.
     async fn answer(&mut self, outcome: Outcome) -> Result<Option<Bytes>, Failure> {
-        self.outbox.record(&outcome);
+        self.outbox.record_whole(&outcome);
         if !self.task.streaming {
             let body = match outcome {
                 Outcome::Body(body) => {
@@ -188,8 +188,11 @@ impl Delivery {
         Ok(Some(json(&ResultPart::DONE)))
     }
 
-    async fn finish(&self, end: End, told: bool, undelivered: bool) {
-        let summary = self.outbox.summary(end);
+    async fn finish(&mut self, end: End, told: bool, undelivered: bool) {
+        if let Some(posts) = self.trace.take() {
+            posts.end(self.outbox.progress().0);
+        }
+        let summary = self.outbox.summary(&end);
         if undelivered {
             warn!(task_id = %self.task.id, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
         }
@@ -227,7 +230,7 @@ impl Delivery {
         let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
-            let (said, asked, latest) = match self.post(key, &body, attempt, place.take()).await {
+            let (said, asked, latest) = match self.post(key, &body, attempt, terminal, place.take()).await {
                 PartReply::Accepted => return self.delivered(),
                 // mcpd probably got the end with an earlier attempt, and is done with the task because of it.
                 PartReply::NobodyWaits(_) if terminal && maybe_applied => return Sent::Delivered,
@@ -278,7 +281,14 @@ impl Delivery {
     }
 
     /// One attempt to send one part, with its span.
-    async fn post(&mut self, key: &str, body: &Bytes, attempt: u32, place: Option<Place>) -> PartReply {
+    async fn post(
+        &mut self,
+        key: &str,
+        body: &Bytes,
+        attempt: u32,
+        terminal: bool,
+        place: Option<Place>,
+    ) -> PartReply {
         let _place = match place {
             Some(place) => place,
             None => self.posts.place().await,
@@ -286,9 +296,9 @@ impl Delivery {
         if self.trace.is_none() {
             let target = self.posts.mcpd().server().zip(self.posts.path());
             self.trace =
-                target.and_then(|(server, path)| self.outbox.trace(|trace| trace.posts(&server, path)));
+                target.and_then(|(server, path)| self.outbox.trace(|trace| trace.deliver(&server, path)));
         }
-        let span = self.trace.get_or_insert_default().post(attempt);
+        let span = self.trace.get_or_insert_default().post(attempt, terminal);
         let (status, reply) = self.posts.post(key, body.clone()).await;
         span.end(status);
         reply

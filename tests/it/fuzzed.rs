@@ -42,6 +42,7 @@ fn provider() -> Provider {
         features: Vec::new(),
         context_tokens: None,
         max_output_tokens: None,
+        server: None,
     }
 }
 

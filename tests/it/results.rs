@@ -77,7 +77,7 @@ async fn a_plain_question_with_a_plain_result_gets_an_openai_body() {
         content: "hello".into(),
         ..Default::default()
     });
-    let usage = Some(pb::Usage { input_tokens: Some(3), output_tokens: Some(1) });
+    let usage = Some(pb::Usage { input_tokens: Some(3), output_tokens: Some(1), ..pb::Usage::default() });
     let finished = pb::TaskFinished { task_id: offer.task_id.clone(), outcome: Some(outcome), usage };
     client.send(pb::session_request::Payload::TaskFinished(finished)).await;
     let got = reply(call).await.json();
@@ -266,7 +266,10 @@ async fn a_usage_chunk_goes_on_as_it_came_and_is_counted() {
     assert!(got.is_done());
     assert_eq!(got.chunks.last().map(|c| &c[..]), Some(usage.as_bytes()));
     let ended = client.status().await.recent.remove(0);
-    assert_eq!(ended.usage, Some(pb::Usage { input_tokens: Some(7), output_tokens: Some(2) }));
+    assert_eq!(
+        ended.usage,
+        Some(pb::Usage { input_tokens: Some(7), output_tokens: Some(2), ..pb::Usage::default() })
+    );
     assert_eq!(ended.outcome, "ok");
 }
 

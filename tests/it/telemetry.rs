@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use fake_mcpd::{Aim, Answer, Builder, CallKind, FakeMcpd, InferRequest, Kind};
 use mcprelay::{
     pb::{self, task_finished::Outcome},
-    telemetry::{Collected, Content, in_memory},
+    telemetry::{Collected, Content, PostSpans, in_memory},
 };
 use opentelemetry::trace::{SpanId, SpanKind, Status};
 use opentelemetry_sdk::trace::SpanData;
@@ -15,7 +15,6 @@ use crate::support::{Client, World, chat, chunk, completion, last_chunk, provide
 
 const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-const SESSION: &str = "mcprelay.bridge.v1.BridgeService/Session";
 /// The provider's model in the support code.
 const CHAT: &str = "chat m";
 /// How often a condition is looked at, in the test's own clock.
@@ -33,7 +32,7 @@ struct Traced {
 
 impl Traced {
     async fn start(content: Content, mcpd: Builder) -> Self {
-        let (handle, collected) = in_memory(content);
+        let (handle, collected) = in_memory(content, PostSpans::Telling);
         let mut world = World::offline(mcpd, |_| {}).await;
         world.telemetry = handle;
         world.write_credentials();
@@ -125,8 +124,8 @@ async fn a_task_is_one_tree_from_mcpds_span_to_the_providers_with_the_channel_as
         ("process task", SpanKind::Consumer, root.parent_span_id),
         ("queue", SpanKind::Internal, id(root)),
         (CHAT, SpanKind::Client, id(root)),
-        (SESSION, SpanKind::Client, id(chat)),
-        ("POST", SpanKind::Client, id(root)),
+        ("deliver", SpanKind::Internal, id(root)),
+        ("POST", SpanKind::Client, id(named(spans, "deliver"))),
     ];
     assert_eq!(tree, want.map(|(name, kind, parent)| (name.to_owned(), (kind, parent))).into());
     let in_trace = spans.iter().filter(|s| s.name != "open control channel");
@@ -189,7 +188,7 @@ async fn a_caller_who_leaves_is_a_cancelled_task_and_no_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_marks_the_task_its_inference_and_its_leg_with_the_metrics_own_word() {
+async fn a_failure_marks_the_task_and_its_inference_with_the_metrics_own_word() {
     let (mut traced, mut client) = Traced::serving(Content::LeftOut).await;
     let call = traced.ask("MARKER in the prompt");
     let offer = client.offer().await;
@@ -204,7 +203,7 @@ async fn a_failure_marks_the_task_its_inference_and_its_leg_with_the_metrics_own
         let spans = traced.spans().await;
         let failed: BTreeMap<_, _> =
             spans.iter().filter_map(|s| Some((s.name.to_string(), attribute(s, "error.type")?))).collect();
-        assert_eq!(failed.keys().collect::<Vec<_>>(), [CHAT, SESSION, "process task"]);
+        assert_eq!(failed.keys().collect::<Vec<_>>(), [CHAT, "process task"]);
         assert!(!format!("{spans:?}").contains("MARKER"), "an error text may quote a prompt");
         let word = failed["process task"].clone();
         assert!(failed.values().all(|w| *w == word));
@@ -314,6 +313,29 @@ async fn the_dashboards_metrics_are_on_the_page() {
     assert!(wanted.len() >= 10, "{wanted:?}");
     let absent: Vec<_> = wanted.iter().filter(|name| !page.contains(**name)).collect();
     assert!(absent.is_empty(), "{absent:?} is not on the page:\n{page}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_of_a_provider_is_measured_and_ends_with_it() {
+    let (traced, client) = Traced::serving(Content::LeftOut).await;
+    let states = || {
+        let page = traced.collected.metrics();
+        let lines =
+            page.lines().filter_map(|line| line.strip_prefix("mcprelay_provider_state{")).map(str::to_owned);
+        lines.filter(|line| line.ends_with(" 1")).collect::<Vec<_>>()
+    };
+    assert_eq!(states(), [r#"mcprelay_llm="llama",mcprelay_provider_state="ready"} 1"#]);
+    drop(client);
+    let gone = async {
+        let mut seen = Vec::new();
+        while !states().is_empty() {
+            seen.extend(states());
+            sleep(LOOK).await;
+        }
+        seen
+    };
+    let seen = soon("the end of the grace period", gone).await;
+    assert!(seen.iter().any(|state| state.contains(r#""lost"} 1"#)), "{seen:?}");
 }
 
 /// Ids are for spans and logs: as a label each would be a series of its own.

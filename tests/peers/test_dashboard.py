@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import subprocess
 import threading
 import urllib.parse
 from pathlib import Path
@@ -14,7 +15,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from mock_provider import MockProvider, chunk
 from processes import PEERS, Agent, Mcpd, Process, chat, echo, free_port, get, wait_for, write_home
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "docs/grafana-dashboard.json").read_text())
+DOCS = Path(__file__).parents[2] / "docs"
+DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text())
 PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
 # Grafana's grid, and what a panel must not go beyond.
 COLUMNS = 24
@@ -147,3 +149,11 @@ def test_every_panel_and_variable_asks_the_prometheus_that_was_chosen_at_the_imp
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     targets = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
     assert all(one["datasource"] == chosen for one in [llm, *DASHBOARD["panels"], *targets])
+
+
+def test_the_alerts_fire_for_what_is_broken_and_not_for_an_idle_or_paused_machine(tmp_path):
+    cases = (Path(__file__).parent / "alerts_test.yml").read_text()
+    test = tmp_path / "test.yml"
+    test.write_text(cases.replace("ALERTS", str(DOCS / "prometheus-alerts.yml")))
+    checked = subprocess.run([PEERS / "promtool", "test", "rules", test], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr

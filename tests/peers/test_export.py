@@ -97,7 +97,7 @@ def test_a_sampler_decides_what_is_exported_and_the_provider_is_told(tmp_path, m
                 assert traced(mcpd, "mock", chat("hi"), trace, flags)[0] == 200
         handed_on = [headers["traceparent"].split("-") for headers, _ in mock.asked]
     # The end of the agent was the end of the export, and metrics know no sampler.
-    assert b"gen_ai.client.operation.duration" in tap.bytes
+    assert b"gen_ai.client.inference.duration" in tap.bytes
     wanted = [trace for trace, _ in recorded]
     assert [s.trace for s in tap.spans() if s.name == "process task"] == wanted
     assert {s.trace for s in tap.spans()} & {trace for trace, _ in CALLS} == set(wanted)

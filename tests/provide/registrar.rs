@@ -82,6 +82,7 @@ fn offered(name: &str, does: Does) -> Offered {
         features: vec!["tools".to_owned()],
         context_tokens: Some(8),
         max_output_tokens: Some(4),
+        server: None,
     };
     Offered { info, provider: Arc::new(does) }
 }
@@ -127,6 +128,8 @@ async fn it_says_who_it_is_and_what_it_has() {
         features: vec!["tools".to_owned()],
         context_tokens: Some(8),
         max_output_tokens: Some(4),
+        server_address: String::new(),
+        server_port: None,
     };
     assert_eq!(session.snapshot().await, [expected]);
 }

@@ -400,5 +400,6 @@ fn pushed(entry: &Entry) -> Pushed {
         features: Vec::new(),
         context_tokens: None,
         max_output_tokens: None,
+        server: None,
     })
 }

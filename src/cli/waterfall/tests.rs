@@ -1,4 +1,4 @@
-use opentelemetry::trace::{Event, SpanContext, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Event, SpanContext, SpanKind, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
 
 use super::*;
@@ -36,12 +36,12 @@ fn a_stream(model: &str) -> Vec<SpanData> {
     let mut chat = span(3, 1, &format!("chat {model}"), SpanKind::Client, 2, 200);
     chat.events.events.push(Event::new(names::span::FIRST_CHUNK, chat.start_time, Vec::new(), 0));
     vec![
-        span(5, 1, names::span::POST, SpanKind::Client, 50, 52),
-        span(6, 1, names::span::POST, SpanKind::Client, 100, 102),
+        span(5, 4, names::span::POST, SpanKind::Client, 50, 52),
+        span(6, 4, names::span::POST, SpanKind::Client, 100, 102),
         span(2, 1, names::span::QUEUE, SpanKind::Internal, 0, 1),
         chat,
-        span(4, 3, names::span::SESSION, SpanKind::Client, 2, 200),
-        span(7, 1, names::span::POST, SpanKind::Client, 198, 200),
+        span(4, 1, names::span::DELIVER, SpanKind::Internal, 50, 200),
+        span(7, 4, names::span::POST, SpanKind::Client, 198, 200),
         span(1, 9, ROOT, SpanKind::Consumer, 0, 200),
     ]
 }
@@ -53,8 +53,8 @@ fn a_stream_is_drawn_in_80_columns_with_its_first_token_marked() {
 process task                       █████████◆████████████████████████  200.00 ms
   queue                            █        ┊                            1.00 ms
   chat m                           █████████◆████████████████████████  198.00 ms
-    BridgeService/Session          █████████◆████████████████████████  198.00 ms
-  POST ×3                                   ◆       █               █    6.00 ms
+  deliver                                   ◆████████████████████████  150.00 ms
+    POST ×3                                 ◆       █               █    6.00 ms
                                             ◆ first token after 50.00 ms
 ";
     assert_eq!(text, expected);
@@ -78,7 +78,7 @@ fn an_answer_in_one_piece_has_no_first_token() {
     spans.iter_mut().for_each(|span| span.events = SpanEvents::default());
     let picture = Waterfall::of(&spans, ROOT).expect("a trace");
     assert_eq!(picture.first_token, None);
-    assert!(!picture.text().contains(TOKEN_ON_BAR) && !picture.svg("").contains("first token"));
+    assert!(!picture.text().contains(TOKEN_ON_BAR));
 }
 
 #[test]
@@ -90,45 +90,4 @@ fn spans_of_other_traces_and_a_trace_without_its_root_are_not_drawn() {
     spans.push(other);
     assert!(!Waterfall::of(&spans, ROOT).expect("a trace").text().contains("other"));
     assert!(Waterfall::of(&spans, "something else").is_none());
-}
-
-#[test]
-fn the_image_is_well_formed_whatever_the_spans_are_called() {
-    let spans = a_stream("<a href=\"x\">&amp;\u{1b}[0m</a>");
-    let svg = Waterfall::of(&spans, ROOT).expect("a trace").svg("a < b & c");
-    check_xml(&svg);
-    assert!(svg.contains("chat &lt;a href") && svg.contains("a &lt; b &amp; c") && !svg.contains('\u{1b}'));
-    assert!(svg.contains("first token after 50.00 ms"));
-}
-
-#[test]
-fn everything_in_the_image_lies_within_it() {
-    let svg = Waterfall::of(&a_stream("m"), ROOT).expect("a trace").svg("t");
-    let number = |text: &str| text.split('"').next().and_then(|n| n.parse::<f64>().ok()).expect("a number");
-    let height = number(svg.split("height=\"").nth(1).expect("a height"));
-    for (attribute, most) in [(" x=\"", 960.0), (" x1=\"", 960.0), (" y=\"", height), (" y2=\"", height)] {
-        let places = svg.split(attribute).skip(1).map(number);
-        places.for_each(|place| assert!((0.0..=most).contains(&place), "{attribute}{place}"));
-    }
-}
-
-/// Every tag is closed in its order, every attribute quoted, and no text has a bare `<` or `&`.
-fn check_xml(xml: &str) {
-    let mut open = Vec::new();
-    for piece in xml.split('<').skip(1) {
-        let (tag, text) = piece.split_once('>').expect("a tag ends");
-        assert!(!text.contains('>'), "{text}");
-        for entity in text.split('&').skip(1) {
-            assert!(["amp;", "lt;", "gt;"].iter().any(|known| entity.starts_with(known)), "{text}");
-        }
-        if let Some(name) = tag.strip_prefix('/') {
-            assert_eq!(open.pop(), Some(name));
-        } else {
-            assert_eq!(tag.matches('"').count(), 2 * tag.matches("=\"").count(), "{tag}");
-            if !tag.ends_with('/') {
-                open.push(tag.split(' ').next().expect("a name"));
-            }
-        }
-    }
-    assert!(open.is_empty() && xml.starts_with("<svg "));
 }

@@ -59,6 +59,7 @@ pub(super) fn provider(text: &str, max_in_flight: u32) -> Provider {
         features: Vec::new(),
         context_tokens: None,
         max_output_tokens: None,
+        server: None,
     }
 }
 

@@ -115,8 +115,7 @@ fn plain_deltas_are_gathered_too_and_the_usage_is_added() {
         gather.push_delta(&Delta { content: content.to_owned(), ..Delta::default() }).expect("taken");
     }
     assert_eq!(gather.facts().chunks, 2);
-    let whole =
-        gather.finish(Some(Usage { input_tokens: Some(1), output_tokens: Some(2) })).expect("it ended");
+    let whole = gather.finish(Some(Usage::new(Some(1), Some(2)))).expect("it ended");
     let expected = r#"{"created":7,"id":"chatcmpl-1","model":"tiny","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#;
     assert_eq!(whole, expected);
 }
@@ -143,7 +142,7 @@ fn usage_that_is_only_null_in_the_chunks_is_what_the_program_counted() {
     let chunk =
         r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}],"usage":null}"#;
     gather.push_raw(chunk.into()).expect("the chunk is taken");
-    let usage = Usage { input_tokens: Some(1), output_tokens: Some(2) };
+    let usage = Usage::new(Some(1), Some(2));
     let body = gather.finish(Some(usage)).expect("it ended");
     let body: serde_json::Value = serde_json::from_slice(&body).expect("the body is JSON");
     assert_eq!(body["usage"]["total_tokens"], 3, "{body}");

@@ -101,7 +101,7 @@ fn the_facts_are_read_from_the_chunks() {
         first_token: true,
         done: false,
         finish_reasons: vec![(0, "length".to_owned())],
-        usage: Some(Usage { input_tokens: Some(3), output_tokens: Some(4) }),
+        usage: Some(Usage::new(Some(3), Some(4))),
         response_id: Some("c1".to_owned()),
         model: Some("m".to_owned()),
     };
@@ -135,7 +135,7 @@ fn raw_output_must_end_by_itself() {
         whole.push_raw(text("a").into()).expect("taken");
         whole.push_raw(end.into()).expect("taken");
         let sent = whole.pending_parts();
-        let usage = Usage { input_tokens: Some(1), output_tokens: None };
+        let usage = Usage::new(Some(1), None);
         assert_eq!(whole.finish(Some(usage), true), Ok(()));
         assert_eq!(whole.pending_parts(), sent, "nothing is added to raw output");
         assert_eq!(whole.facts().usage, Some(usage));
@@ -157,7 +157,7 @@ fn plain_deltas_become_chunks_with_one_id_and_the_role_first() {
     for piece in ["a \"b\"", "\n", "é"] {
         buffer.push_delta(&delta(piece)).expect("taken");
     }
-    buffer.finish(Some(Usage { input_tokens: Some(2), output_tokens: Some(3) }), true).expect("it ends");
+    buffer.finish(Some(Usage::new(Some(2), Some(3))), true).expect("it ends");
     let expected = [
         of(r#"{"index":0,"delta":{"role":"assistant","content":"a \"b\""},"finish_reason":null}"#),
         of(r#"{"index":0,"delta":{"content":"\né"},"finish_reason":null}"#),

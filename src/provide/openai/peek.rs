@@ -218,7 +218,7 @@ fn count(scan: &mut Scanner<'_>) -> Result<Option<u32>, Malformed> {
 
 fn numbers(raw: &RawValue) -> Option<Usage> {
     let usage: UsageNumbers = serde_json::from_str(raw.get()).ok()?;
-    let usage = Usage { input_tokens: usage.prompt_tokens, output_tokens: usage.completion_tokens };
+    let usage = Usage::new(usage.prompt_tokens, usage.completion_tokens);
     (usage != Usage::default()).then_some(usage)
 }
 

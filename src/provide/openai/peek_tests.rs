@@ -31,7 +31,7 @@ fn a_finish_reason_elsewhere_is_not_the_answers() {
 
 #[test]
 fn usage_is_read_with_and_without_choices() {
-    let usage = Some(Usage { input_tokens: Some(3), output_tokens: Some(5) });
+    let usage = Some(Usage::new(Some(3), Some(5)));
     let alone = peek(r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#);
     assert_eq!((alone.usage, alone.no_choices), (usage, true));
     let beside =

@@ -191,7 +191,7 @@ impl Answer {
 
     fn usage(&self) -> Usage {
         let count = |n| u32::try_from(n).ok();
-        Usage { input_tokens: count(self.prompt_words), output_tokens: count(self.words.len()) }
+        Usage::new(count(self.prompt_words), count(self.words.len()))
     }
 }
 

@@ -9,20 +9,20 @@ use std::{
 
 use tracing::{Level, Subscriber as _, level_filters::LevelFilter};
 
-use super::{
-    super::{settings::BATCHING, setup::start},
-    *,
-};
+use super::{super::setup::start, *};
 
 /// Long enough for a thread to be scheduled on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The end's bound in these tests, and what the test adds for a busy machine.
 const BOUND: Duration = Duration::from_millis(300);
 const MARGIN: Duration = Duration::from_secs(4);
-/// What `run` makes: the channel's opening, the root, queue, chat, its leg, and three POSTs.
+/// What `run` makes: the channel's opening, the root, queue, chat, the delivery, and three POSTs.
 const SPANS_OF_A_TASK: u64 = 8;
-/// The standard's default of `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`.
+/// The SDK's defaults of `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` and `OTEL_BSP_MAX_QUEUE_SIZE`.
 const SPANS_OF_AN_EXPORT: u64 = 512;
+const SPANS_IN_THE_QUEUE: u64 = 2048;
+/// Tells this test's own program that it is the process to look at: the SDK reads the environment of its process.
+const ROLE: &str = "MCPRELAY_TEST_OF_THE_SDK";
 /// A trace that a share of a half takes, and one that it does not: the lower half of the id decides.
 const LOW_TRACE: &str = "4bf92f3577b34da60000000000000001";
 const HIGH_TRACE: &str = "4bf92f3577b34da6ffffffffffffffff";
@@ -88,11 +88,10 @@ fn traced(telemetry: &Telemetry) {
 
 /// Traces a task under the process's own subscriber, as the agent does; gives the context that its provider got.
 fn traced_under(telemetry: &Telemetry, traceparent: Option<&str>) -> BTreeMap<String, String> {
-    use tracing_subscriber::layer::SubscriberExt as _;
     let handle = telemetry.handle();
-    let spans = handle.spans.as_ref().map(|s| super::super::setup::otel_layer(s.tracer.clone()));
-    let subscriber = tracing_subscriber::registry().with(spans);
-    tracing::subscriber::with_default(subscriber, || run(&handle, traceparent, Ending::Completed))
+    let (lines, _) = super::super::log::layer(LogFormat::Json, "off", None, std::io::sink);
+    let subscriber = super::super::setup::subscriber(&handle, lines);
+    tracing::subscriber::with_default(subscriber, || run(&handle, traceparent, EndKind::Answered))
 }
 
 #[test]
@@ -145,7 +144,7 @@ fn slow() -> (String, mpsc::Receiver<()>, mpsc::SyncSender<()>) {
     (url, told, let_go)
 }
 
-/// Telemetry whose first export a slow collector keeps, with as many spans behind it as four more exports take.
+/// Telemetry whose first export a slow collector keeps, with the queue behind it full.
 fn kept_waiting() -> (Telemetry, mpsc::Receiver<()>, mpsc::SyncSender<()>) {
     let (url, told, let_go) = slow();
     let telemetry =
@@ -155,7 +154,7 @@ fn kept_waiting() -> (Telemetry, mpsc::Receiver<()>, mpsc::SyncSender<()>) {
     }
     told.recv_timeout(PATIENCE).unwrap();
     let began = Instant::now();
-    for _ in 0..4 * SPANS_OF_AN_EXPORT / SPANS_OF_A_TASK {
+    for _ in 0..SPANS_IN_THE_QUEUE / SPANS_OF_A_TASK {
         traced(&telemetry);
     }
     assert!(began.elapsed() < MARGIN, "tasks took {:?} while an export was under way", began.elapsed());
@@ -182,26 +181,46 @@ fn the_end_waits_for_its_bound_and_not_for_every_export_of_a_slow_collector() {
     assert!(losses.lost() >= 4 * SPANS_OF_AN_EXPORT, "one export was answered: {}", losses.lost());
 }
 
-/// How many spans of one task with this context are recorded, and the flags that its provider gets.
-fn sampled(sampler: &str, argument: &str, traceparent: Option<&str>) -> (u64, String) {
+/// What this process's telemetry makes of one task: how many spans, and the flags that its provider gets.
+fn sampled_here() {
     let (_listener, url) = hanging();
-    let telemetry = telemetry(
-        &[
-            ("OTEL_TRACES_EXPORTER", "otlp"),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &url),
-            ("OTEL_TRACES_SAMPLER", sampler),
-            ("OTEL_TRACES_SAMPLER_ARG", argument),
-        ],
-        None,
-    );
-    let offered = traced_under(&telemetry, traceparent);
+    let get = |name: &str| match name {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => Some(url.clone()),
+        name => std::env::var(name).ok(),
+    };
+    let (telemetry, _) =
+        start(&Settings { log_format: LogFormat::Text, metrics_listen: None }, &get).unwrap();
+    let parent = std::env::var("TRACEPARENT").ok();
+    let offered = traced_under(&telemetry, parent.as_deref());
     let losses = telemetry.losses();
     shut_down(telemetry, Duration::ZERO);
-    (losses.lost(), offered["traceparent"].rsplit('-').next().unwrap_or_default().to_owned())
+    println!("spans: {} {}", losses.lost(), offered["traceparent"].rsplit('-').next().unwrap_or_default());
+}
+
+/// The line that a process of `test` prints under these variables.
+fn line_of(test: &str, variables: &[(&str, &str)]) -> String {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let name = format!("telemetry::tests::export::{test}");
+    command.args(["--exact", &name, "--nocapture"]).env(ROLE, "1").envs(variables.iter().copied());
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let line = text.lines().find_map(|line| line.split_once("spans: ").map(|(_, said)| said.to_owned()));
+    line.unwrap_or_else(|| panic!("{text}"))
 }
 
 #[test]
 fn the_sampler_decides_what_is_recorded_and_the_provider_is_told() {
+    if std::env::var_os(ROLE).is_some() {
+        return sampled_here();
+    }
+    let sampled = |sampler: &str, argument: &str, parent: Option<&str>| {
+        let parent = parent.map(|parent| ("TRACEPARENT", parent));
+        let sampler = (!sampler.is_empty()).then_some(("OTEL_TRACES_SAMPLER", sampler));
+        let argument = (!argument.is_empty()).then_some(("OTEL_TRACES_SAMPLER_ARG", argument));
+        let variables: Vec<_> = [parent, sampler, argument].into_iter().flatten().collect();
+        let line = line_of("the_sampler_decides_what_is_recorded_and_the_provider_is_told", &variables);
+        let (spans, flags) = line.split_once(' ').unwrap();
+        (spans.parse().unwrap(), flags.to_owned())
+    };
     let yes = format!("00-{LOW_TRACE}-00f067aa0ba902b7-01");
     let no = format!("00-{LOW_TRACE}-00f067aa0ba902b7-00");
     let high = format!("00-{HIGH_TRACE}-00f067aa0ba902b7-01");
@@ -213,14 +232,11 @@ fn the_sampler_decides_what_is_recorded_and_the_provider_is_told() {
         ("", "", None, all, "01"),
         ("always_on", "", Some(&no), all, "01"),
         ("always_off", "", Some(&yes), 0, "00"),
-        ("always_off", "", None, 0, "00"),
         ("traceidratio", "1", Some(&no), all, "01"),
         ("traceidratio", "0", Some(&yes), 0, "00"),
-        ("parentbased_always_on", "", Some(&no), channel, "00"),
         ("parentbased_always_off", "", Some(&yes), task, "01"),
         ("parentbased_always_off", "", None, 0, "00"),
         ("parentbased_traceidratio", "0", Some(&high), task, "01"),
-        ("parentbased_traceidratio", "0", None, 0, "00"),
         ("parentbased_traceidratio", "1", Some(&no), channel, "00"),
     ] {
         let got = sampled(sampler, argument, parent.map(|p| &**p));
@@ -229,6 +245,30 @@ fn the_sampler_decides_what_is_recorded_and_the_provider_is_told() {
     // Whether the channel's own trace is among the half is left to its id.
     assert_eq!(sampled("traceidratio", "0.5", Some(&no)).1, "01");
     assert_eq!(sampled("traceidratio", "0.5", Some(&high)).1, "00");
+}
+
+#[test]
+fn the_sdks_limits_of_a_span_and_of_a_batch_are_the_environments() {
+    const TEST: &str = "the_sdks_limits_of_a_span_and_of_a_batch_are_the_environments";
+    if std::env::var_os(ROLE).is_some() {
+        let (handle, collected) = in_memory(Content::LeftOut, PostSpans::Telling);
+        run(&handle, None, EndKind::Answered);
+        let most = collected.take().iter().map(|span| span.attributes.len()).max().unwrap();
+        let (url, told) = willing();
+        let get = |name: &str| match name {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => Some(url.clone()),
+            _ => None,
+        };
+        let settings = Settings { log_format: LogFormat::Text, metrics_listen: None };
+        let (telemetry, _) = start(&settings, &get).unwrap();
+        traced(&telemetry);
+        shut_down(telemetry, PATIENCE);
+        println!("spans: {most} attributes, {} requests", told.try_iter().count());
+        return;
+    }
+    let limits = [("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "3"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")];
+    assert_eq!(line_of(TEST, &limits), "3 attributes, 4 requests");
+    assert!(line_of(TEST, &[]).ends_with(" attributes, 1 requests"));
 }
 
 #[test]
@@ -245,14 +285,15 @@ fn a_refusing_collector_costs_the_spans_and_nothing_else() {
 #[test]
 fn a_burst_beyond_the_queue_is_counted_as_lost_and_memory_stays_bounded() {
     let (telemetry, _told, let_go) = kept_waiting();
-    for _ in 0..BATCHING.queue as u64 / SPANS_OF_A_TASK {
+    let beyond = 100 * SPANS_OF_A_TASK;
+    for _ in 0..beyond / SPANS_OF_A_TASK {
         traced(&telemetry);
     }
     let losses = telemetry.losses();
     // Only once the collector takes what waits can be seen how much that was.
     drop(let_go);
     assert!(shut_down(telemetry, PATIENCE) < PATIENCE);
-    assert_eq!(losses.lost(), 4 * SPANS_OF_AN_EXPORT, "what was beyond the queue, and no more");
+    assert_eq!(losses.lost(), beyond, "what was beyond the queue, and no more");
 }
 
 #[test]
@@ -277,7 +318,7 @@ fn the_innermost_of_the_libraries_is_not_even_asked_about() {
     let (_listener, url) = hanging();
     for variables in [&[][..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &*url)]] {
         let telemetry = telemetry(variables, None);
-        let (lines, _) = super::super::log::layer(LogFormat::Json, None, std::io::sink);
+        let (lines, _) = super::super::log::layer(LogFormat::Json, "warn,mcprelay=info", None, std::io::sink);
         let subscriber = super::super::setup::subscriber(&telemetry.handle(), lines);
         assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::INFO));
         tracing::subscriber::with_default(subscriber, || {

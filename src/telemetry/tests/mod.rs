@@ -4,14 +4,15 @@ mod export;
 mod page;
 mod trace;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use opentelemetry_sdk::trace::SpanData;
 use tokio::time::Instant;
 
 use super::{setup::start, *};
 use crate::domain::{
-    Failure, FailureCode, Provider, ProviderName, ProviderState, RequestFacts, Task, TaskId, Usage,
+    EndKind, Failure, FailureCode, Outcome, Provider, ProviderName, ProviderState, RequestFacts,
+    ServerAddress, Task, TaskId, Usage,
 };
 
 /// Stands for a text that must not leave the agent: in the prompt, the answer and the provider's error.
@@ -52,6 +53,7 @@ fn provider() -> Provider {
         features: vec![],
         context_tokens: None,
         max_output_tokens: None,
+        server: ServerAddress::of("http://127.0.0.1:11434/v1"),
     }
 }
 
@@ -60,29 +62,42 @@ fn failure() -> Failure {
 }
 
 /// A whole task whose second POST needs a second try; gives the context that its provider got.
-fn run(handle: &Handle, traceparent: Option<&str>, ending: Ending<'_>) -> BTreeMap<String, String> {
+fn run(handle: &Handle, traceparent: Option<&str>, end: EndKind) -> BTreeMap<String, String> {
     let channel = ChannelOpening::start(handle).opened();
     let task = task(traceparent);
     let mut trace = TaskTrace::start(handle, &task, &channel);
     trace.running(&provider());
     let offered = trace.offer_context();
-    let posts = trace.posts(&Server::of(MCPD), PATH);
+    let posts = trace.deliver(&Server::of(MCPD), PATH);
     for (resend, status) in [(0, Some(200)), (0, Some(503)), (1, Some(200))] {
         trace.chunk(Instant::now());
-        posts.post(resend).end(status);
+        posts.post(resend, false).end(status);
     }
+    posts.end(3);
     let reasons = [(0, "stop".to_owned())];
-    let answer = format!("about {MARKER}");
+    let mut answer = AnswerContent::default();
+    answer.outcome(&Outcome::Body(
+        format!(r#"{{"choices":[{{"message":{{"content":"about {MARKER}"}}}}]}}"#).into(),
+    ));
+    let failure = failure();
     trace.end(&TaskReport {
         response_id: Some("chatcmpl-1"),
         response_model: Some("llama3.2:1b"),
         finish_reasons: &reasons,
-        usage: Usage { input_tokens: Some(11), output_tokens: Some(3) },
+        usage: Usage {
+            cached_input_tokens: Some(4),
+            reasoning_output_tokens: Some(2),
+            ..Usage::new(Some(11), Some(3))
+        },
         answer: Some(&answer),
-        ..TaskReport::new(ending)
+        failure: end.error_type().map(|_| &failure),
+        ..TaskReport::new(end)
     });
     offered
 }
+
+/// What [`run`] makes of a task that failed.
+const FAILED: EndKind = EndKind::Failed(FailureCode::ProviderLost);
 
 fn named<'a>(spans: &'a [SpanData], name: &str) -> &'a SpanData {
     spans.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no span {name:?}"))

@@ -23,8 +23,9 @@ fn busy() -> (Telemetry, SocketAddr) {
     handle.metrics().reconnect();
     handle.metrics().heartbeat_missed();
     handle.metrics().link_state(crate::domain::LinkState::Online);
-    run(&handle, None, Ending::Completed);
-    run(&handle, None, Ending::Failed(&failure()));
+    handle.metrics().providers([(provider().name, "loading")].into());
+    run(&handle, None, EndKind::Answered);
+    run(&handle, None, FAILED);
     let address = telemetry.page_address().unwrap();
     (telemetry, address)
 }
@@ -43,18 +44,28 @@ fn the_metrics_page_shows_every_instrument() {
         r#"mcprelay_chunks_received_total{mcprelay_llm="my-llm"} 6"#,
         "mcprelay_tasks_queued 0",
         r#"mcprelay_tasks_running{mcprelay_llm="my-llm"} 0"#,
-        r#"mcprelay_tasks_ended_total{mcprelay_llm="my-llm",mcprelay_task_outcome="completed"} 1"#,
+        r#"mcprelay_tasks_ended_total{mcprelay_llm="my-llm",mcprelay_task_outcome="ok"} 1"#,
+        r#"mcprelay_tasks_ended_total{error_type="provider_lost",mcprelay_llm="my-llm",mcprelay_task_outcome="provider_lost"} 1"#,
+        r#"mcprelay_provider_state{mcprelay_llm="my-llm",mcprelay_provider_state="loading"} 1"#,
+        r#"mcprelay_provider_state{mcprelay_llm="my-llm",mcprelay_provider_state="ready"} 0"#,
     ] {
         assert!(page.contains(line), "{line} is missing in\n{page}");
     }
     for name in [
-        "gen_ai_client_operation_duration_seconds",
-        "gen_ai_client_operation_time_to_first_chunk_seconds",
-        "gen_ai_client_operation_time_per_output_chunk_seconds",
-        "gen_ai_client_token_usage",
+        "gen_ai_client_inference_duration_seconds",
+        "gen_ai_client_inference_time_to_first_chunk_seconds",
+        "gen_ai_client_inference_time_per_output_chunk_seconds",
         "http_client_request_duration_seconds",
     ] {
         assert!(page.contains(&format!("# TYPE {name} histogram")), "{name} is missing in\n{page}");
+    }
+    for (name, tokens) in [("input", 22), ("output", 6), ("cache_read_input", 8), ("reasoning_output", 4)] {
+        let name = format!("gen_ai_client_inference_usage_{name}_tokens_total{{");
+        let line =
+            page.lines().find(|line| line.starts_with(&name)).unwrap_or_else(|| panic!("{name} in {page}"));
+        let labels = [r#"gen_ai_token_modality="unknown""#, r#"gen_ai_provider_name="ollama""#];
+        assert!(labels.iter().all(|label| line.contains(label)), "{line}");
+        assert!(line.ends_with(&format!(" {tokens}")), "{line}");
     }
 }
 

@@ -3,9 +3,9 @@
 use tokio::time::Instant;
 
 use crate::{
-    domain::{CancelReason, End, EndKind, Usage},
+    domain::{EndKind, Failure, Usage},
     openai::Facts,
-    telemetry::{Ending, TaskReport, TaskTrace, TraceWord},
+    telemetry::{TaskReport, TraceId},
 };
 
 /// The result of a task's delivery.
@@ -13,6 +13,8 @@ use crate::{
 pub struct Summary {
     /// What mcpd was told.
     pub outcome: EndKind,
+    /// Why it failed, if it did, as the owner may read it: one short, printable sentence.
+    pub reason: Option<String>,
     /// Chunks that the provider sent.
     pub chunks: u32,
     /// What the provider said it used.
@@ -22,27 +24,23 @@ pub struct Summary {
     /// Parts that mcpd took.
     pub posts: u32,
     /// The trace's id, where there is a trace.
-    pub trace_id: Option<TraceWord>,
+    pub trace_id: Option<TraceId>,
 }
 
-pub(super) fn end_trace(
-    trace: TaskTrace,
-    end: &End,
-    summary: &Summary,
-    facts: Option<&Facts>,
-    answer: Option<&str>,
-) {
-    let ending = match end {
-        End::Answer(_) => Ending::Completed,
-        End::Failed(failure) => Ending::Failed(failure),
-        End::Nobody => Ending::Cancelled(CancelReason::CallerGone),
-    };
-    trace.end(&TaskReport {
-        response_id: facts.and_then(|facts| facts.response_id.as_deref()),
-        response_model: facts.and_then(|facts| facts.model.as_deref()),
-        finish_reasons: facts.map_or(&[], |facts| &facts.finish_reasons),
-        usage: summary.usage,
-        answer,
-        ..TaskReport::new(ending)
-    });
+impl Summary {
+    /// The same for the task's trace, with what the answer said of itself.
+    pub(super) fn report<'a>(
+        &self,
+        failure: Option<&'a Failure>,
+        facts: Option<&'a Facts>,
+    ) -> TaskReport<'a> {
+        TaskReport {
+            failure,
+            response_id: facts.and_then(|facts| facts.response_id.as_deref()),
+            response_model: facts.and_then(|facts| facts.model.as_deref()),
+            finish_reasons: facts.map_or(&[], |facts| &facts.finish_reasons),
+            usage: self.usage,
+            ..TaskReport::new(self.outcome)
+        }
+    }
 }

@@ -160,3 +160,15 @@ fn what_comes_after_the_end_is_counted_and_not_sent() {
     assert_eq!((outbox.output(output()), outbox.late()), (Taken::Closed, 1));
     assert_eq!(end_of(&outbox), failed);
 }
+
+#[test]
+fn a_failed_task_keeps_its_reason_for_the_owner_and_not_the_words_that_may_quote_the_prompt() {
+    let reason = |code, message: &str| {
+        let outbox = outbox(&Room::new(ROOM), true);
+        outbox.summary(&End::Failed(Failure::new(code, message))).reason
+    };
+    assert_eq!(reason(FailureCode::ProviderLost, "it went away").as_deref(), Some("it went away"));
+    let refused = reason(FailureCode::InvalidRequest, "cannot read 'my prompt'");
+    assert_eq!(refused.as_deref(), Some("status 400, invalid_request_error, invalid_request"));
+    assert_eq!(outbox(&Room::new(ROOM), true).summary(&End::Nobody).reason, None);
+}

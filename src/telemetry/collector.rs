@@ -1,4 +1,4 @@
-//! The way to a collector: a thread of its own with a small runtime, an HTTP client on it, and the count of what is lost.
+//! The way to a collector: the exporters, a thread with a small runtime for their I/O, and the count of what is lost.
 //!
 //! The SDK's batch thread is no tokio thread, so an async client panics on it ("no reactor running"), and its blocking client
 //! would bring a second one. Both protocols therefore do their I/O on the [`Worker`]; neither the relay's runtime nor its
@@ -6,18 +6,24 @@
 
 use std::{
     io,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use opentelemetry::Context;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
-    ExporterBuildError, MetricExporter, WithExportConfig, WithHttpConfig as _, WithTonicConfig as _,
+    ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
 };
 use opentelemetry_sdk::{
+    Resource,
     error::{OTelSdkError, OTelSdkResult},
     metrics::{Temporality, data::ResourceMetrics, exporter::PushMetricExporter},
+    trace::{BatchSpanProcessor, Span, SpanData, SpanExporter as ExportSpans, SpanProcessor},
 };
 use tokio::{runtime, sync::oneshot};
 use tonic::transport::{self, Channel, ClientTlsConfig, Endpoint};
@@ -26,7 +32,7 @@ use super::settings::{Export, Protocol};
 use crate::domain::Printable;
 
 /// Most that is read of a collector's reply, in bytes: a reply is empty or says in a few words what was refused.
-pub(super) const MAX_REPLY_BYTES: usize = 64 * 1024;
+const MAX_REPLY_BYTES: usize = 64 * 1024;
 
 /// What the standard wants exporters to say of themselves: who, in which language, which version.
 const USER_AGENT: &str = concat!("mcprelay-OTLP-Exporter-Rust/", env!("CARGO_PKG_VERSION"));
@@ -61,30 +67,48 @@ impl Worker {
         &self.handle
     }
 
-    pub(super) fn metric_exporter(&self, export: &Export) -> Result<MetricExporter, ExporterBuildError> {
-        match export.protocol {
+    /// The exporter of spans; its failures are said once, and what it delivers is counted in `losses`.
+    pub(super) fn span_exporter(
+        &self,
+        export: &Export,
+        losses: Arc<Losses>,
+    ) -> Result<Watched<SpanExporter>, ExporterBuildError> {
+        let builder = SpanExporter::builder();
+        let exporter = match export.protocol {
             Protocol::Grpc => {
-                let channel =
-                    self.channel(export).map_err(|e| ExporterBuildError::InternalFailure(chain(&e)))?;
-                configured(MetricExporter::builder().with_tonic().with_channel(channel), export).build()
+                configured(builder.with_tonic().with_channel(self.channel(export)?), export).build()
             }
             Protocol::HttpProtobuf => {
-                let builder = MetricExporter::builder().with_http().with_http_client(self.client(export)?);
+                let builder = builder.with_http().with_http_client(self.client(export)?);
                 configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
             }
-        }
+        };
+        Ok(Watched::new(exporter?, "traces", losses))
     }
 
-    fn client(&self, export: &Export) -> Result<Client, ExporterBuildError> {
-        let http = self.http(export).map_err(|e| ExporterBuildError::InternalFailure(e.to_string()))?;
-        Ok(Client { http, worker: self.handle.clone() })
+    /// The exporter of metrics; its failures are said once.
+    pub(super) fn metric_exporter(
+        &self,
+        export: &Export,
+    ) -> Result<Watched<MetricExporter>, ExporterBuildError> {
+        let builder = MetricExporter::builder();
+        let exporter = match export.protocol {
+            Protocol::Grpc => {
+                configured(builder.with_tonic().with_channel(self.channel(export)?), export).build()
+            }
+            Protocol::HttpProtobuf => {
+                let builder = builder.with_http().with_http_client(self.client(export)?);
+                configured(builder.with_protocol(opentelemetry_otlp::Protocol::HttpBinary), export).build()
+            }
+        };
+        Ok(Watched::new(exporter?, "metrics", Arc::default()))
     }
 
     /// An HTTP client for `export`'s collector.
-    pub(super) fn http(&self, export: &Export) -> reqwest::Result<reqwest::Client> {
+    fn client(&self, export: &Export) -> Result<Client, ExporterBuildError> {
         // Reading the system's certificates is what costs most of a start with telemetry, and http:// has no use for them.
         let tls = export.endpoint.as_deref().is_some_and(|url| !url.trim_start().starts_with("http://"));
-        reqwest::Client::builder()
+        let http = reqwest::Client::builder()
             .timeout(export.timeout)
             .user_agent(USER_AGENT)
             .tls_built_in_root_certs(tls)
@@ -93,24 +117,29 @@ impl Worker {
             .http2_keep_alive_interval(patience(export))
             .http2_keep_alive_timeout(patience(export))
             .build()
+            .map_err(|e| ExporterBuildError::InternalFailure(chain(&e)))?;
+        Ok(Client { http, worker: self.handle.clone() })
     }
 
     /// A gRPC channel to `export`'s collector, which connects when it is first used.
-    pub(super) fn channel(&self, export: &Export) -> Result<Channel, transport::Error> {
-        let endpoint = Endpoint::from_shared(export.endpoint.clone().unwrap_or_else(|| DEFAULT_GRPC.into()))?
-            .user_agent(USER_AGENT)?
-            .connect_timeout(export.timeout)
-            .timeout(export.timeout)
-            .http2_keep_alive_interval(patience(export))
-            .keep_alive_timeout(patience(export));
-        let endpoint = if endpoint.uri().scheme_str() == Some("https") {
-            // tonic's own default trusts nobody.
-            endpoint.tls_config(ClientTlsConfig::new().with_enabled_roots())?
-        } else {
-            endpoint
-        };
+    fn channel(&self, export: &Export) -> Result<Channel, ExporterBuildError> {
+        let endpoint = endpoint(export).map_err(|e| ExporterBuildError::InternalFailure(chain(&e)))?;
         let _on_the_worker = self.handle.enter();
         Ok(endpoint.connect_lazy())
+    }
+}
+
+fn endpoint(export: &Export) -> Result<Endpoint, transport::Error> {
+    let endpoint = Endpoint::from_shared(export.endpoint.clone().unwrap_or_else(|| DEFAULT_GRPC.into()))?
+        .user_agent(USER_AGENT)?
+        .connect_timeout(export.timeout)
+        .timeout(export.timeout)
+        .http2_keep_alive_interval(patience(export))
+        .keep_alive_timeout(patience(export));
+    match endpoint.uri().scheme_str() {
+        // tonic's own default trusts nobody.
+        Some("https") => endpoint.tls_config(ClientTlsConfig::new().with_enabled_roots()),
+        _ => Ok(endpoint),
     }
 }
 
@@ -149,7 +178,7 @@ impl HttpClient for Client {
 }
 
 /// An error and what is behind it.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
@@ -164,7 +193,7 @@ async fn exchange(http: reqwest::Client, request: reqwest::Request) -> Result<Re
 }
 
 /// A collector's reply. One that is too long is as good as none.
-pub(super) async fn read_reply(reply: &mut reqwest::Response) -> Result<Vec<u8>, HttpError> {
+async fn read_reply(reply: &mut reqwest::Response) -> Result<Vec<u8>, HttpError> {
     let mut body = Vec::new();
     while let Some(piece) = reply.chunk().await.map_err(reqwest::Error::without_url)? {
         if body.len() + piece.len() > MAX_REPLY_BYTES {
@@ -183,34 +212,60 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    pub(super) fn ended(&self) {
-        self.ended.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn delivered(&self, spans: u64) {
-        self.delivered.fetch_add(spans, Relaxed);
-    }
-
     /// Spans that no collector took so far: refused, dropped from a full queue, or still waiting.
     pub(super) fn lost(&self) -> u64 {
         self.ended.load(Relaxed).saturating_sub(self.delivered.load(Relaxed))
     }
 }
 
-/// Says once that a collector does not take a signal, and once that it takes it again.
+/// The SDK's batches, with a count of the spans that are to be exported: the SDK tells nobody what it drops.
 #[derive(Debug)]
-pub(super) struct Health {
-    signal: &'static str,
-    failing: AtomicBool,
+pub(super) struct Counted {
+    pub(super) batches: BatchSpanProcessor,
+    pub(super) losses: Arc<Losses>,
 }
 
-impl Health {
-    pub(super) fn new(signal: &'static str) -> Self {
-        Self { signal, failing: AtomicBool::new(false) }
+impl SpanProcessor for Counted {
+    fn on_start(&self, span: &mut Span, context: &Context) {
+        self.batches.on_start(span, context);
     }
 
-    /// An export ended, and why it failed if it did.
-    pub(super) fn note(&self, failure: Option<&str>) {
+    fn on_end(&self, span: SpanData) {
+        self.losses.ended.fetch_add(1, Relaxed);
+        self.batches.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.batches.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.batches.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.batches.set_resource(resource);
+    }
+}
+
+/// An exporter of the SDK's whose failure is said once, and once that it works again: the SDK would say it at
+/// every export.
+#[derive(Debug)]
+pub(super) struct Watched<E> {
+    inner: E,
+    signal: &'static str,
+    failing: AtomicBool,
+    losses: Arc<Losses>,
+}
+
+impl<E> Watched<E> {
+    fn new(inner: E, signal: &'static str, losses: Arc<Losses>) -> Self {
+        Self { inner, signal, failing: AtomicBool::new(false), losses }
+    }
+
+    /// An export ended, and how.
+    fn note(&self, result: &OTelSdkResult) {
+        let failure = result.as_ref().err().map(reason);
         if let Some(reason) = failure {
             tracing::debug!(signal = self.signal, reason = %Printable(reason), "An export failed.");
         }
@@ -228,19 +283,6 @@ impl Health {
     }
 }
 
-/// Watches the SDK's exporter of metrics, which would say at every export that it fails.
-#[derive(Debug)]
-pub(super) struct Watched<E> {
-    inner: E,
-    health: Health,
-}
-
-impl<E> Watched<E> {
-    pub(super) fn new(inner: E, signal: &'static str) -> Self {
-        Self { inner, health: Health::new(signal) }
-    }
-}
-
 fn reason(error: &OTelSdkError) -> &str {
     match error {
         OTelSdkError::InternalFailure(text) => text,
@@ -249,10 +291,34 @@ fn reason(error: &OTelSdkError) -> &str {
     }
 }
 
+impl<E: ExportSpans> ExportSpans for Watched<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len() as u64;
+        let result = self.inner.export(batch).await;
+        if result.is_ok() {
+            self.losses.delivered.fetch_add(spans, Relaxed);
+        }
+        self.note(&result);
+        result
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
 impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let result = self.inner.export(metrics).await;
-        self.health.note(result.as_ref().err().map(reason));
+        self.note(&result);
         result
     }
 

@@ -1,17 +1,15 @@
 //! The control channel's span. It is what tasks link to, never what they descend from: a channel lives for days, and a
 //! trace of days is of no use to anybody.
 
-use opentelemetry::trace::{SpanContext, Status, TraceContextExt as _};
+use opentelemetry::trace::SpanContext;
+use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::{
-    Handle,
-    names::{key, span, target},
-};
+use super::{Handle, names, spans};
 
 /// The opening of one control channel. A span is exported when it ends, so this one covers the opening only: then the
 /// collector knows it before the first task that links to it.
-pub struct ChannelOpening(Option<tracing::Span>);
+pub struct ChannelOpening(Option<Span>);
 
 /// The link from a task to the control channel it came by; empty without a trace. Cheap to clone.
 #[derive(Clone, Default)]
@@ -20,22 +18,19 @@ pub struct ChannelTrace(Option<SpanContext>);
 impl ChannelOpening {
     /// The agent begins to open the channel.
     pub fn start(handle: &Handle) -> Self {
-        Self(handle.spans.as_ref().map(|spans| {
-            spans.root(|| tracing::info_span!(target: target::LINK, parent: None, span::OPEN_CHANNEL, otel.kind = "client"),
-            )
-        }))
+        let open = || info_span!(target: names::TARGET, parent: None, names::span::OPEN_CHANNEL, otel.kind = "client");
+        Self(handle.spans.as_ref().map(|spans| spans.make(None, open)))
     }
 
     /// The channel is open.
     pub fn opened(self) -> ChannelTrace {
-        ChannelTrace(self.0.map(|s| s.context().span().span_context().clone()))
+        ChannelTrace(self.0.as_ref().map(|span| spans::identity(&span.context())))
     }
 
     /// It could not be opened; `error` is a word out of a fixed set, such as an HTTP status.
     pub fn failed(self, error: &'static str) {
         if let Some(span) = self.0 {
-            span.set_attribute(key::ERROR_TYPE, error);
-            span.set_status(Status::error(""));
+            spans::fail(&span, error, "");
         }
     }
 }

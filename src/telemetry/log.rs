@@ -1,24 +1,24 @@
-//! The log: lines on standard error, for people or for machines.
+//! The log: lines on standard error, for people or for machines, by tracing-subscriber's own formats.
 
-mod json;
-mod process;
-mod queue;
+mod output;
 
 use std::{io::IsTerminal as _, time::Duration};
 
+use opentelemetry::trace::TraceId;
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt as _, LevelFilter, filter_fn},
-    fmt::{self, MakeWriter},
+    fmt::{self, MakeWriter, time::ChronoLocal},
+    layer::SubscriberExt as _,
     registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
 
-pub use process::{LastLines, say};
-pub(super) use process::{install, to_stderr};
+pub use output::{LastLines, say};
+pub(super) use output::{install, to_stderr};
 
-use self::json::JsonLine;
-use crate::domain::{Printable, TaskId, Usage};
+use crate::domain::{EndKind, Printable, TaskId, Usage};
 
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,15 +29,33 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is logged without `RUST_LOG`: our own doings. The SDK's own complaints are said once by the exporter's watch.
-const DEFAULT_FILTER: &str = "warn,mcprelay=info,fake_mcpd=info";
-/// Goes in front of the user's directives, which may turn the SDK on again.
+/// What a service logs without `RUST_LOG`: our own doings.
+pub(super) const OF_A_SERVICE: &str = "warn,mcprelay=info,fake_mcpd=info";
+/// What a command that ends by itself logs without `RUST_LOG`.
+const OF_A_COMMAND: &str = "warn";
+/// Goes in front of the user's directives, which may turn the SDK on again. Its complaints about an export are said
+/// once, by whoever watches the exporter.
 const QUIET_SDK: &str = "opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off,opentelemetry_http=off,\
                          opentelemetry-otlp=off,opentelemetry-sdk=off,opentelemetry-prometheus=off";
+/// A line's time for people: on their clock, to the second.
+const CLOCK: &str = "%Y-%m-%d %H:%M:%S";
 
-/// The layer that writes the log, and a sentence if `rust_log` is not understood.
+/// The log of a command that ends by itself: warnings, straight to standard error; `RUST_LOG` asks for more.
+pub fn log_warnings() {
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let (lines, problem) = layer(LogFormat::Text, OF_A_COMMAND, rust_log.as_deref(), std::io::stderr);
+    // The only error is a log that is there already.
+    let _ = tracing_subscriber::registry().with(lines).try_init();
+    if let Some(problem) = problem {
+        tracing::warn!("{problem}");
+    }
+}
+
+/// The layer that writes the log as `rust_log` filters it, else as `default` does, and a sentence if `rust_log` is
+/// not understood.
 pub(super) fn layer<S, W>(
     format: LogFormat,
+    default: &str,
     rust_log: Option<&str>,
     writer: W,
 ) -> (Box<dyn Layer<S> + Send + Sync>, Option<String>)
@@ -45,21 +63,29 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let (filter, problem) = filter(rust_log);
+    let (filter, problem) = filter(default, rust_log);
     // Without a hint of its own the second filter would take the first one's away, and every library's innermost lines be asked about.
     let filter = filter.and(filter_fn(may_be_logged).with_max_level_hint(LevelFilter::TRACE));
     let lines = fmt::layer().with_writer(writer);
     let layer = match format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed(),
-        LogFormat::Json => lines.event_format(JsonLine).with_filter(filter).boxed(),
+        LogFormat::Text => {
+            let ansi = std::io::stderr().is_terminal();
+            let lines =
+                lines.with_ansi(ansi).with_target(false).with_timer(ChronoLocal::new(CLOCK.to_owned()));
+            lines.with_filter(filter).boxed()
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            lines.with_filter(filter).boxed()
+        }
     };
     (layer, problem)
 }
 
-fn filter(rust_log: Option<&str>) -> (EnvFilter, Option<String>) {
+fn filter(default: &str, rust_log: Option<&str>) -> (EnvFilter, Option<String>) {
     let build = |directives: &str| EnvFilter::builder().parse(format!("{QUIET_SDK},{directives}"));
     let user = rust_log.map(str::trim).filter(|d| !d.is_empty());
-    let default = || build(DEFAULT_FILTER).unwrap_or_else(|_| EnvFilter::new("info"));
+    let default = || build(default).unwrap_or_else(|_| EnvFilter::new("info"));
     match user.map(build) {
         None => (default(), None),
         Some(Ok(filter)) => (filter, None),
@@ -84,8 +110,10 @@ pub struct TaskLine<'a> {
     pub task: &'a TaskId,
     /// The virtual LLM as mcpd wrote it.
     pub llm: &'a str,
-    /// How it ended: "ok", "cancelled" or the failure's code. A failure's text is content and is not logged.
-    pub outcome: &'static str,
+    /// How it ended.
+    pub end: EndKind,
+    /// Why it failed, if it did, as the owner may read it.
+    pub reason: Option<&'a str>,
     /// From arrival to end.
     pub took: Duration,
     /// From arrival to the first chunk, where there was one.
@@ -93,24 +121,34 @@ pub struct TaskLine<'a> {
     /// What the provider counted.
     pub usage: Usage,
     /// The trace's id, where there is a trace.
-    pub trace_id: Option<&'a str>,
+    pub trace_id: Option<TraceId>,
 }
 
-/// Logs a task's end at info.
+/// Logs a task's end: at info, or at warn where it failed, which its owner should know.
 pub fn log_task_end(line: &TaskLine<'_>) {
-    tracing::info!(
-        target: "mcprelay::task",
-        // As a field: in its usual place it would be formatted each time.
-        message = "task ended",
-        task_id = %line.task,
-        llm = %Printable(line.llm),
-        outcome = line.outcome,
-        duration_ms = millis(line.took),
-        first_chunk_ms = line.first_chunk.map(millis),
-        input_tokens = line.usage.input_tokens,
-        output_tokens = line.usage.output_tokens,
-        trace_id = line.trace_id,
-    );
+    // A macro's level is fixed where it stands.
+    macro_rules! log_at {
+        ($level:expr) => {
+            tracing::event!(
+                target: "mcprelay::task",
+                $level,
+                task_id = %line.task,
+                llm = %Printable(line.llm),
+                outcome = line.end.as_str(),
+                reason = line.reason,
+                duration_ms = millis(line.took),
+                first_chunk_ms = line.first_chunk.map(millis),
+                input_tokens = line.usage.input_tokens,
+                output_tokens = line.usage.output_tokens,
+                trace_id = line.trace_id.map(tracing::field::display),
+                "task ended",
+            )
+        };
+    }
+    match line.end {
+        EndKind::Failed(_) => log_at!(Level::WARN),
+        EndKind::Answered | EndKind::Nobody => log_at!(Level::INFO),
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -143,7 +181,7 @@ mod tests {
     pub(super) fn logged(format: LogFormat, rust_log: Option<&str>, speak: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let (layer, problem) = layer(format, rust_log, move || writer.clone());
+        let (layer, problem) = layer(format, OF_A_SERVICE, rust_log, move || writer.clone());
         assert_eq!(problem, None);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), speak);
         let bytes = written.0.lock().unwrap().clone();
@@ -154,11 +192,12 @@ mod tests {
         log_task_end(&TaskLine {
             task: &TaskId::new("t\n1").unwrap(),
             llm: "evil\u{1b}[2J",
-            outcome: FailureCode::ProviderLost.as_str(),
+            end: EndKind::Failed(FailureCode::ProviderLost),
+            reason: Some("the provider went away"),
             took: Duration::from_millis(1500),
             first_chunk: Some(Duration::from_millis(20)),
-            usage: Usage { input_tokens: Some(5), output_tokens: None },
-            trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
+            usage: Usage::new(Some(5), None),
+            trace_id: TraceId::from_hex("4bf92f3577b34da6a3ce929d0e0e4736").ok(),
         });
     }
 
@@ -169,7 +208,11 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(line["task_id"], "t\\u{a}1");
         assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(line["outcome"], "provider_lost");
+        assert_eq!((&line["outcome"], &line["level"]), (&"provider_lost".into(), &"WARN".into()));
+        assert_eq!(
+            (&line["message"], &line["reason"]),
+            (&"task ended".into(), &"the provider went away".into())
+        );
         assert_eq!((&line["duration_ms"], &line["first_chunk_ms"]), (&1500.into(), &20.into()));
         assert_eq!((&line["input_tokens"], line.get("output_tokens")), (&5.into(), None));
     }
@@ -178,6 +221,10 @@ mod tests {
     fn a_text_line_cannot_move_the_terminals_cursor() {
         let text = logged(LogFormat::Text, None, end_a_task);
         assert!(text.contains("trace_id=") && text.lines().count() == 1, "{text}");
+        assert!(!text.contains("mcprelay::task"), "no module's path: {text}");
+        let time = chrono::NaiveDateTime::parse_from_str(&text[..19], CLOCK).unwrap();
+        let now = chrono::Local::now().naive_local();
+        assert!((now - time).num_seconds().abs() < 60 && text[19..].starts_with(' '), "{text}");
         assert!(!text.contains("\u{1b}[2J"), "{text:?}");
     }
 
@@ -195,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_filter_that_is_not_one_is_said_and_the_default_used() {
-        let (_, problem) = filter(Some("mcprelay=loud=louder"));
+        let (_, problem) = filter(OF_A_SERVICE, Some("mcprelay=loud=louder"));
         assert!(problem.unwrap().starts_with("RUST_LOG"));
     }
 }
