@@ -25,7 +25,9 @@
 //! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown |
 //! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results |
 //! | [`bridge`] | the unix socket: one actor per session, conversion between proto and domain |
-//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use |
+//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures |
+//! | [`json`] | JSON as bytes: the scanner for what is read per token, strings in their escaped form |
+//! | [`sse`] | server-sent events: the one parser |
 //! | [`provide`] | the provider host, an ordinary client of the bridge |
 //! | [`telemetry`] | traces, metrics, the log |
 //! | `plain_http` | the shorter path to servers that need neither TLS nor a proxy, for upstream and provide |
@@ -74,9 +76,11 @@ pub mod config;
 pub mod core;
 pub mod credentials;
 pub mod domain;
+pub mod json;
 pub mod openai;
 mod plain_http;
 pub mod provide;
+pub mod sse;
 pub mod telemetry;
 pub mod upstream;
 

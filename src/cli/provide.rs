@@ -13,7 +13,7 @@ use crate::{
     config::{HomeArgs, Lookup, Places},
     credentials::CONFIG_FILE,
     provide::{
-        detect::{self, Ports},
+        detect,
         host::{Host, HostConfig},
     },
     telemetry,
@@ -58,10 +58,11 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
 }
 
 async fn print_detected(config: &Path) -> Result<(), Stop> {
-    let found = detect::detect(Ports::default()).await.map_err(|error| Stop::Failed(error.to_string()))?;
+    let found =
+        detect::detect(&detect::usual_places()).await.map_err(|error| Stop::Failed(error.to_string()))?;
     if found.is_empty() {
         return Err(Stop::Failed(
-            "no Ollama, llama.cpp, vLLM or LM Studio answers on its usual loopback port; start one, or write its entry by hand"
+            "no model server answers on a usual loopback port; start Ollama, llama.cpp, vLLM, LM Studio or another one, or write its entry by hand"
                 .to_owned(),
         ));
     }

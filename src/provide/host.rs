@@ -162,7 +162,7 @@ impl Served {
         let info = domain::Provider {
             name: entry.name.clone(),
             kind: entry.kind.as_str().into(),
-            model: entry.model.as_str().into(),
+            model: entry.listed_model().into(),
             tier: entry.tier.clone(),
             description: entry.description.clone(),
             publish: entry.publish,

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
-    openai::Room,
+    openai::MemoryBudget,
     plain_http::PlainClient,
     telemetry::Server,
 };
@@ -80,7 +80,7 @@ pub struct Mcpd {
     /// One permit per result POST that may be under way.
     places: Arc<Semaphore>,
     /// The memory that waiting output may take.
-    room: Room,
+    room: MemoryBudget,
 }
 
 impl std::fmt::Debug for Mcpd {
@@ -97,7 +97,7 @@ impl Mcpd {
             reload,
             shared: Arc::default(),
             places: Arc::new(Semaphore::new(POSTS_AT_ONCE)),
-            room: Room::new(WAITING_LIMIT),
+            room: MemoryBudget::new(WAITING_LIMIT),
         }
     }
 
@@ -270,7 +270,7 @@ impl Mcpd {
     }
 
     /// The memory that waiting output may take.
-    pub fn room(&self) -> &Room {
+    pub fn room(&self) -> &MemoryBudget {
         &self.room
     }
 
@@ -372,8 +372,8 @@ mod tests {
     #[test]
     fn the_output_of_all_tasks_shares_one_room_whichever_mcpd_asked_for_it() {
         let mcpd = Mcpd::new(HttpSettings::default(), Arc::new(|| None));
-        let (mut output, mut others) = (mcpd.room().share(), mcpd.anew().room().share());
-        output.claim(WAITING_LIMIT).expect("it is the limit");
-        assert!(others.claim(WAITING_LIMIT / 4).is_err(), "nothing is left of it");
+        let (mut output, mut others) = (mcpd.room().reservation(), mcpd.anew().room().reservation());
+        output.reserve(WAITING_LIMIT).expect("it is the limit");
+        assert!(others.reserve(WAITING_LIMIT / 4).is_err(), "nothing is left of it");
     }
 }

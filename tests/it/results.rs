@@ -250,6 +250,7 @@ async fn a_providers_error_keeps_its_status_body_and_retry_after() {
             retry_after_ms: Some(1_500),
             http_status: Some(429),
             body_json: body.into(),
+            owner_detail: String::new(),
         };
         client.finish_error(&offer, error).await;
         let got = reply(call).await;

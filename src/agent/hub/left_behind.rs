@@ -11,7 +11,7 @@ use crate::{
     domain::TaskId,
     upstream::{
         client::Mcpd,
-        contract::restart_key,
+        contract::{RESTARTED, restart_key},
         post::{PartReply, ResultPosts},
     },
 };
@@ -20,9 +20,6 @@ use crate::{
 const RESTART_PATIENCE: Duration = Duration::from_secs(600);
 /// Wait between those attempts.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
-/// What mcpd's caller is told about a task that a killed agent left behind.
-const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
-
 /// Ends the tasks of a former life, each with one error that mcpd drops if it comes twice.
 pub(super) async fn end_left_behind(mcpd: Mcpd, left: Vec<TaskId>, over: mpsc::Sender<TaskId>) {
     let until = Instant::now() + RESTART_PATIENCE;

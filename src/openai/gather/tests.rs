@@ -2,7 +2,7 @@ use super::*;
 use crate::openai::convert::chunks_from_completion;
 
 fn gather() -> Gather {
-    Gather::new(1 << 20, Stamp { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 })
+    Gather::new(1 << 20, ChunkEnvelope { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 })
 }
 
 fn gathered<S: AsRef<str>>(chunks: &[S]) -> serde_json::Value {
@@ -114,7 +114,7 @@ fn plain_deltas_are_gathered_too_and_the_usage_is_added() {
     for content in ["He", "llo"] {
         gather.push_delta(&Delta { content: content.to_owned(), ..Delta::default() }).expect("taken");
     }
-    assert_eq!(gather.facts().chunks, 2);
+    assert_eq!(gather.meta().chunks, 2);
     let whole =
         gather.finish(Some(Usage { input_tokens: Some(1), output_tokens: Some(2) })).expect("it ended");
     let expected = r#"{"created":7,"id":"chatcmpl-1","model":"tiny","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#;
@@ -154,7 +154,8 @@ fn an_answer_past_the_limit_is_too_large_and_not_a_slow_consumer() {
     for piece in [r#"{"index":0,"delta":{"content":"0123456789"}}"#, r#"{"index":0,"delta":{"n":[123456]}}"#]
     {
         let piece = choice(piece);
-        let mut gather = Gather::new(4000, Stamp { id: String::new(), model: String::new(), created: 0 });
+        let mut gather =
+            Gather::new(4000, ChunkEnvelope { id: String::new(), model: String::new(), created: 0 });
         let error =
             (0..10_000).find_map(|_| gather.push_raw(piece.clone().into()).err()).expect("there is a limit");
         assert_eq!(error, ChunkError::TooLarge { limit: 4000 });
@@ -164,7 +165,7 @@ fn an_answer_past_the_limit_is_too_large_and_not_a_slow_consumer() {
 
 #[test]
 fn repeated_values_do_not_fill_it() {
-    let mut gather = Gather::new(8000, Stamp { id: String::new(), model: String::new(), created: 0 });
+    let mut gather = Gather::new(8000, ChunkEnvelope { id: String::new(), model: String::new(), created: 0 });
     for i in 0..5000 {
         let chunk = format!(
             r#"{{"id":"c{i}","x":{i},"choices":[{{"index":0,"delta":{{"flag":{i},"type":"t{i}"}}}}]}}"#

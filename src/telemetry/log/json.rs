@@ -18,7 +18,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::openai::text::quote_into;
+use crate::json::text::quote_into;
 
 /// About what a line has, in bytes.
 const USUAL_LINE: usize = 384;

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{CancelReason, End, EndKind, Usage},
-    openai::Facts,
+    openai::ResponseMeta,
     telemetry::{Ending, TaskReport, TaskTrace, TraceWord},
 };
 
@@ -29,7 +29,7 @@ pub(super) fn end_trace(
     trace: TaskTrace,
     end: &End,
     summary: &Summary,
-    facts: Option<&Facts>,
+    facts: Option<&ResponseMeta>,
     answer: Option<&str>,
 ) {
     let ending = match end {
