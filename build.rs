@@ -1,4 +1,4 @@
-//! Compiles `proto/` with protox, so that nobody needs an installed protoc.
+//! Compiles `proto/` with protox, so that nobody needs an installed protoc, and chooses the operating system's ways or the portable ones.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -9,6 +9,7 @@ const BRIDGE: &str = "mcprelay/bridge/v1/bridge.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    portable_ways();
     let descriptors = protox::compile([BRIDGE], ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("bridge_descriptor.bin"), descriptors.encode_to_vec())?;
@@ -18,4 +19,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Maps as trees: the one there is, a trace context, has an entry or two.
     tonic_prost_build::configure().bytes(".").btree_map(".").codec_path(codec).compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Where MCPRELAY_PORTABLE is 1, Linux is built with what macOS is built with, so that it is tested without a Mac.
+fn portable_ways() {
+    println!("cargo:rustc-check-cfg=cfg(mcprelay_portable)");
+    println!("cargo:rerun-if-env-changed=MCPRELAY_PORTABLE");
+    if env::var("MCPRELAY_PORTABLE").is_ok_and(|value| value == "1") {
+        println!("cargo:rustc-cfg=mcprelay_portable");
+    }
 }

@@ -15,7 +15,7 @@
 //!                                └──► plain_http
 //! ```
 //!
-//! The picture leaves out what several modules use: `domain`, `config`, `credentials` and `telemetry`.
+//! The picture leaves out what several modules use: `domain`, `config`, `credentials`, `platform` and `telemetry`.
 //!
 //! | module | what it is |
 //! | --- | --- |
@@ -31,6 +31,7 @@
 //! | [`provide`] | the provider host, an ordinary client of the bridge |
 //! | [`telemetry`] | traces, metrics, the log |
 //! | `plain_http` | the shorter path to servers that need neither TLS nor a proxy, for upstream and provide |
+//! | `platform` | what differs between Linux and macOS: clocks, a tick, file changes, limits |
 //! | [`cli`] | the commands, one file each |
 //!
 //! `upstream` and `bridge` do not depend on each other, and `core` does not depend on the runtime: `tests/it/house.rs` checks this.
@@ -79,6 +80,7 @@ pub mod domain;
 pub mod json;
 pub mod openai;
 mod plain_http;
+mod platform;
 pub mod provide;
 pub mod sse;
 pub mod telemetry;

@@ -1,13 +1,10 @@
-//! What is measured: the loads, and the goals for the agent under them.
+//! What is measured: the loads, and the names of the values.
 
-use crate::{
-    load::LoadArgs,
-    system::{RATHOLE, TRACED_GRPC, TRACED_HTTP},
-};
+use crate::load::LoadArgs;
 
 /// How much of a load there is.
 #[derive(Clone, Copy, Debug)]
-pub enum Amount {
+enum Amount {
     /// So many requests of every caller.
     Each(u32),
     /// As many as go into so many seconds.
@@ -26,12 +23,12 @@ pub struct Cell {
     delay_us: u64,
     stream: bool,
     amount: Amount,
-    /// How long it takes until the last caller has begun. Without it all callers of a paced load stay in step: each burst of first
-    /// tokens is all of them in one millisecond.
+    /// How long it takes until the last caller has begun. Without it all callers of a paced load stay in step: each burst
+    /// of first tokens is all of them in one millisecond.
     ramp_ms: u64,
 }
 
-/// The loads of the table.
+/// The loads of the tables.
 pub const CELLS: [Cell; 6] = [
     Cell {
         id: "plain",
@@ -58,10 +55,12 @@ pub const CELLS: [Cell; 6] = [
     Cell {
         // As long as a stream lasts.
         ramp_ms: 1400,
-        ..paced("spread64", "the same, but the callers begin one after the other", 64, 3)
+        ..paced("spread64", "like paced64, but the callers begin one after the other", 64, 3)
     },
     paced("paced256", "streaming, 128 tokens 10 ms apart, 256 callers", 256, 3),
 ];
+/// The cell without a load: a start, and an agent that has nothing to do.
+pub const IDLE: &str = "idle";
 
 const fn paced(id: &'static str, title: &'static str, callers: u32, each: u32) -> Cell {
     Cell {
@@ -77,12 +76,6 @@ const fn paced(id: &'static str, title: &'static str, callers: u32, each: u32) -
 }
 
 impl Cell {
-    /// A load of its own: `callers` streams at once with `tokens` tokens each, every one `each` times.
-    pub fn streams(callers: u32, each: u32, tokens: u32, delay_us: u64) -> Self {
-        let amount = Amount::Each(each);
-        Self { id: "streams", title: "", callers, tokens, delay_us, stream: true, amount, ramp_ms: 0 }
-    }
-
     /// The load as arguments for the callers' process.
     pub fn load(&self, address: &str, path: &str) -> LoadArgs {
         let (each, seconds) = match self.amount {
@@ -102,48 +95,14 @@ impl Cell {
         }
     }
 
-    /// Whether the load pushes as hard as it can, so that everything should be warm before.
-    pub fn pushes(&self) -> bool {
-        self.delay_us == 0
+    /// As many callers at once and a shorter load: what opens every connection that the load needs.
+    pub fn warm_up(&self, address: &str, path: &str) -> LoadArgs {
+        let load = LoadArgs { ramp_ms: 0, ..self.load(address, path) };
+        match self.amount {
+            Amount::Each(_) => LoadArgs { each: Some(1), tokens: 16, ..load },
+            Amount::Seconds(_) => LoadArgs { seconds: 0.5, ..load },
+        }
     }
-}
-
-/// What a value is held against.
-#[derive(Clone, Copy, Debug)]
-pub enum Bound {
-    /// This number.
-    Fixed(f64),
-    /// So many times what another system had in the same run.
-    Times(f64, &'static str),
-}
-
-/// One line of the goals.
-#[derive(Clone, Copy, Debug)]
-pub struct Goal {
-    /// Whose value it is about.
-    pub system: &'static str,
-    /// The cell's id.
-    pub cell: &'static str,
-    /// The metric's name.
-    pub metric: &'static str,
-    /// Whether the bound is the most, or else the least.
-    pub at_most: bool,
-    /// What it is held against.
-    pub bound: Bound,
-}
-
-const fn goal(cell: &'static str, metric: &'static str, at_most: bool, bound: Bound) -> Goal {
-    Goal { system: "agent", cell, metric, at_most, bound }
-}
-
-/// Telemetry may cost so much of the CPU of an agent without it.
-const fn traced(system: &'static str, cell: &'static str) -> Goal {
-    Goal { system, ..goal(cell, metric::CPU_REQUESTS, true, Bound::Times(1.15, "agent")) }
-}
-
-/// Of the spans that are made so many arrive: what is dropped costs nothing.
-const fn arriving(system: &'static str, cell: &'static str) -> Goal {
-    Goal { system, ..goal(cell, metric::SPANS, false, Bound::Fixed(99.0)) }
 }
 
 /// The names of what is measured, with their units.
@@ -168,52 +127,57 @@ pub mod metric {
     pub const GAP_P50: &str = "gap p50 ms";
     /// Between two events with text of one stream.
     pub const GAP_P99: &str = "gap p99 ms";
-    /// The relay's CPU time.
+    /// The relay's CPU time; the Node program's where the agent is beside it.
     pub const CPU_REQUESTS: &str = "CPU s per 1,000 requests";
-    /// The relay's CPU time.
+    /// The same.
     pub const CPU_TOKENS: &str = "CPU s per million tokens";
+    /// The CPU time of the agent beside a Node program.
+    pub const CPU_BESIDE: &str = "and of the agent beside it";
     /// The most memory the relay ever had.
     pub const PEAK_RSS: &str = "peak RSS MiB";
     /// Result POSTs, chunks and ends together.
     pub const POSTS: &str = "POSTs per 100 tokens";
     /// Events with text that reach the caller.
     pub const CHUNKS: &str = "chunks per stream";
-    /// Connections that the result POSTs of the load opened.
-    pub const CONNECTIONS: &str = "connections opened";
-    /// Spans at the collector, of those that were made.
-    pub const SPANS: &str = "spans that arrived %";
-    /// Memory of a relay that has nothing to do.
+    /// Connections for result POSTs that were opened after the warm-up.
+    pub const TO_MCPD: &str = "connections opened to mcpd";
+    /// The same to the provider.
+    pub const TO_PROVIDER: &str = "connections opened to provider";
+    /// Spans that arrive at the collector.
+    pub const SPANS: &str = "spans per request";
+    /// Memory of an agent that has nothing to do.
     pub const IDLE_RSS: &str = "idle RSS MiB";
     /// From the start of the process to its row in mcpd's list.
     pub const START: &str = "start to online ms";
-}
+    /// How often a thread of an agent that has nothing to do goes to sleep again.
+    pub const WAKE_UPS: &str = "wake-ups per minute";
+    /// The file's size.
+    pub const PROGRAM: &str = "program MiB";
 
-/// The goals for the agent.
-pub const GOALS: [Goal; 25] = [
-    goal("plain", metric::CPU_REQUESTS, true, Bound::Times(0.25, "node")),
-    goal("plain", metric::REQUESTS, false, Bound::Times(3.0, "node")),
-    goal("burst", metric::TOKENS, false, Bound::Times(1.0, RATHOLE)),
-    goal("burst", metric::TOKENS, false, Bound::Times(17.0, "node-per-token")),
-    goal("burst", metric::CPU_REQUESTS, true, Bound::Fixed(1.0)),
-    goal("paced64", metric::FIRST_OVER_P50, true, Bound::Times(1.3, "floor")),
-    goal("paced64", metric::FIRST_OVER_P50, true, Bound::Fixed(2.0)),
-    goal("paced64", metric::GAP_P99, true, Bound::Times(1.25, "direct")),
-    goal("spread64", metric::FIRST_OVER_P50, true, Bound::Times(1.3, "floor")),
-    goal("spread64", metric::FIRST_OVER_P50, true, Bound::Fixed(2.0)),
-    goal("spread64", metric::GAP_P99, true, Bound::Times(1.25, "direct")),
-    goal("paced8", metric::CHUNKS, false, Bound::Fixed(120.0)),
-    // 4 s for 768 streams.
-    goal("paced256", metric::CPU_REQUESTS, true, Bound::Fixed(4.0 / 0.768)),
-    goal("paced256", metric::TOKENS, false, Bound::Fixed(19_000.0)),
-    goal("paced256", metric::PEAK_RSS, true, Bound::Fixed(30.0)),
-    goal("idle", metric::IDLE_RSS, true, Bound::Fixed(15.0)),
-    goal("idle", metric::START, true, Bound::Fixed(100.0)),
-    traced(TRACED_HTTP, "plain"),
-    traced(TRACED_GRPC, "plain"),
-    traced(TRACED_HTTP, "burst"),
-    traced(TRACED_GRPC, "burst"),
-    arriving(TRACED_HTTP, "plain"),
-    arriving(TRACED_GRPC, "plain"),
-    arriving(TRACED_HTTP, "burst"),
-    arriving(TRACED_GRPC, "burst"),
-];
+    /// All, in the order of a table's lines.
+    pub const ALL: [&str; 23] = [
+        REQUESTS,
+        TOKENS,
+        LATENCY_P50,
+        LATENCY_P99,
+        FIRST_P50,
+        FIRST_P99,
+        FIRST_OVER_P50,
+        FIRST_OVER_P99,
+        GAP_P50,
+        GAP_P99,
+        CPU_REQUESTS,
+        CPU_TOKENS,
+        CPU_BESIDE,
+        PEAK_RSS,
+        POSTS,
+        CHUNKS,
+        TO_MCPD,
+        TO_PROVIDER,
+        SPANS,
+        IDLE_RSS,
+        START,
+        WAKE_UPS,
+        PROGRAM,
+    ];
+}

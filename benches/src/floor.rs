@@ -20,7 +20,7 @@ use mcprelay::{
     },
 };
 use memchr::memmem;
-use reqwest::Client;
+use reqwest::{Certificate, Client};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Mutex, mpsc},
@@ -37,9 +37,12 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Where the floor finds everybody.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FloorArgs {
-    /// mcpd's address, "127.0.0.1:PORT"
+    /// mcpd's URL
     #[arg(long)]
     mcpd: String,
+    /// The authority of mcpd's certificate
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
     /// The provider's address
     #[arg(long)]
     provider: String,
@@ -52,8 +55,8 @@ pub struct FloorArgs {
 pub async fn run(args: FloorArgs) -> Result<(), Error> {
     let (offers, offered) = mpsc::channel(ROOM);
     let agent = Agent {
-        mcpd: format!("http://{}", args.mcpd),
-        http: Client::builder().tcp_nodelay(true).no_proxy().build()?,
+        mcpd: args.mcpd,
+        http: http_client(args.ca_file)?,
         tasks: Arc::default(),
         offered: Arc::new(Mutex::new(Some(offered))),
     };
@@ -68,6 +71,15 @@ pub async fn run(args: FloorArgs) -> Result<(), Error> {
         ended = provider(args.socket, format!("http://{}/v1/chat/completions", args.provider)) => ended,
         ended = agent.follow_channel(offers) => ended,
     }
+}
+
+/// A client that trusts `ca_file` and nobody else; over TLS the server chooses the version of HTTP.
+fn http_client(ca_file: Option<PathBuf>) -> Result<Client, Error> {
+    let mut builder = Client::builder().tcp_nodelay(true).no_proxy().tls_built_in_root_certs(false);
+    if let Some(path) = ca_file {
+        builder = builder.add_root_certificate(Certificate::from_pem(&std::fs::read(path)?)?);
+    }
+    Ok(builder.build()?)
 }
 
 /// What goes to one task's POSTs.
@@ -144,7 +156,7 @@ impl Agent {
     async fn take(&self, payload: ToAgent) -> Result<(), Error> {
         let tasks = || self.tasks.lock().map_err(|_| "poisoned");
         let (task, part) = match payload {
-            ToAgent::TaskChunk(TaskChunk { task_id, output: Some(Output::ChunkJson(chunk)) }) => {
+            ToAgent::TaskChunk(TaskChunk { task_id, output: Some(Output::ChunkJson(chunk)), .. }) => {
                 (tasks()?.get(&task_id).cloned(), (wrap(&chunk), false))
             }
             ToAgent::TaskFinished(TaskFinished { task_id, outcome, .. }) => {
@@ -221,7 +233,7 @@ async fn provider(socket: PathBuf, url: String) -> Result<(), Error> {
     let (answers, outbound) = mpsc::channel(ROOM);
     let mut client = BridgeServiceClient::new(channel);
     let mut offers = client.session(ReceiverStream::new(outbound)).await?.into_inner();
-    let http = Client::builder().tcp_nodelay(true).no_proxy().build()?;
+    let http = http_client(None)?;
     while let Some(message) = offers.message().await? {
         if let Some(ToProvider::TaskOffer(offer)) = message.payload {
             tokio::spawn(infer(http.clone(), url.clone(), offer, answers.clone()));
@@ -263,7 +275,8 @@ async fn relay_stream(
                 return Ok(());
             }
             let output = Some(Output::ChunkJson(event.slice(b"data: ".len()..end)));
-            let chunk = ToAgent::TaskChunk(TaskChunk { task_id: task_id.to_owned(), output });
+            let chunk =
+                ToAgent::TaskChunk(TaskChunk { task_id: task_id.to_owned(), output, more: Vec::new() });
             answers.send(pb::SessionRequest { payload: Some(chunk) }).await?;
         }
     }

@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use clap::Args;
+use http_body_util::BodyExt as _;
+use hyper::{Method, Response, StatusCode, body::Incoming};
 use mcprelay_bench::tokens::Spec;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -18,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    http1::{Conn, Length},
+    http::Caller,
     stats::{Spread, spread},
 };
 
@@ -147,36 +149,35 @@ async fn caller(number: u32, args: Rc<LoadArgs>, seen: Rc<Seen>, began: Instant)
 }
 
 /// One request and its whole answer. The connection is kept for the next one only if all went well.
-async fn ask(kept: &mut Option<Conn>, args: &LoadArgs, spec: Spec, seen: &Seen) -> io::Result<()> {
-    let mut conn = match kept.take() {
-        Some(conn) => conn,
-        None => Conn::connect(&args.address).await?,
+async fn ask(kept: &mut Option<Caller>, args: &LoadArgs, spec: Spec, seen: &Seen) -> io::Result<()> {
+    let mut connection = match kept.take() {
+        Some(connection) => connection,
+        None => Caller::connect(&args.address).await?,
     };
-    let (path, body) = (&args.path, spec.body());
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
     let asked = Instant::now();
-    conn.write(request.as_bytes()).await?;
-    let response = conn.response().await?;
-    if response.status != 200 {
-        let body = conn.body(response.length).await?;
-        return Err(wrong(&format!("status {}: {}", response.status, String::from_utf8_lossy(&body))));
+    let reply = connection.send(Method::POST, &args.path, spec.body().into()).await?;
+    if reply.status() != StatusCode::OK {
+        let status = reply.status();
+        return Err(wrong(&format!("status {status}: {}", String::from_utf8_lossy(&whole(reply).await?))));
     }
     match spec.stream {
-        true => read_stream(&mut conn, response.length, Stream::new(&spec, asked, seen)).await?,
-        false => check_completion(&conn.body(response.length).await?, &spec)?,
+        true => read_stream(reply.into_body(), Stream::new(&spec, asked, seen)).await?,
+        false => check_completion(&whole(reply).await?, &spec)?,
     }
     seen.latency.borrow_mut().push(millis_since(asked));
     seen.report.borrow_mut().requests += 1;
-    *kept = Some(conn);
+    *kept = Some(connection);
     Ok(())
 }
 
-async fn read_stream(conn: &mut Conn, mut length: Length, mut stream: Stream<'_>) -> io::Result<()> {
+async fn whole(reply: Response<Incoming>) -> io::Result<Bytes> {
+    Ok(reply.into_body().collect().await.map_err(io::Error::other)?.to_bytes())
+}
+
+async fn read_stream(mut body: Incoming, mut stream: Stream<'_>) -> io::Result<()> {
     let mut pending = BytesMut::new();
-    while let Some(piece) = conn.piece(&mut length).await? {
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame.map_err(io::Error::other)?.into_data() else { continue };
         pending.extend_from_slice(&piece);
         while let Some(end) = memchr::memmem::find(&pending, b"\n\n") {
             let event = pending.split_to(end + 2);

@@ -11,21 +11,18 @@ use tokio::{net::TcpListener, task::LocalSet};
 
 mod cells;
 mod floor;
-mod http1;
-mod idle;
+mod goals;
+mod http;
 mod load;
 mod mcpd;
 mod mock;
-mod plot;
 mod process;
-mod rathole;
 mod report;
 mod rig;
 mod run;
 mod sink;
 mod stats;
 mod system;
-mod tunnel;
 
 /// The load bench of mcprelay.
 #[derive(Debug, Parser)]
@@ -39,20 +36,16 @@ struct Args {
 enum Command {
     /// Runs the cells of the table, side by side, and prints it
     Run(run::RunArgs),
-    /// Measures the cost of a task against the number of tasks under way and draws it
-    Plot(plot::PlotArgs),
-    /// Measures a start, and an agent that has nothing to do
-    Idle(idle::IdleArgs),
+    /// Prints the tables of what earlier runs wrote with --json, together
+    Report(run::ReportArgs),
     /// The provider: an OpenAI-compatible server whose answers are known
     Mock,
     /// The lean stand-in for mcpd
-    Mcpd,
+    Mcpd(http::TlsArgs),
     /// A collector that only counts
     Sink,
     /// The floor: the agent's I/O without its logic
     Floor(floor::FloorArgs),
-    /// A reverse tunnel's data path: every connection goes through two copies
-    Tunnel(tunnel::TunnelArgs),
     /// The callers
     Load(load::LoadArgs),
     /// Goes one of the agent's hot paths so many times, for callgrind
@@ -83,8 +76,7 @@ fn main() -> ExitCode {
 async fn dispatch(command: Command) -> Result<ExitCode, String> {
     let ended = match command {
         Command::Run(args) => return run::run(args).await,
-        Command::Plot(args) => return plot::run(args).await,
-        Command::Idle(args) => return idle::run(args).await,
+        Command::Report(args) => return run::report(&args),
         Command::Load(args) => {
             let report = serde_json::to_string(&load::run(args).await);
             println!("{}", report.map_err(|error| error.to_string())?);
@@ -97,11 +89,10 @@ async fn dispatch(command: Command) -> Result<ExitCode, String> {
         }
         Command::Floor(args) => floor::run(args).await.map_err(|error| error.to_string()),
         Command::Mock => mock::serve(listen("mock").await?).await.map_err(|error| error.to_string()),
-        Command::Mcpd => mcpd::serve(listen("mcpd").await?).await.map_err(|error| error.to_string()),
-        Command::Sink => sink::serve(listen("sink").await?).await.map_err(|error| error.to_string()),
-        Command::Tunnel(args) => {
-            tunnel::serve(listen("tunnel").await?, args).await.map_err(|error| error.to_string())
+        Command::Mcpd(tls) => {
+            mcpd::serve(listen("mcpd").await?, tls).await.map_err(|error| error.to_string())
         }
+        Command::Sink => sink::serve(listen("sink").await?).await.map_err(|error| error.to_string()),
     };
     ended.map(|()| ExitCode::SUCCESS)
 }

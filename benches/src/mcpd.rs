@@ -2,28 +2,39 @@
 //! faults) would be what is measured. It refuses what it does not know and forgives nothing.
 
 use std::{
-    cell::{Cell, RefCell},
+    borrow::Cow,
     collections::HashMap,
+    convert::Infallible,
     io,
-    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
+use axum::{
+    Extension, Json, Router,
+    body::Body,
+    extract::{Path, State},
+    http::StatusCode,
+    response::Response,
+    routing::{get, post},
+};
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::borrow::Cow;
-use tokio::{net::TcpListener, sync::mpsc, task::spawn_local};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 
-use crate::http1::{Conn, EVENT_STREAM_HEAD, LAST_CHUNK, Request, chunk_into, json_reply};
+use crate::http::{Connection, Connections, TlsArgs, event_stream, json, serve as serve_http};
 
-/// Events that may wait for the control channel: every caller of the largest plot at once.
-const CHANNEL_EVENTS: usize = 16_384;
+/// Events that may wait for the control channel: every caller at once.
+const CHANNEL_EVENTS: usize = 1024;
 /// Parts of one task that may wait for its caller. The agent posts one at a time, so the second already waits.
 const PARTS: usize = 4;
 /// Where [`Stats`] are.
 pub const STATS_PATH: &str = "/_bench/stats";
-const RESULT_HEAD: &str = "/api/v1/llms/_provider-task/";
-const HELLO: &[u8] = b"event: hello\ndata: {\"providerSessionId\":\"bench-session\"}\n\n";
+/// Where it says which providers are online.
+pub const ROWS_PATH: &str = "/api/v1/llms";
+const HELLO: &str = "event: hello\ndata: {\"providerSessionId\":\"bench-session\"}\n\n";
 const REGISTERED: &str = r#"{"providerSessionId":"bench-session","features":["idempotent-results"],"llms":[{"id":"1","name":"bench","kind":"virtual","status":"active"}]}"#;
 const ROWS: &str =
     r#"[{"id":"1","name":"bench","kind":"virtual","type":"openai","model":"m","status":"active"}]"#;
@@ -36,21 +47,30 @@ pub struct Stats {
     /// Result POSTs that it answered 404: their task was over.
     pub late_posts: u64,
     /// Connections that carried at least one result POST.
-    pub result_connections: u64,
+    pub connections: u64,
 }
 
 /// One part of a result as its caller gets it.
+#[derive(Debug, PartialEq)]
 enum Part {
-    Chunk(Bytes),
-    End(Bytes),
+    /// An event of a stream, and whether it is the last.
+    Event(Bytes, bool),
+    /// A whole answer: its status and body.
+    Whole(u16, String),
 }
 
 #[derive(Default)]
 struct Mcpd {
-    channel: RefCell<Option<mpsc::Sender<Vec<u8>>>>,
-    tasks: RefCell<HashMap<u64, mpsc::Sender<Part>>>,
-    next_task: Cell<u64>,
-    stats: Cell<Stats>,
+    state: Mutex<Shared>,
+    connections: Connections,
+}
+
+#[derive(Default)]
+struct Shared {
+    channel: Option<mpsc::Sender<Bytes>>,
+    tasks: HashMap<u64, mpsc::Sender<Part>>,
+    next_task: u64,
+    stats: Stats,
 }
 
 #[derive(Deserialize)]
@@ -72,166 +92,136 @@ struct Chunk<'a> {
     done: bool,
 }
 
+type Shares = State<Arc<Mcpd>>;
+
 /// Serves until the process is killed.
-pub async fn serve(listener: TcpListener) -> io::Result<()> {
-    let mcpd = Rc::new(Mcpd::default());
-    loop {
-        let (stream, _) = listener.accept().await?;
-        let mcpd = Rc::clone(&mcpd);
-        spawn_local(async move {
-            // A peer that breaks off has its reasons; the load generator notices missing bytes.
-            let _ = mcpd.connection(Conn::new(stream)?).await;
-            io::Result::Ok(())
-        });
-    }
+pub async fn serve(listener: TcpListener, tls: TlsArgs) -> io::Result<()> {
+    let routes = Router::new()
+        .route("/api/v1/llms/_provider-register", post(async || json(200, REGISTERED)))
+        .route("/api/v1/llms/_provider-heartbeat", post(async || json(200, "{}")))
+        .route("/api/v1/llms/_provider-stream", get(async |State(mcpd): Shares| mcpd.channel()))
+        .route("/api/v1/llms/_provider-task/{task}/result", post(result))
+        .route("/api/v1/llms/bench/infer", post(async |State(mcpd): Shares, body| mcpd.infer(body).await))
+        .route(ROWS_PATH, get(async |State(mcpd): Shares| json(200, mcpd.rows())))
+        .route(STATS_PATH, get(async |State(mcpd): Shares| Json(mcpd.stats())))
+        .with_state(Arc::default());
+    serve_http(listener, routes, tls.acceptor()?).await
+}
+
+async fn result(
+    State(mcpd): Shares,
+    Extension(connection): Extension<Connection>,
+    Path(task): Path<u64>,
+    body: Bytes,
+) -> (StatusCode, &'static str) {
+    mcpd.connections.saw(&connection);
+    (mcpd.result(task, &body).await, "{}")
 }
 
 impl Mcpd {
-    async fn connection(&self, mut conn: Conn) -> io::Result<()> {
-        let mut posted = false;
-        while let Some(Request { method, path, length }) = conn.request().await? {
-            let body = conn.body(length).await?;
-            if let Some(task) = result_task(&path) {
-                let status = self.result(task, &body).await;
-                self.count(status, !std::mem::replace(&mut posted, true));
-                conn.write(&json_reply(status, "{}")).await?;
-                continue;
-            }
-            match (method.as_str(), path.as_str()) {
-                ("POST", "/api/v1/llms/_provider-register") => {
-                    conn.write(&json_reply(200, REGISTERED)).await?
-                }
-                ("GET", "/api/v1/llms/_provider-stream") => return self.channel(conn).await,
-                ("POST", "/api/v1/llms/_provider-heartbeat") => conn.write(&json_reply(200, "{}")).await?,
-                ("POST", "/api/v1/llms/bench/infer") => self.infer(&mut conn, &body).await?,
-                ("GET", "/api/v1/llms") => {
-                    let rows = if self.channel.borrow().is_some() { ROWS } else { "[]" };
-                    conn.write(&json_reply(200, rows)).await?;
-                }
-                ("GET", STATS_PATH) => {
-                    let stats = serde_json::to_string(&self.stats.get()).unwrap_or_default();
-                    conn.write(&json_reply(200, &stats)).await?;
-                }
-                _ => conn.write(&json_reply(404, "{}")).await?,
-            }
-        }
-        Ok(())
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The control channel: everything that is ready leaves in one write.
-    async fn channel(&self, mut conn: Conn) -> io::Result<()> {
-        let (sender, mut events) = mpsc::channel(CHANNEL_EVENTS);
-        let mut out = EVENT_STREAM_HEAD.to_vec();
-        chunk_into(&mut out, HELLO);
-        conn.write(&out).await?;
-        self.channel.replace(Some(sender));
-        while let Some(event) = events.recv().await {
-            out.clear();
-            chunk_into(&mut out, &event);
-            while let Ok(event) = events.try_recv() {
-                chunk_into(&mut out, &event);
-            }
-            conn.write(&out).await?;
-        }
-        Ok(())
+    fn stats(&self) -> Stats {
+        Stats { connections: self.connections.count(), ..self.shared().stats }
     }
 
-    async fn infer(&self, conn: &mut Conn, body: &[u8]) -> io::Result<()> {
-        let Some(channel) = self.channel.borrow().clone() else {
-            return conn.write(&json_reply(503, r#"{"error":{"message":"no agent is connected"}}"#)).await;
-        };
-        let task = self.next_task.replace(self.next_task.get() + 1);
+    fn rows(&self) -> &'static str {
+        if self.shared().channel.is_some() { ROWS } else { "[]" }
+    }
+
+    fn channel(&self) -> Response {
+        let (sender, events) = mpsc::channel(CHANNEL_EVENTS);
+        self.shared().channel = Some(sender);
+        let events = stream::iter([Bytes::from_static(HELLO.as_bytes())]).chain(ReceiverStream::new(events));
+        event_stream(Body::from_stream(events.map(Ok::<_, Infallible>)))
+    }
+
+    async fn infer(&self, body: Bytes) -> Response {
+        let Some(channel) = self.shared().channel.clone() else { return error(503, "no agent is connected") };
+        let (task, mut parts) = self.begin();
+        if channel.send(task_event(task, &body)).await.is_err() {
+            return error(503, "the agent has left");
+        }
+        match parts.recv().await {
+            Some(Part::Whole(status, body)) => json(status, body),
+            Some(first) => {
+                let rest = ReceiverStream::new(parts);
+                event_stream(Body::from_stream(stream::iter([first]).chain(rest).map(event)))
+            }
+            None => error(502, "no answer came"),
+        }
+    }
+
+    fn begin(&self) -> (u64, mpsc::Receiver<Part>) {
         let (sender, parts) = mpsc::channel(PARTS);
-        self.tasks.borrow_mut().insert(task, sender);
-        let streaming = memchr::memmem::find(body, br#""stream":true"#).is_some();
-        let sent = channel.send(task_event(task, streaming, body)).await;
-        let answered = match (sent, streaming) {
-            (Err(_), _) => {
-                conn.write(&json_reply(503, r#"{"error":{"message":"the agent has left"}}"#)).await
-            }
-            (Ok(()), true) => stream_answer(conn, parts).await,
-            (Ok(()), false) => plain_answer(conn, parts).await,
-        };
-        self.tasks.borrow_mut().remove(&task);
-        answered
+        let mut shared = self.shared();
+        let task = shared.next_task;
+        shared.next_task += 1;
+        shared.tasks.insert(task, sender);
+        (task, parts)
     }
 
     /// Passes one part on to its caller; the status for the agent.
-    async fn result(&self, task: u64, body: &[u8]) -> u16 {
-        let Some(caller) = self.tasks.borrow().get(&task).cloned() else { return 404 };
-        let Some(part) = read_part(body) else { return 400 };
-        match caller.send(part).await {
-            Ok(()) => 200,
-            Err(_) => 404,
+    async fn result(&self, task: u64, body: &[u8]) -> StatusCode {
+        let Some(part) = read_part(body) else { return StatusCode::BAD_REQUEST };
+        match self.caller(task, &part) {
+            Some(caller) if caller.send(part).await.is_ok() => {
+                self.shared().stats.posts += 1;
+                StatusCode::OK
+            }
+            _ => {
+                self.shared().stats.late_posts += 1;
+                StatusCode::NOT_FOUND
+            }
         }
     }
 
-    fn count(&self, status: u16, first_of_connection: bool) {
-        let mut stats = self.stats.get();
-        *(if status == 200 { &mut stats.posts } else { &mut stats.late_posts }) += 1;
-        stats.result_connections += u64::from(first_of_connection);
-        self.stats.set(stats);
+    /// Who waits for `part`; after the last one nobody does any more.
+    fn caller(&self, task: u64, part: &Part) -> Option<mpsc::Sender<Part>> {
+        let mut shared = self.shared();
+        match part {
+            Part::Event(_, false) => shared.tasks.get(&task).cloned(),
+            Part::Event(_, true) | Part::Whole(..) => shared.tasks.remove(&task),
+        }
     }
 }
 
-fn result_task(path: &str) -> Option<u64> {
-    path.strip_prefix(RESULT_HEAD)?.strip_suffix("/result")?.parse().ok()
-}
-
-fn task_event(task: u64, streaming: bool, body: &[u8]) -> Vec<u8> {
+fn task_event(task: u64, body: &[u8]) -> Bytes {
+    let streaming = memchr::memmem::find(body, br#""stream":true"#).is_some();
     let head = format!(
-        r#"event: task{}data: {{"kind":"infer","taskId":"{task}","llmName":"bench","streaming":{streaming},"request":"#,
-        '\n'
+        "event: task\ndata: {{\"kind\":\"infer\",\"taskId\":\"{task}\",\"llmName\":\"bench\",\"streaming\":{streaming},\"request\":"
     );
-    [head.as_bytes(), body, b"}\n\n"].concat()
+    [head.as_bytes(), body, b"}\n\n"].concat().into()
 }
 
 fn read_part(body: &[u8]) -> Option<Part> {
     let part: ResultPart<'_> = serde_json::from_slice(body).ok()?;
-    if let Some(chunk) = part.chunk {
-        let event = [b"data: ", chunk.data.as_bytes(), b"\n\n"].concat().into();
-        return Some(if chunk.done { Part::End(event) } else { Part::Chunk(event) });
+    if let Some(Chunk { data, done }) = part.chunk {
+        return Some(Part::Event([b"data: ", data.as_bytes(), b"\n\n"].concat().into(), done));
     }
-    let (status, text) = match (part.status, part.body, part.error) {
-        (Some(status), Some(body), _) => (status, body.get().to_owned()),
-        (_, _, Some(error)) => (502, serde_json::json!({ "error": { "message": error } }).to_string()),
-        _ => return None,
-    };
-    Some(Part::End(json_reply(status, &text).into()))
+    match (part.status, part.body, part.error) {
+        (Some(status), Some(body), _) => Some(Part::Whole(status, body.get().to_owned())),
+        (_, _, Some(error)) => Some(Part::Whole(502, error_body(&error))),
+        _ => None,
+    }
 }
 
-async fn stream_answer(conn: &mut Conn, mut parts: mpsc::Receiver<Part>) -> io::Result<()> {
-    let mut out = Vec::new();
-    let mut begun = false;
-    while let Some(part) = parts.recv().await {
-        let over = matches!(part, Part::End(_));
-        let (Part::Chunk(bytes) | Part::End(bytes)) = part;
-        if bytes.starts_with(b"HTTP/") && !begun {
-            return conn.write(&bytes).await;
-        }
-        if !std::mem::replace(&mut begun, true) {
-            out.extend_from_slice(EVENT_STREAM_HEAD);
-        }
-        chunk_into(&mut out, &bytes);
-        if over {
-            out.extend_from_slice(LAST_CHUNK);
-        }
-        conn.write(&out).await?;
-        out.clear();
-        if over {
-            return Ok(());
-        }
-    }
-    Err(io::ErrorKind::BrokenPipe.into())
+/// A part of a stream as its caller gets it. An error after the head can only be an event of it.
+fn event(part: Part) -> Result<Bytes, Infallible> {
+    Ok(match part {
+        Part::Event(event, _) => event,
+        Part::Whole(_, body) => format!("data: {body}\n\n").into(),
+    })
 }
 
-async fn plain_answer(conn: &mut Conn, mut parts: mpsc::Receiver<Part>) -> io::Result<()> {
-    match parts.recv().await {
-        Some(Part::End(reply)) => conn.write(&reply).await,
-        Some(Part::Chunk(_)) | None => {
-            conn.write(&json_reply(502, r#"{"error":{"message":"no whole answer came"}}"#)).await
-        }
-    }
+fn error(status: u16, message: &str) -> Response {
+    json(status, error_body(message))
+}
+
+fn error_body(message: &str) -> String {
+    serde_json::json!({ "error": { "message": message } }).to_string()
 }
 
 #[cfg(test)]
@@ -240,14 +230,17 @@ mod tests {
 
     #[test]
     fn a_chunk_reaches_the_caller_as_the_event_it_was() {
-        let body = br#"{"chunk":{"data":"{\"a\":\"\\n\"}"}}"#;
-        let Some(Part::Chunk(event)) = read_part(body) else { panic!("not read as a chunk") };
-        assert_eq!(&event[..], b"data: {\"a\":\"\\n\"}\n\n");
+        let part = read_part(br#"{"chunk":{"data":"{\"a\":\"\\n\"}"}}"#);
+        assert_eq!(part, Some(Part::Event("data: {\"a\":\"\\n\"}\n\n".into(), false)));
     }
 
-    #[test]
-    fn only_results_have_a_task_in_their_path() {
-        assert_eq!(result_task("/api/v1/llms/_provider-task/17/result"), Some(17));
-        assert_eq!(result_task("/api/v1/llms/bench/infer"), None);
+    #[tokio::test]
+    async fn a_result_for_a_task_that_is_over_is_counted_as_late() {
+        let mcpd = Mcpd::default();
+        let (task, _parts) = mcpd.begin();
+        let end = br#"{"status":200,"body":{}}"#;
+        assert_eq!(mcpd.result(task, end).await, StatusCode::OK);
+        assert_eq!(mcpd.result(task, end).await, StatusCode::NOT_FOUND);
+        assert_eq!((mcpd.stats().posts, mcpd.stats().late_posts), (1, 1));
     }
 }

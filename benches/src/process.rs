@@ -1,7 +1,8 @@
 //! The processes of a run, and what the kernel says about them.
 
-use std::{ffi::OsStr, fs, io, process::Stdio, time::Duration};
+use std::{ffi::OsStr, io, process::Stdio, time::Duration};
 
+use procfs::{ProcResult, process::Process};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
@@ -10,14 +11,12 @@ use tokio::{
 
 /// How long a program may take to say where it listens.
 const START: Duration = Duration::from_secs(10);
-/// Ticks per second in /proc: 100 on every architecture that this runs on, whatever the kernel's own clock does.
-const TICKS: f64 = 100.0;
 
 /// A program that runs until this is dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    pid: u32,
+    pid: i32,
 }
 
 /// What one process has used up and holds.
@@ -40,7 +39,7 @@ impl Running {
         let program = command.as_std().get_program().to_string_lossy().into_owned();
         let child = child.map_err(|error| format!("{program} cannot be started: {error}"))?;
         let pid = child.id().ok_or_else(|| format!("{program} ended at once"))?;
-        Ok(Self { child, pid })
+        Ok(Self { child, pid: pid.cast_signed() })
     }
 
     /// Starts a server whose first line on standard output ends with where it listens, and gives that "127.0.0.1:PORT".
@@ -66,38 +65,17 @@ async fn first_line(output: Option<impl AsyncRead + Unpin>) -> io::Result<String
     Ok(line)
 }
 
-fn usage(pid: u32) -> io::Result<Usage> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+fn usage(pid: i32) -> ProcResult<Usage> {
+    let process = Process::new(pid)?;
+    let (stat, status) = (process.stat()?, process.status()?);
+    // A thread that has just ended has no file any more.
+    let threads = process.tasks()?.flatten().filter_map(|thread| thread.status().ok());
     Ok(Usage {
-        cpu: cpu_seconds(&fs::read_to_string(format!("/proc/{pid}/stat"))?),
-        rss: field(&status, "VmRSS:"),
-        peak_rss: field(&status, "VmHWM:"),
-        sleeps: sleeps(pid)?,
+        cpu: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
+        rss: status.vmrss.unwrap_or_default(),
+        peak_rss: status.vmhwm.unwrap_or_default(),
+        sleeps: threads.filter_map(|thread| thread.voluntary_ctxt_switches).sum(),
     })
-}
-
-/// User and system time, fields 14 and 15 of proc(5)'s `stat`; the name before them may hold spaces.
-fn cpu_seconds(stat: &str) -> f64 {
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 =
-        after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
-    ticks as f64 / TICKS
-}
-
-/// Voluntary context switches of all threads.
-fn sleeps(pid: u32) -> io::Result<u64> {
-    let mut sum = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread that has just ended has no file any more.
-        let status = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
-        sum += field(&status, "voluntary_ctxt_switches:");
-    }
-    Ok(sum)
-}
-
-fn field(status: &str, name: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
 /// A command that is this very program with other arguments.
@@ -114,14 +92,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_process_does_not_confuse_its_times() {
-        let stat = "7 (a b) c) S 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1 0 1";
-        assert_eq!(cpu_seconds(stat), 3.0);
-    }
-
-    #[test]
     fn this_process_can_be_looked_at() {
-        let usage = usage(std::process::id()).unwrap();
+        let usage = usage(std::process::id().cast_signed()).unwrap();
         assert!(usage.rss > 0 && usage.peak_rss >= usage.rss, "{usage:?}");
     }
 }

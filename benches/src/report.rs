@@ -3,194 +3,167 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    cells::{Bound, CELLS, GOALS, Goal, metric},
+    cells::{CELLS, IDLE, metric},
+    goals::{Verdict, verdicts},
     run::Values,
     stats::median,
+    system::{DIRECT, Scheme},
 };
 
-/// The lines of a table, in this order.
-const ROWS: [&str; 19] = [
-    metric::REQUESTS,
-    metric::TOKENS,
-    metric::LATENCY_P50,
-    metric::LATENCY_P99,
-    metric::FIRST_P50,
-    metric::FIRST_P99,
-    metric::FIRST_OVER_P50,
-    metric::FIRST_OVER_P99,
-    metric::GAP_P50,
-    metric::GAP_P99,
-    metric::CPU_REQUESTS,
-    metric::CPU_TOKENS,
-    metric::PEAK_RSS,
-    metric::POSTS,
-    metric::CHUNKS,
-    metric::CONNECTIONS,
-    metric::SPANS,
-    metric::IDLE_RSS,
-    metric::START,
-];
+/// Everything that was measured, of all rounds, in the order in which it was.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report(Vec<Entry>);
 
-/// Everything that was measured, of all rounds.
+/// What one round gave for one system.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    cell: String,
+    scheme: String,
+    system: String,
+    values: Values,
+}
+
+/// The medians: by cell and scheme, then by system.
 #[derive(Debug, Default)]
-pub struct Report {
-    cells: Vec<(String, Rounds)>,
-}
-
-/// What every round gave, by system.
-type Rounds = Vec<(String, Vec<Values>)>;
-
-/// The medians: per cell and system.
-#[derive(Debug, Serialize)]
 pub struct Results {
-    cells: BTreeMap<String, BTreeMap<String, Values>>,
-    goals: Vec<Verdict>,
-    #[serde(skip)]
+    cells: BTreeMap<(String, String), BTreeMap<String, Values>>,
     order: Vec<String>,
-}
-
-/// What became of one goal.
-#[derive(Clone, Debug, Serialize)]
-struct Verdict {
-    system: &'static str,
-    cell: &'static str,
-    metric: &'static str,
-    goal: String,
-    limit: f64,
-    value: f64,
-    met: bool,
 }
 
 impl Report {
     /// Takes what one round gave for one system under one load.
-    pub fn add(&mut self, cell: &str, system: &str, values: Values) {
-        let systems = entry(&mut self.cells, cell);
-        entry(systems, system).push(values);
+    pub fn add(&mut self, cell: &str, scheme: Scheme, system: &str, values: Values) {
+        let (cell, scheme, system) = (cell.to_owned(), scheme.to_string(), system.to_owned());
+        self.0.push(Entry { cell, scheme, system, values });
     }
 
-    /// The medians of the rounds, and how they compare.
-    pub fn medians(self) -> Results {
-        let mut order = Vec::new();
-        let mut cells = BTreeMap::new();
-        for (cell, systems) in self.cells {
-            let mut values = BTreeMap::new();
-            for (system, rounds) in systems {
-                if !order.contains(&system) {
-                    order.push(system.clone());
-                }
-                values.insert(system, medians(&rounds));
+    /// Adds what another run wrote as JSON.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read_json(&mut self, path: &Path) -> Result<(), String> {
+        let failed = |error: String| format!("{} cannot be read: {error}", path.display());
+        let json = fs::read(path).map_err(|error| failed(error.to_string()))?;
+        let Self(more) = serde_json::from_slice(&json).map_err(|error| failed(error.to_string()))?;
+        self.0.extend(more);
+        Ok(())
+    }
+
+    /// Writes it as JSON.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_json(&self, path: &Path) -> Result<(), String> {
+        let json = serde_json::to_string(self).map_err(|error| error.to_string())?;
+        fs::write(path, json + "\n").map_err(|error| format!("{} cannot be written: {error}", path.display()))
+    }
+
+    /// The medians of the rounds.
+    pub fn medians(&self) -> Results {
+        let mut results = Results::default();
+        let mut rounds = BTreeMap::<_, BTreeMap<String, Vec<&Values>>>::new();
+        for Entry { cell, scheme, system, values } in &self.0 {
+            if !results.order.contains(system) {
+                results.order.push(system.clone());
             }
-            compare_to_direct(&mut values);
-            cells.insert(cell, values);
+            let cell = rounds.entry((cell.clone(), scheme.clone())).or_default();
+            cell.entry(system.clone()).or_default().push(values);
         }
-        let goals = GOALS.iter().filter_map(|goal| verdict(goal, &cells)).collect();
-        Results { cells, goals, order }
+        for (cell, systems) in rounds {
+            let mut systems =
+                systems.into_iter().map(|(system, rounds)| (system, medians(&rounds))).collect();
+            compare_to_direct(&mut systems);
+            results.cells.insert(cell, systems);
+        }
+        results
     }
 }
 
-/// The value under `key`, which is put at the end if there is none.
-fn entry<'a, T: Default>(list: &'a mut Vec<(String, T)>, key: &str) -> &'a mut T {
-    let at = list.iter().position(|(name, _)| name == key).unwrap_or_else(|| {
-        list.push((key.to_owned(), T::default()));
-        list.len() - 1
-    });
-    &mut list[at].1
-}
-
-fn medians(rounds: &[Values]) -> Values {
-    let of = |name: &'static str| {
+fn medians(rounds: &[&Values]) -> Values {
+    let of = |name: &str| {
         let values = rounds.iter().filter_map(|values| values.get(name).copied());
-        Some((name, median(values.collect())?))
+        Some((name.to_owned(), median(values.collect())?))
     };
-    ROWS.into_iter().filter_map(of).collect()
+    metric::ALL.into_iter().filter_map(of).collect()
 }
 
 fn compare_to_direct(systems: &mut BTreeMap<String, Values>) {
-    let Some(direct) = systems.get("direct").cloned() else { return };
-    for (system, values) in systems.iter_mut().filter(|(system, _)| *system != "direct") {
-        debug_assert!(!system.is_empty());
+    let Some(direct) = systems.get(DIRECT).cloned() else { return };
+    for (_, values) in systems.iter_mut().filter(|(system, _)| *system != DIRECT) {
         for (of, over) in
             [(metric::FIRST_P50, metric::FIRST_OVER_P50), (metric::FIRST_P99, metric::FIRST_OVER_P99)]
         {
             if let (Some(own), Some(direct)) = (values.get(of), direct.get(of)) {
-                let difference = own - direct;
-                values.insert(over, difference);
+                values.insert(over.to_owned(), own - direct);
             }
         }
     }
 }
 
-fn verdict(goal: &Goal, cells: &BTreeMap<String, BTreeMap<String, Values>>) -> Option<Verdict> {
-    let systems = cells.get(goal.cell)?;
-    let value = *systems.get(goal.system)?.get(goal.metric)?;
-    let word = if goal.at_most { "at most" } else { "at least" };
-    let (limit, text) = match goal.bound {
-        Bound::Fixed(limit) => (limit, format!("{word} {}", number(limit))),
-        Bound::Times(factor, system) => {
-            (factor * systems.get(system)?.get(goal.metric)?, format!("{word} {factor} x {system}"))
-        }
-    };
-    let met = if goal.at_most { value <= limit } else { value >= limit };
-    Some(Verdict { system: goal.system, cell: goal.cell, metric: goal.metric, goal: text, limit, value, met })
-}
-
 impl Results {
-    /// All tables, one per cell, and the goals.
+    /// All tables, one per cell and scheme, and the goals.
     pub fn tables(&self) -> String {
         let mut out = String::new();
-        let titles = CELLS.iter().map(|cell| (cell.id, cell.title)).chain([("idle", "nothing to do")]);
+        let titles = CELLS.iter().map(|cell| (cell.id, cell.title)).chain([(IDLE, "nothing to do")]);
         for (id, title) in titles {
-            if let Some(systems) = self.cells.get(id) {
-                let _ = write!(out, "\n{id}: {title}\n\n{}\n", self.table(systems));
+            for scheme in Scheme::ALL {
+                if let Some(systems) = self.of(id, scheme) {
+                    let _ = write!(out, "\n{id}, {scheme}: {title}\n\n{}\n", self.table(systems));
+                }
             }
         }
-        if !self.goals.is_empty() {
-            let _ = write!(out, "\ngoals\n\n{}\n", self.goal_table());
+        let verdicts = self.verdicts();
+        if !verdicts.is_empty() {
+            let _ = write!(out, "\ngoals\n\n{}\n", goal_table(&verdicts));
         }
         out
     }
 
+    /// Whether every goal that was measured is met.
+    pub fn goals_met(&self) -> bool {
+        self.verdicts().iter().all(|verdict| verdict.met)
+    }
+
+    fn of(&self, cell: &str, scheme: Scheme) -> Option<&BTreeMap<String, Values>> {
+        self.cells.get(&(cell.to_owned(), scheme.to_string()))
+    }
+
+    fn verdicts(&self) -> Vec<Verdict> {
+        verdicts(|cell, scheme| self.of(cell, scheme))
+    }
+
     fn table(&self, systems: &BTreeMap<String, Values>) -> Table {
         let names: Vec<_> = self.order.iter().filter(|name| systems.contains_key(*name)).collect();
-        let mut table = Table::new();
-        table.load_style(ASCII_MARKDOWN);
-        table.set_header(std::iter::once("").chain(names.iter().map(|name| name.as_str())));
-        for row in ROWS {
+        let mut table = new_table(std::iter::once("").chain(names.iter().map(|name| name.as_str())));
+        for row in metric::ALL {
             let values: Vec<_> = names.iter().map(|name| systems[*name].get(row)).collect();
             if values.iter().any(Option::is_some) {
-                let cells =
-                    values.into_iter().map(|value| value.map_or("-".to_owned(), |value| number(*value)));
+                let cells = values.into_iter().map(|value| value.map_or("-".to_owned(), |v| number(*v)));
                 table.add_row(std::iter::once(row.to_owned()).chain(cells));
             }
         }
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         table
     }
+}
 
-    fn goal_table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(ASCII_MARKDOWN);
-        table.set_header(["system", "cell", "what", "goal", "limit", "value", ""]);
-        for Verdict { system, cell, metric, goal, limit, value, met } in &self.goals {
-            let word = if *met { "met" } else { "MISSED" };
-            table.add_row([system, cell, metric, goal.as_str(), &number(*limit), &number(*value), word]);
-        }
-        table
+fn goal_table(verdicts: &[Verdict]) -> Table {
+    let mut table = new_table(["system", "cell", "over", "what", "goal", "limit", "value", ""]);
+    for Verdict { goal, limit, value, met } in verdicts {
+        let outcome = if *met { "met" } else { "MISSED" };
+        table.add_row(goal.iter().cloned().chain([number(*limit), number(*value), outcome.to_owned()]));
     }
+    table
+}
 
-    /// Whether every goal that was measured is met.
-    pub fn goals_met(&self) -> bool {
-        self.goals.iter().all(|goal| goal.met)
-    }
-
-    /// The same as JSON.
-    pub fn write_json(&self, path: &Path) -> Result<(), String> {
-        let json = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
-        fs::write(path, json + "\n").map_err(|error| format!("{} cannot be written: {error}", path.display()))
-    }
+fn new_table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(header);
+    table
 }
 
 /// Three figures that count.
@@ -199,6 +172,7 @@ fn number(value: f64) -> String {
         big if big >= 100.0 => format!("{value:.0}"),
         middle if middle >= 10.0 => format!("{value:.1}"),
         small if small >= 1.0 => format!("{value:.2}"),
+        0.0 => "0".to_owned(),
         _ => format!("{value:.3}"),
     }
 }
@@ -207,25 +181,25 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
+    fn values(name: &str, value: f64) -> Values {
+        Values::from([(name.to_owned(), value)])
+    }
+
     #[test]
-    fn a_goal_against_another_system_takes_its_value_of_the_same_run() {
+    fn the_middle_of_the_rounds_stands_in_the_table() {
         let mut report = Report::default();
-        for (cpu, node) in [(1.0, 5.0), (9.0, 4.0), (2.0, 12.0)] {
-            report.add("plain", "agent", Values::from([(metric::CPU_REQUESTS, cpu)]));
-            report.add("plain", "node", Values::from([(metric::CPU_REQUESTS, node)]));
+        for cpu in [1.0, 9.0, 2.0] {
+            report.add("plain", Scheme::H2, "agent", values(metric::CPU_REQUESTS, cpu));
         }
-        let results = report.medians();
-        assert_eq!(results.goals.len(), 1);
-        let goal = &results.goals[0];
-        assert_eq!((goal.value, goal.limit, goal.met), (2.0, 1.25, false));
+        assert_eq!(report.medians().of("plain", Scheme::H2).unwrap()["agent"][metric::CPU_REQUESTS], 2.0);
     }
 
     #[test]
     fn the_first_token_is_compared_to_what_direct_had() {
         let mut report = Report::default();
-        report.add("paced64", "direct", Values::from([(metric::FIRST_P50, 11.0)]));
-        report.add("paced64", "agent", Values::from([(metric::FIRST_P50, 12.5)]));
+        report.add("paced64", Scheme::H1, DIRECT, values(metric::FIRST_P50, 11.0));
+        report.add("paced64", Scheme::H1, "agent", values(metric::FIRST_P50, 12.5));
         let results = report.medians();
-        assert_eq!(results.cells["paced64"]["agent"][metric::FIRST_OVER_P50], 1.5);
+        assert_eq!(results.of("paced64", Scheme::H1).unwrap()["agent"][metric::FIRST_OVER_P50], 1.5);
     }
 }

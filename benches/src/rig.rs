@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
+    str::FromStr,
     time::Duration,
 };
 
@@ -16,13 +17,14 @@ use tokio::{
 
 use crate::{
     cells::Cell,
-    http1::Conn,
+    http::get,
     load::{LoadArgs, LoadReport},
-    mcpd::{STATS_PATH, Stats},
+    mcpd::{ROWS_PATH, STATS_PATH, Stats},
+    mock::CONNECTIONS_PATH,
     process::{Running, Usage, myself},
-    rathole,
+    run::package,
     sink::SPANS_PATH,
-    system::{EXPORT_INTERVAL, McpdKind, Registrar, System},
+    system::{EXPORT_INTERVAL, Kind, Registrar, Scheme, System},
 };
 
 /// What a caller of the provider itself POSTs to.
@@ -39,153 +41,111 @@ const LOOK: Duration = Duration::from_micros(500);
 /// A running system. Dropping it ends its processes.
 #[derive(Debug)]
 pub struct Rig {
-    /// The relay itself; `None` without one.
-    relay: Option<Running>,
-    /// The relay's other half, where that is a process of its own.
-    host: Option<Running>,
-    mcpd: Option<(Running, String)>,
-    /// The collector, where there is one.
-    sink: Option<(Running, String)>,
-    _mock: Running,
-    address: String,
-    path: &'static str,
-    counts: bool,
+    relay: Option<Relay>,
+    mock: (Running, String),
     home: TempDir,
     /// Outside of the home, whose changes the agent follows.
-    log: PathBuf,
-    _logs: TempDir,
-    /// From the relay's start until it was online.
+    logs: TempDir,
+    /// From the relay's start until it was online; zero without one.
     pub start: Duration,
+}
+
+/// What stands between the callers and the provider.
+#[derive(Debug)]
+struct Relay {
+    /// The process that is measured.
+    process: Running,
+    /// The agent, where a program that uses it is what is measured.
+    beside: Option<Running>,
+    mcpd: (Running, String),
+    /// The collector, where there is one.
+    sink: Option<(Running, String)>,
+}
+
+/// What everybody has counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// What the measured process has used.
+    pub relay: Usage,
+    /// The same of the agent beside it.
+    pub beside: Option<Usage>,
+    /// Result POSTs that mcpd took.
+    pub posts: u64,
+    /// Those that it refused, for their task was over.
+    pub late_posts: u64,
+    /// Connections that result POSTs came over.
+    pub to_mcpd: u64,
+    /// Connections that inferences came to the provider over.
+    pub to_provider: u64,
+    /// Spans at the collector.
+    pub spans: Option<u64>,
+}
+
+/// Where a relay finds everybody.
+struct Around<'a> {
+    mcpd: String,
+    ca_file: Option<PathBuf>,
+    provider: &'a str,
+    home: &'a Path,
+    log: PathBuf,
 }
 
 impl Rig {
     /// Starts everything and waits until the system takes requests.
-    pub async fn start(system: &System, mcpd: McpdKind) -> Result<Self, String> {
+    pub async fn start(system: &System, scheme: Scheme) -> Result<Self, String> {
         let folder = || tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"));
-        let (home, logs) = (folder()?, folder()?);
-        let (mock, provider) = Running::listening(&mut myself(["mock"])?).await?;
-        let mut rig = Self {
-            relay: None,
-            host: None,
-            mcpd: None,
-            sink: None,
-            _mock: mock,
-            address: provider.clone(),
-            path: DIRECT_PATH,
-            counts: mcpd == McpdKind::Lean,
-            home,
-            log: logs.path().join("log"),
-            _logs: logs,
-            start: Duration::ZERO,
-        };
-        match system {
-            System::Direct => {}
-            System::Tunnel => {
-                let mut tunnel = myself(["tunnel", "--provider", &provider])?;
-                let (relay, address) = Running::listening(&mut tunnel).await?;
-                (rig.relay, rig.address) = (Some(relay), address);
-            }
-            System::Rathole(program) => {
-                let (near, far, address) = rathole::start(program, rig.home.path(), &provider).await?;
-                (rig.relay, rig.host, rig.address) = (Some(near), Some(far), address);
-            }
-            _ => rig.start_relay(system, mcpd, &provider).await?,
+        let mock = Running::listening(&mut myself(["mock"])?).await?;
+        let mut rig = Self { relay: None, mock, home: folder()?, logs: folder()?, start: Duration::ZERO };
+        if system.kind != Kind::Direct {
+            rig.start_relay(system, scheme).await?;
         }
         Ok(rig)
     }
 
-    async fn start_relay(&mut self, system: &System, kind: McpdKind, provider: &str) -> Result<(), String> {
-        let (mcpd, address) = Running::listening(&mut mcpd_command(kind)?).await?;
-        self.mcpd = Some((mcpd, address.clone()));
-        let mut command = self.relay_command(system, &address, provider)?;
-        if let System::Traced(otlp, _) = system {
-            let (sink, collector) = Running::listening(&mut myself(["sink"])?).await?;
-            command.envs(otlp.variables(&collector));
-            self.sink = Some((sink, collector));
-        }
+    async fn start_relay(&mut self, system: &System, scheme: Scheme) -> Result<(), String> {
+        let ca_file = scheme.alpn().map(|_| self.logs.path().join("ca.pem"));
+        let mut command = myself(["mcpd", "--scheme", scheme.flag()])?;
+        command.args(ca_file.iter().flat_map(|path| [Path::new("--ca-file"), path]));
+        let mcpd = Running::listening(&mut command).await?;
+        let around = Around {
+            mcpd: scheme.url(&mcpd.1),
+            ca_file,
+            provider: &self.mock.1,
+            home: self.home.path(),
+            log: self.logs.path().join("log"),
+        };
+        let sink = match system.kind {
+            Kind::Agent(_, Some(_)) => Some(Running::listening(&mut myself(["sink"])?).await?),
+            _ => None,
+        };
         let began = Instant::now();
-        self.relay = Some(Running::start(&mut command)?);
-        if let System::Apart(program) = system {
-            let mut host = Command::new(program);
-            host.args(["provide", "--home"])
-                .arg(self.home.path())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            self.host = Some(Running::start(&mut host)?);
-        }
-        while !is_online(&address).await {
+        let (process, beside) = around.start(&system.kind, sink.as_ref().map(|(_, address)| &**address))?;
+        while !is_online(&mcpd.1).await {
             if began.elapsed() > ONLINE {
-                return Err(format!("{} is not online after 10 s: {}", system.name(), self.log()));
+                return Err(format!("it is not online after 10 s: {}", self.log()));
             }
             sleep(LOOK).await;
         }
         self.start = began.elapsed();
-        (self.address, self.path) = (address, INFER_PATH);
+        self.relay = Some(Relay { process, beside, mcpd, sink });
         Ok(())
-    }
-
-    fn relay_command(&self, system: &System, mcpd: &str, provider: &str) -> Result<Command, String> {
-        let home = self.home.path();
-        let mut command = match system {
-            System::Agent(_, program) | System::Traced(_, program) => {
-                self.agent(program, &["run", "--provide"], mcpd, provider)?
-            }
-            System::Apart(program) => self.agent(program, &["run"], mcpd, provider)?,
-            System::Node(registrar) => {
-                let (script, mode) = match registrar {
-                    Registrar::Whole => ("peers/registrar.mjs", "whole"),
-                    Registrar::PerToken => ("peers/registrar.mjs", "token"),
-                    Registrar::Fetch => ("peers/registrar-fetch.mjs", ""),
-                };
-                let mut command = Command::new("node");
-                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script)).args([mcpd, provider, mode]);
-                command
-            }
-            _ => {
-                let mut command = myself(["floor", "--mcpd", mcpd, "--provider", provider, "--socket"])?;
-                command.arg(home.join("floor.sock"));
-                command
-            }
-        };
-        let log = fs::File::create(&self.log).map_err(|error| format!("no log: {error}"))?;
-        command
-            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
-            .env_remove("RUST_LOG")
-            .stdout(Stdio::null())
-            .stderr(log);
-        Ok(command)
-    }
-
-    /// An agent in a home that leads it to `mcpd` and `provider`.
-    fn agent(
-        &self,
-        program: &Path,
-        arguments: &[&str],
-        mcpd: &str,
-        provider: &str,
-    ) -> Result<Command, String> {
-        let home = self.home.path();
-        write_home(home, mcpd, provider).map_err(|error| format!("the home cannot be written: {error}"))?;
-        let mut command = Command::new(program);
-        command.args(arguments).arg("--home").arg(home);
-        Ok(command)
     }
 
     /// Lets the callers of `cell` loose, in a process of their own.
     pub async fn load(&self, cell: &Cell) -> Result<LoadReport, String> {
-        self.load_with(cell.load(&self.address, self.path)).await
+        let (address, path) = self.target();
+        self.load_with(cell.load(address, path)).await
     }
 
     /// The same for a second or less, before anything is measured.
     pub async fn warm_up(&self, cell: &Cell) -> Result<(), String> {
-        let load = LoadArgs { seconds: 0.5, ..cell.load(&self.address, self.path) };
-        self.load_with(load).await.map(drop)
+        let (address, path) = self.target();
+        self.load_with(cell.warm_up(address, path)).await.map(drop)
     }
 
-    /// The same with the callers' first requests spread over `ramp`.
-    pub async fn load_slowly(&self, cell: &Cell, ramp: Duration) -> Result<LoadReport, String> {
-        let ramp_ms = u64::try_from(ramp.as_millis()).unwrap_or(u64::MAX);
-        self.load_with(LoadArgs { ramp_ms, ..cell.load(&self.address, self.path) }).await
+    /// Whom the callers ask.
+    fn target(&self) -> (&str, &'static str) {
+        self.relay.as_ref().map_or((&self.mock.1, DIRECT_PATH), |relay| (&relay.mcpd.1, INFER_PATH))
     }
 
     async fn load_with(&self, load: LoadArgs) -> Result<LoadReport, String> {
@@ -200,47 +160,120 @@ impl Rig {
         Ok(report)
     }
 
-    /// What the relay has used; nothing where there is none.
-    pub fn usage(&self) -> Result<Usage, String> {
-        self.relay.as_ref().map_or(Ok(Usage::default()), Running::usage)
-    }
-
-    /// The same of the provider host, where it is a process of its own.
-    pub fn host_usage(&self) -> Result<Usage, String> {
-        self.host.as_ref().map_or(Ok(Usage::default()), Running::usage)
-    }
-
-    /// What mcpd has counted; `None` where it does not count.
-    pub async fn stats(&self) -> Option<Stats> {
-        let (_, address) = self.mcpd.as_ref().filter(|_| self.counts)?;
-        serde_json::from_slice(&get(address, STATS_PATH).await.ok()?).ok()
-    }
-
-    /// Waits until what the relay has exported has arrived, and gives its number of spans; `None` where nothing is exported.
-    pub async fn spans(&self) -> Option<u64> {
-        let (_, collector) = self.sink.as_ref()?;
-        sleep(2 * EXPORT_INTERVAL).await;
-        let spans = get(collector, SPANS_PATH).await.ok()?;
-        std::str::from_utf8(&spans).ok()?.parse().ok()
+    /// What has been counted, after what the relay has exported has arrived; nothing without a relay.
+    pub async fn counts(&self) -> Result<Counts, String> {
+        let Some(relay) = &self.relay else { return Ok(Counts::default()) };
+        let (process, beside) = (relay.process.usage()?, relay.beside.as_ref().map(Running::usage));
+        let spans = match &relay.sink {
+            Some((_, collector)) => {
+                sleep(2 * EXPORT_INTERVAL).await;
+                Some(number(collector, SPANS_PATH).await?)
+            }
+            None => None,
+        };
+        let failed = |error| format!("mcpd does not say what it has counted: {error}");
+        let stats = get(&relay.mcpd.1, STATS_PATH).await.map_err(|error| failed(error.to_string()))?;
+        let stats: Stats = serde_json::from_slice(&stats).map_err(|error| failed(error.to_string()))?;
+        Ok(Counts {
+            // Exporting is part of the cost.
+            relay: if spans.is_some() { relay.process.usage()? } else { process },
+            beside: beside.transpose()?,
+            posts: stats.posts,
+            late_posts: stats.late_posts,
+            to_mcpd: stats.connections,
+            to_provider: number(&self.mock.1, CONNECTIONS_PATH).await?,
+            spans,
+        })
     }
 
     /// The last lines of what the relay said on standard error.
     fn log(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let log = fs::read_to_string(self.logs.path().join("log")).unwrap_or_default();
         let last: Vec<_> = log.lines().rev().take(3).collect();
         last.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 }
 
-fn mcpd_command(kind: McpdKind) -> Result<Command, String> {
-    match kind {
-        McpdKind::Lean => myself(["mcpd"]),
-        McpdKind::Fake => {
-            let mut command = Command::new(beside("fake-mcpd")?);
-            command.args(["--journal", "0"]);
-            Ok(command)
-        }
+impl Around<'_> {
+    /// Starts what is measured and what stands beside it.
+    fn start(&self, kind: &Kind, collector: Option<&str>) -> Result<(Running, Option<Running>), String> {
+        let command = match kind {
+            Kind::Agent(program, otlp) => {
+                let mut command = self.agent(program, &["run", "--provide"])?;
+                let variables = otlp.zip(collector).map(|(otlp, collector)| otlp.variables(collector));
+                command.envs(variables.into_iter().flatten());
+                command
+            }
+            Kind::Package(folder) => {
+                let agent = self.agent(&beside("mcprelay")?, &["run"])?;
+                let agent = self.running(agent)?;
+                return Ok((self.running(self.package(folder))?, Some(agent)));
+            }
+            Kind::Registrar(registrar) => self.registrar(*registrar),
+            Kind::Direct | Kind::Floor => self.floor()?,
+        };
+        Ok((self.running(command)?, None))
     }
+
+    /// The process behind `command`, with its words in the log.
+    fn running(&self, mut command: Command) -> Result<Running, String> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log);
+        let log = log.map_err(|error| format!("no log: {error}"))?;
+        Running::start(command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(log))
+    }
+
+    fn floor(&self) -> Result<Command, String> {
+        let mut command = myself(["floor", "--mcpd", &self.mcpd, "--provider", self.provider])?;
+        command.arg("--socket").arg(self.home.join("floor.sock"));
+        command.args(self.ca_file.iter().flat_map(|path| [Path::new("--ca-file"), path]));
+        Ok(command)
+    }
+
+    fn registrar(&self, registrar: Registrar) -> Command {
+        let mut command = peer("registrar.mjs");
+        command.args([&self.mcpd, self.provider]);
+        command.arg(match registrar {
+            Registrar::Whole => "whole",
+            Registrar::PerToken => "token",
+        });
+        command.args(&self.ca_file);
+        command
+    }
+
+    fn package(&self, folder: &Path) -> Command {
+        let mut command = peer("agent-node.mjs");
+        command.arg(folder).arg(self.home.join("mcprelay.sock")).arg(self.provider);
+        command
+    }
+
+    /// An agent in a home that leads it to mcpd and the provider.
+    fn agent(&self, program: &Path, arguments: &[&str]) -> Result<Command, String> {
+        self.write_home().map_err(|error| format!("the home cannot be written: {error}"))?;
+        let mut command = Command::new(program);
+        command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").args(arguments).arg("--home").arg(self.home);
+        command.args(self.ca_file.iter().flat_map(|path| [Path::new("--ca-file"), path]));
+        Ok(command)
+    }
+
+    fn write_home(&self) -> std::io::Result<()> {
+        let mut credentials = fs::OpenOptions::new();
+        let file = credentials.write(true).create(true).truncate(true).mode(0o600);
+        let text = serde_json::json!({ "mcpdUrl": self.mcpd, "token": "bench" });
+        serde_json::to_writer(file.open(self.home.join("credentials"))?, &text)?;
+        let provider = serde_json::json!({
+            "name": "bench", "type": "openai", "model": "m", "url": format!("http://{}", self.provider),
+            "publish": true, "maxInFlight": IN_FLIGHT,
+        });
+        let config = serde_json::json!({ "llm": { "providers": [provider] } });
+        fs::write(self.home.join("config.json"), config.to_string())
+    }
+}
+
+/// A program in Node.js, from the folder of them.
+fn peer(script: &str) -> Command {
+    let mut command = Command::new("node");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script));
+    command
 }
 
 /// Builds the programs under test, when cargo started this one: a stale build beside it would be measured without a word.
@@ -251,21 +284,29 @@ pub async fn build() -> Result<(), String> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     // All in one command, so that they share their dependencies' features with this program and nothing is built twice.
     let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "--release",
-        "--bins",
-        "-p",
-        "mcprelay-bench",
-        "-p",
-        "mcprelay",
-        "-p",
-        "fake-mcpd",
-    ]);
+    command.args(["build", "--release", "--bins", "-p", "mcprelay-bench", "-p", "mcprelay"]);
+    succeed(command).await
+}
+
+/// Builds this tree's Node package.
+pub async fn build_package() -> Result<(), String> {
+    let npm = |arguments: &[&str]| {
+        let mut command = Command::new("npm");
+        command.args(arguments).current_dir(package()).stdout(Stdio::null());
+        command
+    };
+    if !package().join("node_modules").is_dir() {
+        succeed(npm(&["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])).await?;
+    }
+    succeed(npm(&["run", "build"])).await
+}
+
+async fn succeed(mut command: Command) -> Result<(), String> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
     match command.status().await {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err("the programs under test could not be built".to_owned()),
-        Err(error) => Err(format!("cargo cannot be started: {error}")),
+        Ok(_) => Err(format!("{program} could not build what is measured")),
+        Err(error) => Err(format!("{program} cannot be started: {error}")),
     }
 }
 
@@ -280,32 +321,13 @@ pub fn beside(name: &str) -> Result<PathBuf, String> {
     Err(format!("{} is not there; run cargo build --release --workspace first", path.display()))
 }
 
-/// The home of an agent whose one provider is the mock.
-fn write_home(home: &Path, mcpd: &str, provider: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(home.join("credentials"))?;
-    write!(file, r#"{{"mcpdUrl":"http://{mcpd}","token":"bench"}}"#)?;
-    let provider = serde_json::json!({
-        "name": "bench", "type": "openai", "model": "m", "url": format!("http://{provider}"),
-        "publish": true, "maxInFlight": IN_FLIGHT,
-    });
-    fs::write(home.join("config.json"), serde_json::json!({ "llm": { "providers": [provider] } }).to_string())
-}
-
 async fn is_online(mcpd: &str) -> bool {
-    let rows = get(mcpd, "/api/v1/llms").await.unwrap_or_default();
+    let rows = get(mcpd, ROWS_PATH).await.unwrap_or_default();
     memchr::memmem::find(&rows, br#""status":"active""#).is_some()
 }
 
-async fn get(address: &str, path: &str) -> std::io::Result<bytes::Bytes> {
-    let mut conn = Conn::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer bench\r\n\r\n");
-    conn.write(request.as_bytes()).await?;
-    let response = conn.response().await?;
-    conn.body(response.length).await
+/// The number that a server has at `path`.
+async fn number<N: FromStr>(address: &str, path: &str) -> Result<N, String> {
+    let text = get(address, path).await.map_err(|error| format!("{path}: {error}"))?;
+    String::from_utf8_lossy(&text).parse().map_err(|_| format!("{path} has no number"))
 }

@@ -1,25 +1,32 @@
-//! The table: every system under every load, one after the other in one run, so that what else the machine does hits all.
+//! The tables: every system under every load over every scheme, one after the other in one run, so that what else the
+//! machine does hits all.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use tokio::time::sleep;
 
 use crate::{
-    cells::{CELLS, Cell, metric},
+    cells::{CELLS, Cell, IDLE, metric},
     load::LoadReport,
-    mcpd::Stats,
-    process::Usage,
-    rathole,
     report::Report,
-    rig::{Rig, beside, build},
-    system::{McpdKind, Otlp, Registrar, System},
+    rig::{Counts, Rig, beside, build, build_package},
+    system::{
+        AGENT, AGENT_NODE, DIRECT, FLOOR, Kind, NODE, NODE_PER_TOKEN, Otlp, Registrar, Scheme, System,
+        TRACED_GRPC, TRACED_HTTP,
+    },
 };
 
-/// How long a relay does nothing before its idle memory is read.
-const SETTLE: Duration = Duration::from_secs(2);
-/// The spans of a task beside one for every POST: the task, its queue, the inference, its leg on the bridge.
-const SPANS_PER_TASK: u64 = 4;
+/// How long an agent does nothing before its idle memory is read.
+const SETTLE: Duration = Duration::from_secs(3);
+/// For how long its wake-ups are counted.
+const REST: Duration = Duration::from_secs(10);
 const KIB_PER_MIB: f64 = 1024.0;
 
 /// Arguments of `run`.
@@ -31,57 +38,76 @@ pub struct RunArgs {
     /// Only these systems
     #[arg(long, value_delimiter = ',', value_name = "SYSTEM")]
     systems: Vec<String>,
-    /// How often everything is measured; the table has the medians
+    /// Only these ways to reach mcpd
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Scheme::ALL)]
+    over: Vec<Scheme>,
+    /// How often everything is measured; the tables have the medians
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Another build of the agent, measured beside the first: NAME=PATH; may be given several times
-    #[arg(long = "also", value_name = "NAME=PATH", value_parser = named_program)]
+    /// Another build of the agent, or the folder of another build of the Node package, measured beside the first:
+    /// NAME=PATH; may be given several times
+    #[arg(long = "also", value_name = "NAME=PATH", value_parser = named_path)]
     also: Vec<(String, PathBuf)>,
-    /// Which mcpd the load goes through
-    #[arg(long, value_enum, default_value = "lean")]
-    mcpd: McpdKind,
-    /// Also write the results to this file, as JSON
+    /// Also write what every round gave to this file, as JSON, for `report`
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-fn named_program(text: &str) -> Result<(String, PathBuf), String> {
-    let (name, path) = text.split_once('=').ok_or("a name, '=' and the path of a mcprelay")?;
-    Ok((name.to_owned(), path.into()))
+/// Arguments of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// What `run --json` wrote; the rounds of several runs count as those of one
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
 }
 
-/// One system's values under one load.
-pub type Values = BTreeMap<&'static str, f64>;
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("a name, '=' and a path")?;
+    let path = fs::canonicalize(path).map_err(|error| format!("{path}: {error}"))?;
+    Ok((name.to_owned(), path))
+}
+
+/// One system's values under one load, by metric.
+pub type Values = BTreeMap<String, f64>;
 
 /// Measures and prints; the exit code is a failure if a goal was missed.
 pub async fn run(args: RunArgs) -> Result<ExitCode, String> {
     build().await?;
     let systems = systems(&args)?;
+    if systems.iter().any(|system| system.name == AGENT_NODE) {
+        build_package().await?;
+    }
     let mut report = Report::default();
     for round in 1..=args.rounds {
+        eprintln!("round {round} of {}", args.rounds);
         for cell in CELLS.iter().filter(|cell| wanted(&args.cells, cell.id)) {
-            for system in systems.iter().filter(|system| takes_part(system, cell)) {
-                eprintln!("round {round} of {}: {} under {}", args.rounds, system.name(), cell.id);
-                let values = measure(system, cell, args.mcpd).await;
-                let values =
-                    values.map_err(|error| format!("{} under {}: {error}", system.name(), cell.id))?;
-                report.add(cell.id, system.name(), values);
-            }
+            measure_cell(cell, &systems, &args.over, &mut report).await?;
         }
-        if wanted(&args.cells, "idle") {
-            for system in
-                systems.iter().filter(|system| system.is_relay() && !matches!(system, System::Traced(..)))
-            {
-                report.add("idle", system.name(), idle(system, args.mcpd).await?);
+        if wanted(&args.cells, IDLE) {
+            for system in systems.iter().filter(|system| system.is_plain_agent()) {
+                for &scheme in &args.over {
+                    report.add(IDLE, scheme, &system.name, idle(system, scheme).await?);
+                }
             }
         }
     }
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    Ok(print(&report))
+}
+
+/// Prints what several runs wrote as if it were one.
+pub fn report(args: &ReportArgs) -> Result<ExitCode, String> {
+    let mut report = Report::default();
+    args.files.iter().try_for_each(|path| report.read_json(path))?;
+    Ok(print(&report))
+}
+
+fn print(report: &Report) -> ExitCode {
     let results = report.medians();
     print!("{}", results.tables());
-    if let Some(path) = &args.json {
-        results.write_json(path)?;
-    }
-    Ok(if results.goals_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if results.goals_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn wanted(names: &[String], name: &str) -> bool {
@@ -90,62 +116,83 @@ fn wanted(names: &[String], name: &str) -> bool {
 
 fn systems(args: &RunArgs) -> Result<Vec<System>, String> {
     let agent = beside("mcprelay")?;
-    let also = args.also.iter().map(|(name, path)| System::Agent(name.clone(), path.clone()));
-    let mut systems = vec![System::Direct, System::Tunnel];
-    systems.extend(rathole::installed().map(System::Rathole));
-    systems.extend([System::Floor, System::Agent("agent".to_owned(), agent.clone())]);
-    systems.extend(also);
-    systems.extend([Otlp::Http, Otlp::Grpc].map(|otlp| System::Traced(otlp, agent.clone())));
-    systems.extend([Registrar::Whole, Registrar::PerToken, Registrar::Fetch].map(System::Node));
-    systems.retain(|system| wanted(&args.systems, system.name()) || is_also(system, args));
+    let mut systems = vec![
+        System::new(DIRECT, Kind::Direct),
+        System::new(FLOOR, Kind::Floor),
+        System::new(AGENT, Kind::Agent(agent.clone(), None)),
+        System::new(TRACED_HTTP, Kind::Agent(agent.clone(), Some(Otlp::Http))),
+        System::new(TRACED_GRPC, Kind::Agent(agent, Some(Otlp::Grpc))),
+        System::new(AGENT_NODE, Kind::Package(package())),
+        System::new(NODE, Kind::Registrar(Registrar::Whole)),
+        System::new(NODE_PER_TOKEN, Kind::Registrar(Registrar::PerToken)),
+    ];
+    systems.retain(|system| wanted(&args.systems, &system.name));
+    systems.extend(args.also.iter().map(|(name, path)| {
+        let program = if path.is_dir() { Kind::Package } else { |path| Kind::Agent(path, None) };
+        System::new(name, program(path.clone()))
+    }));
     Ok(systems)
 }
 
-fn is_also(system: &System, args: &RunArgs) -> bool {
-    args.also.iter().any(|(name, _)| name == system.name())
+/// The folder of this tree's Node package.
+pub fn package() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../clients/node")
 }
 
-/// The one that posts every token does not differ from the other in plain answers, and needs minutes under the largest load. What
-/// telemetry costs shows where the load pushes.
+/// The one that posts every token does not differ from the other in plain answers, and needs minutes under the largest load.
+/// What telemetry costs shows where the load pushes, and in a paced stream.
 fn takes_part(system: &System, cell: &Cell) -> bool {
-    match system {
-        System::Node(Registrar::PerToken) => !matches!(cell.id, "plain" | "paced256"),
-        System::Node(Registrar::Fetch) => cell.pushes(),
-        System::Traced(..) => cell.pushes(),
+    match system.kind {
+        Kind::Registrar(Registrar::PerToken) => !matches!(cell.id, "plain" | "paced256"),
+        Kind::Agent(_, Some(_)) => matches!(cell.id, "plain" | "burst" | "paced64"),
         _ => true,
     }
 }
 
-async fn measure(system: &System, cell: &Cell, mcpd: McpdKind) -> Result<Values, String> {
-    let rig = Rig::start(system, mcpd).await?;
-    if cell.pushes() {
-        rig.warm_up(cell).await?;
-    }
-    let spans = rig.spans().await;
-    let (usage, stats) = (rig.usage()?, rig.stats().await);
-    let load = rig.load(cell).await?;
-    let mut values = of_load(&load);
-    let arrived = rig.spans().await.zip(spans).map(|(after, before)| after - before);
-    if *system != System::Direct {
-        of_relay(&mut values, &load, usage, rig.usage()?);
-    }
-    if let (Some(before), Some(after)) = (stats, rig.stats().await) {
-        of_mcpd(&mut values, &load, before, after)?;
-        if let Some(arrived) = arrived {
-            let made = SPANS_PER_TASK * load.requests + after.posts - before.posts;
-            values.insert(metric::SPANS, 100.0 * arrived as f64 / made as f64);
+/// Without a relay there is no scheme to it: its values stand in the tables of all.
+async fn measure_cell(
+    cell: &Cell,
+    systems: &[System],
+    over: &[Scheme],
+    report: &mut Report,
+) -> Result<(), String> {
+    for system in systems.iter().filter(|system| takes_part(system, cell)) {
+        let once = &over[..over.len().min(1)];
+        for &scheme in if system.kind == Kind::Direct { once } else { over } {
+            eprintln!("{} over {scheme}: {}", cell.id, system.name);
+            let values = measure(system, cell, scheme).await;
+            let values = values
+                .map_err(|error| format!("{} under {} over {scheme}: {error}", system.name, cell.id))?;
+            let stands = if system.kind == Kind::Direct { over } else { &[scheme] };
+            stands.iter().for_each(|&scheme| report.add(cell.id, scheme, &system.name, values.clone()));
         }
+    }
+    Ok(())
+}
+
+async fn measure(system: &System, cell: &Cell, scheme: Scheme) -> Result<Values, String> {
+    let rig = Rig::start(system, scheme).await?;
+    rig.warm_up(cell).await?;
+    let before = rig.counts().await?;
+    let load = rig.load(cell).await?;
+    let after = rig.counts().await?;
+    if after.late_posts > before.late_posts {
+        return Err("results came for tasks that were over".to_owned());
+    }
+    let mut values = of_load(&load);
+    if system.kind != Kind::Direct {
+        of_relay(&mut values, &load, before, after);
     }
     Ok(values)
 }
 
 fn of_load(load: &LoadReport) -> Values {
-    let mut values = Values::from([
+    let mut values = vec![
         (metric::REQUESTS, load.requests as f64 / load.seconds),
         (metric::TOKENS, load.tokens as f64 / load.seconds),
         (metric::LATENCY_P50, load.latency.p50),
         (metric::LATENCY_P99, load.latency.p99),
-    ]);
+    ];
     if load.chunks > 0 {
         values.extend([
             (metric::FIRST_P50, load.first_token.p50),
@@ -155,28 +202,45 @@ fn of_load(load: &LoadReport) -> Values {
             (metric::CHUNKS, load.chunks as f64 / load.requests as f64),
         ]);
     }
-    values
+    named(values)
 }
 
-fn of_relay(values: &mut Values, load: &LoadReport, before: Usage, after: Usage) {
-    let cpu = after.cpu - before.cpu;
-    values.insert(metric::CPU_REQUESTS, cpu / load.requests as f64 * 1e3);
-    values.insert(metric::CPU_TOKENS, cpu / load.tokens as f64 * 1e6);
-    values.insert(metric::PEAK_RSS, after.peak_rss as f64 / KIB_PER_MIB);
-}
-
-fn of_mcpd(values: &mut Values, load: &LoadReport, before: Stats, after: Stats) -> Result<(), String> {
-    if after.late_posts > before.late_posts {
-        return Err("results came for tasks that were over".to_owned());
+fn of_relay(values: &mut Values, load: &LoadReport, before: Counts, after: Counts) {
+    let (requests, tokens) = (load.requests as f64, load.tokens as f64);
+    let cpu = after.relay.cpu - before.relay.cpu;
+    let since = |count: fn(&Counts) -> u64| (count(&after) - count(&before)) as f64;
+    values.extend(named([
+        (metric::CPU_REQUESTS, cpu / requests * 1e3),
+        (metric::CPU_TOKENS, cpu / tokens * 1e6),
+        (metric::PEAK_RSS, after.relay.peak_rss as f64 / KIB_PER_MIB),
+        (metric::POSTS, since(|counts| counts.posts) / tokens * 100.0),
+        (metric::TO_MCPD, since(|counts| counts.to_mcpd)),
+        (metric::TO_PROVIDER, since(|counts| counts.to_provider)),
+    ]));
+    if let (Some(before), Some(after)) = (before.beside, after.beside) {
+        values.extend(named([(metric::CPU_BESIDE, (after.cpu - before.cpu) / requests * 1e3)]));
     }
-    values.insert(metric::POSTS, (after.posts - before.posts) as f64 / load.tokens as f64 * 100.0);
-    values.insert(metric::CONNECTIONS, (after.result_connections - before.result_connections) as f64);
-    Ok(())
+    if let (Some(before), Some(after)) = (before.spans, after.spans) {
+        values.extend(named([(metric::SPANS, (after - before) as f64 / requests)]));
+    }
 }
 
-async fn idle(system: &System, mcpd: McpdKind) -> Result<Values, String> {
-    let rig = Rig::start(system, mcpd).await?;
+async fn idle(system: &System, scheme: Scheme) -> Result<Values, String> {
+    let Kind::Agent(program, _) = &system.kind else { return Ok(Values::new()) };
+    let size = fs::metadata(program).map_err(|error| format!("{}: {error}", program.display()))?.len();
+    let rig = Rig::start(system, scheme).await?;
     sleep(SETTLE).await;
-    let rss = rig.usage()?.rss as f64 / KIB_PER_MIB;
-    Ok(Values::from([(metric::IDLE_RSS, rss), (metric::START, rig.start.as_secs_f64() * 1e3)]))
+    let before = rig.counts().await?.relay;
+    sleep(REST).await;
+    let after = rig.counts().await?.relay;
+    Ok(named([
+        (metric::IDLE_RSS, after.rss as f64 / KIB_PER_MIB),
+        (metric::START, rig.start.as_secs_f64() * 1e3),
+        (metric::WAKE_UPS, (after.sleeps - before.sleeps) as f64 * 60.0 / REST.as_secs_f64()),
+        (metric::PROGRAM, size as f64 / KIB_PER_MIB / KIB_PER_MIB),
+    ]))
+}
+
+fn named(values: impl IntoIterator<Item = (&'static str, f64)>) -> Values {
+    values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

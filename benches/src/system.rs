@@ -1,74 +1,127 @@
-//! The systems that are measured side by side, and what each is called in the tables.
+//! The systems that are measured side by side, what each is called in the tables, and how it reaches mcpd.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 
-/// How often a traced agent exports what has not filled a batch: more often than by default, so that a load's last spans are counted.
+/// How often a traced agent exports what has not filled a batch: more often than by default, so that a load's last spans
+/// are counted.
 pub const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One way from a caller to the provider.
+/// No relay, in the tables.
+pub const DIRECT: &str = "direct";
+/// The agent's I/O without its logic, in the tables.
+pub const FLOOR: &str = "floor";
+/// The agent, in the tables.
+pub const AGENT: &str = "agent";
+/// The agent that exports over HTTP, in the tables.
+pub const TRACED_HTTP: &str = "agent-otlp-http";
+/// The agent that exports over gRPC, in the tables.
+pub const TRACED_GRPC: &str = "agent-otlp-grpc";
+/// A program with the Node package beside the agent, in the tables.
+pub const AGENT_NODE: &str = "agent-node";
+/// The registrar that posts a stream's answer whole, in the tables.
+pub const NODE: &str = "node";
+/// The registrar that posts every token, in the tables.
+pub const NODE_PER_TOKEN: &str = "node-per-token";
+
+/// One way from a caller to the provider, under the name that the tables give it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum System {
-    /// No relay.
-    Direct,
-    /// The data path of a reverse tunnel.
-    Tunnel,
-    /// A real reverse tunnel; the relay is the end beside the provider.
-    Rathole(PathBuf),
-    /// The agent's I/O without its logic.
-    Floor,
-    /// `mcprelay run --provide`, under the name that the table gives it.
-    Agent(String, PathBuf),
-    /// The same with everything traced and exported.
-    Traced(Otlp, PathBuf),
-    /// `mcprelay run` and `mcprelay provide`, each a process of its own; the relay is the first.
-    Apart(PathBuf),
-    /// A registrar in Node.js.
-    Node(Registrar),
+pub struct System {
+    /// Its name.
+    pub name: String,
+    /// What runs.
+    pub kind: Kind,
 }
 
-/// What a Node.js developer writes.
+/// What runs between the callers and the provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Direct,
+    /// The agent's I/O without its logic.
+    Floor,
+    /// `mcprelay run --provide`; with a protocol everything is traced and exported.
+    Agent(PathBuf, Option<Otlp>),
+    /// `mcprelay run`, and a Node program with the package in this folder, which is what is measured.
+    Package(PathBuf),
+    /// A registrar in Node.js.
+    Registrar(Registrar),
+}
+
+/// What a Node.js developer writes with what Node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registrar {
-    /// `node:http` with a keep-alive agent; a stream's answer in one chunk.
+    /// A stream's answer in one chunk.
     Whole,
-    /// The same, one awaited POST per token.
+    /// One awaited POST per token.
     PerToken,
-    /// `fetch`, which is what one writes first; a stream's answer in one chunk.
-    Fetch,
 }
 
 impl System {
-    /// Its name in the table.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Direct => "direct",
-            Self::Tunnel => "tunnel",
-            Self::Rathole(_) => RATHOLE,
-            Self::Floor => "floor",
-            Self::Agent(name, _) => name,
-            Self::Traced(Otlp::Http, _) => TRACED_HTTP,
-            Self::Traced(Otlp::Grpc, _) => TRACED_GRPC,
-            Self::Apart(_) => "agent-apart",
-            Self::Node(Registrar::Whole) => "node",
-            Self::Node(Registrar::PerToken) => "node-per-token",
-            Self::Node(Registrar::Fetch) => "node-fetch",
-        }
+    /// `kind` under its name.
+    pub fn new(name: impl Into<String>, kind: Kind) -> Self {
+        Self { name: name.into(), kind }
     }
 
-    /// Whether it speaks with mcpd, and does not only carry bytes.
-    pub fn is_relay(&self) -> bool {
-        !matches!(self, Self::Direct | Self::Tunnel | Self::Rathole(_))
+    /// Whether it is an agent whose start and rest are measured.
+    pub fn is_plain_agent(&self) -> bool {
+        matches!(self.kind, Kind::Agent(_, None))
     }
 }
 
-/// The real tunnel, in the table.
-pub const RATHOLE: &str = "rathole";
-/// The agent that exports over HTTP, in the table.
-pub const TRACED_HTTP: &str = "agent-otlp-http";
-/// The agent that exports over gRPC, in the table.
-pub const TRACED_GRPC: &str = "agent-otlp-grpc";
+/// How the relay reaches mcpd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scheme {
+    /// HTTP/1.1 without TLS.
+    Http,
+    /// HTTP/1.1 over TLS.
+    H1,
+    /// HTTP/2 over TLS.
+    H2,
+}
+
+impl Scheme {
+    /// Every one; what mcpd has in production first.
+    pub const ALL: [Self; 3] = [Self::H2, Self::H1, Self::Http];
+    /// Those over TLS.
+    pub const TLS: &[Self] = &[Self::H2, Self::H1];
+
+    /// What a server offers in TLS; `None` without TLS.
+    pub fn alpn(self) -> Option<&'static str> {
+        match self {
+            Self::Http => None,
+            Self::H1 => Some("http/1.1"),
+            Self::H2 => Some("h2"),
+        }
+    }
+
+    /// The URL of the server at "127.0.0.1:PORT".
+    pub fn url(self, address: &str) -> String {
+        let scheme = if self == Self::Http { "http" } else { "https" };
+        format!("{scheme}://{address}")
+    }
+
+    /// Its name on the command line.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::H1 => "h1",
+            Self::H2 => "h2",
+        }
+    }
+}
+
+/// As the tables call it.
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::H1 => "https h1",
+            Self::H2 => "https h2",
+        })
+    }
+}
 
 /// How telemetry goes to its collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,13 +148,4 @@ impl Otlp {
             ("OTEL_METRIC_EXPORT_INTERVAL", interval),
         ]
     }
-}
-
-/// Which mcpd the load goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum McpdKind {
-    /// The bench's own stand-in: the contract's happy path and nothing else.
-    Lean,
-    /// `fake-mcpd --journal 0`.
-    Fake,
 }

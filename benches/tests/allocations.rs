@@ -10,7 +10,7 @@ use std::{
 };
 
 use mcprelay::{
-    agent::{Agent, Stop, Surroundings},
+    agent::{Agent, Deps, Stop},
     config::Config,
     provide::host::{Host, HostConfig},
 };
@@ -111,7 +111,7 @@ fn write_home(home: &Path, mcpd: &str, provider: &str) {
 
 fn start_agent(home: &Path, stop: &Stop) -> tokio::task::JoinHandle<()> {
     let config = Config::defaults(home).unwrap();
-    let agent = Agent::new(&config, Surroundings::default()).unwrap();
+    let agent = Agent::new(&config, Deps::default()).unwrap();
     let host = Host::new(HostConfig::new(home, &config.socket).built_in());
     tokio::spawn(host.run(CancellationToken::new()));
     let running = agent.run(stop.clone());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::FakeMcpd;
 use crate::journal::DEFAULT_ENTRIES;
 use crate::spec::Step;
+use crate::tls::Tls;
 
 /// The contract's keep-alive interval.
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -52,6 +53,7 @@ pub(crate) struct Settings {
 pub struct Builder {
     settings: Settings,
     listen: SocketAddr,
+    tls: Option<Tls>,
     steps: Vec<Step>,
 }
 
@@ -72,7 +74,7 @@ impl Default for Builder {
             task_prefix: String::new(),
             restarted: false,
         };
-        Self { settings, listen: (Ipv4Addr::LOCALHOST, 0).into(), steps: Vec::new() }
+        Self { settings, listen: (Ipv4Addr::LOCALHOST, 0).into(), tls: None, steps: Vec::new() }
     }
 }
 
@@ -80,6 +82,12 @@ impl Builder {
     /// Listens here; a free loopback port by default.
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address;
+        self
+    }
+
+    /// Serves `https` instead of `http`; the authority to trust is in [`FakeMcpd::ca_file`].
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -176,8 +184,8 @@ impl Builder {
     /// Starts it on the current runtime.
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If the address cannot be listened on, or the file of the authority cannot be written.
     pub async fn start(self) -> io::Result<FakeMcpd> {
-        FakeMcpd::launch(self.settings, self.listen, self.steps).await
+        FakeMcpd::launch(self.settings, self.listen, self.tls, self.steps).await
     }
 }

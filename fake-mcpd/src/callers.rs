@@ -1,20 +1,22 @@
 //! The callers' side: the list of LLMs, and an inference from its request to its end.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::{Body, Frame};
 use hyper::header::{HeaderName, RETRY_AFTER};
 use serde_json::value::RawValue;
 
 use crate::core::{Core, Event};
 use crate::hub::Hub;
 use crate::journal::{Entry, Kind};
-use crate::reply::{Reply, ReplyBody, json_reply, set_header, sse_reply};
+use crate::reply::{Cut, Reply, json_reply, set_header, sse_reply};
 use crate::request::Seen;
 use crate::state::Unavailable;
-use crate::tasks::{TaskEnd, TaskHandle};
+use crate::tasks::{CALLER_GONE, TaskEnd, TaskHandle};
 use crate::trace::TraceContext;
 use crate::wire::{self, CallerPeek, TaskData};
 
@@ -52,9 +54,9 @@ pub(crate) async fn infer(hub: &Arc<Hub>, seen: &Seen, llm: &str) -> Reply {
 async fn reply(mut call: Call) -> Reply {
     let id = call.task_id().to_owned();
     let mut reply = match call.next_frame().await {
-        Some(first) => sse_reply(ReplyBody::Stream(Box::new(CallStream::new(call, Some(first))))),
+        Some(first) => sse_reply(CallStream::new(call, Some(first))),
         None => match call.take_end() {
-            TaskEnd::Done => sse_reply(ReplyBody::Stream(Box::new(CallStream::new(call, None)))),
+            TaskEnd::Done => sse_reply(CallStream::new(call, None)),
             end => {
                 let (status, retry_after, body) = whole(end);
                 let mut reply = json_reply(status, body);
@@ -81,9 +83,6 @@ pub(crate) fn whole(end: TaskEnd) -> (u16, Option<String>, Bytes) {
         }
     }
 }
-
-/// What proxies log for a caller that left; a caller sees it only if a fault cancelled its call.
-pub(crate) const CALLER_GONE: u16 = 499;
 
 /// An inference as a caller asks for it.
 #[derive(Debug, Clone, Default)]
@@ -242,7 +241,7 @@ impl CallStream {
         Self { call, first, ended: false }
     }
 
-    pub(crate) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
@@ -258,5 +257,17 @@ impl CallStream {
             TaskEnd::Done => Some(Bytes::from_static(wire::DONE_FRAME)),
             end => Some(wire::data_frame(&whole(end).2)),
         })
+    }
+}
+
+impl Body for CallStream {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.poll_bytes(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

@@ -8,11 +8,10 @@ use tokio::time::Instant;
 
 use crate::armed::Armed;
 use crate::builder::Settings;
-use crate::callers::CALLER_GONE;
 use crate::faults::Fault;
 use crate::journal::{Entry, Journal, Kind};
 use crate::state::{Delivery, State};
-use crate::tasks::TaskEnd;
+use crate::tasks::{CALLER_GONE, TaskEnd};
 use crate::verdict::Verdict;
 use crate::wire;
 

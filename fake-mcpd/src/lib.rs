@@ -21,6 +21,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -33,12 +34,14 @@ mod builder;
 mod call;
 mod callers;
 mod core;
+mod dispatch;
 mod duration;
 mod faults;
 mod hub;
 mod journal;
 mod knobs;
 mod openai;
+mod parts;
 mod providers;
 mod reply;
 mod request;
@@ -48,6 +51,7 @@ mod server;
 mod spec;
 mod state;
 mod tasks;
+mod tls;
 mod trace;
 mod verdict;
 mod view;
@@ -62,18 +66,21 @@ pub use faults::{Aim, Answer, Fault, Refused};
 pub use journal::{Entry, Kind};
 pub use spec::{BadFault, GRAMMAR, Step, Trigger};
 pub use tasks::TaskEnd;
+pub use tls::Tls;
 pub use verdict::{Rule, VerdictView, Violation};
 pub use view::{SessionView, Snapshot, TaskView};
 pub use wire::{CallKind, LlmView, ProviderSpec};
 
 use builder::Settings;
 use hub::Hub;
+use tls::Authority;
 
 /// A running fake mcpd. Dropping it closes every connection and ends every task of its own.
 #[derive(Debug)]
 pub struct FakeMcpd {
     hub: Arc<Hub>,
     address: SocketAddr,
+    tls: Option<Authority>,
     running: [JoinHandle<Infallible>; 2],
 }
 
@@ -91,14 +98,20 @@ impl FakeMcpd {
         Builder::default()
     }
 
-    async fn launch(settings: Settings, listen: SocketAddr, steps: Vec<Step>) -> io::Result<Self> {
+    async fn launch(
+        settings: Settings,
+        listen: SocketAddr,
+        tls: Option<Tls>,
+        steps: Vec<Step>,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
+        let (acceptor, tls) = tls.map(|tls| tls.start(address)).transpose()?.unzip();
         let hub = Hub::new(settings);
         hub.schedule(steps);
-        let serving = tokio::spawn(server::serve(Arc::clone(&hub), listener));
+        let serving = tokio::spawn(server::serve(Arc::clone(&hub), listener, acceptor));
         let keeping_time = tokio::spawn(Arc::clone(&hub).keep_time());
-        Ok(Self { hub, address, running: [serving, keeping_time] })
+        Ok(Self { hub, address, tls, running: [serving, keeping_time] })
     }
 
     /// Stops it and waits until its port is free, so that another one can take its place there.
@@ -110,9 +123,15 @@ impl FakeMcpd {
         }
     }
 
-    /// `http://127.0.0.1:PORT`
+    /// `http://127.0.0.1:PORT`, or `https://127.0.0.1:PORT` with TLS.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The PEM file of the authority to trust, with TLS. Unless it was named it goes with the server.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.tls.as_ref().map(Authority::path)
     }
 
     /// Where it listens.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use fake_mcpd::{Builder, FakeMcpd, GRAMMAR, PingStyle, Step, VerdictView, scenario};
+use fake_mcpd::{Builder, FakeMcpd, GRAMMAR, PingStyle, Step, Tls, VerdictView, scenario};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Violations found, or the process could not do its work.
@@ -23,6 +23,22 @@ struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "FAKE_MCPD_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     listen: SocketAddr,
+
+    /// Serve https with a throw-away authority, over HTTP/2 and HTTP/1.1
+    #[arg(long)]
+    tls: bool,
+
+    /// Where to write the authority as PEM, for the agent's --ca-file; a temporary file without it
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    ca_file: Option<PathBuf>,
+
+    /// Offer no HTTP/2
+    #[arg(long, requires = "tls", conflicts_with = "no_http1")]
+    no_http2: bool,
+
+    /// Offer no HTTP/1.1
+    #[arg(long, requires = "tls")]
+    no_http1: bool,
 
     /// The one bearer token to accept; without it any is accepted, but none missing
     #[arg(long, env = "FAKE_MCPD_TOKEN", hide_env_values = true)]
@@ -116,8 +132,10 @@ async fn run(args: &Args, steps: Vec<Step>) -> Result<ExitCode, String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mcpd = builder(args).steps(steps).start().await;
-    let mcpd =
-        mcpd.map_err(|error| format!("cannot listen on {}: {error}; try another --listen", args.listen))?;
+    let mcpd = mcpd.map_err(|error| cannot_start(args, &error))?;
+    if let Some(path) = mcpd.ca_file() {
+        eprintln!("fake-mcpd: its authority is in {}", path.display());
+    }
     say(&format!("fake-mcpd listening on {}", mcpd.url()))?;
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -129,6 +147,11 @@ async fn run(args: &Args, steps: Vec<Step>) -> Result<ExitCode, String> {
         None => Ok(ExitCode::SUCCESS),
         Some(path) => conclude(path, &verdict),
     }
+}
+
+fn cannot_start(args: &Args, error: &io::Error) -> String {
+    let advice = if args.ca_file.is_some() { "another --listen or --ca-file" } else { "another --listen" };
+    format!("cannot listen on {}: {error}; try {advice}", args.listen)
 }
 
 fn builder(args: &Args) -> Builder {
@@ -150,9 +173,26 @@ fn builder(args: &Args) -> Builder {
     if let Some(timeout) = args.keep_alive {
         builder = builder.keep_alive(timeout);
     }
-    match args.seed {
-        Some(seed) => builder.seed(seed),
+    if let Some(seed) = args.seed {
+        builder = builder.seed(seed);
+    }
+    match tls(args) {
+        Some(tls) => builder.tls(tls),
         None => builder,
+    }
+}
+
+fn tls(args: &Args) -> Option<Tls> {
+    let mut tls = args.tls.then(Tls::default)?;
+    if args.no_http2 {
+        tls = tls.without_http2();
+    }
+    if args.no_http1 {
+        tls = tls.without_http1();
+    }
+    match &args.ca_file {
+        Some(path) => Some(tls.ca_file(path)),
+        None => Some(tls),
     }
 }
 

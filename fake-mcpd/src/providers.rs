@@ -7,13 +7,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::{Body, Frame};
 use tokio::time::Sleep;
 
 use crate::builder::PingStyle;
 use crate::core::{Core, Event};
 use crate::hub::Hub;
 use crate::journal::{Entry, Kind};
-use crate::reply::{Cut, Reply, ReplyBody, error_reply, json_reply, sse_reply};
+use crate::reply::{Cut, Reply, error_reply, json_reply, sse_reply};
 use crate::request::{Seen, refuse};
 use crate::state::{OpenedChannel, RegisterRefusal};
 use crate::wire::{self, RegisterBody, RegisterReply};
@@ -115,7 +116,7 @@ pub(crate) fn stream(hub: &Arc<Hub>, seen: &Seen) -> Reply {
         None => empty_or_unknown(404),
         Some(opened) => {
             let body = ChannelBody::new(Arc::clone(hub), id.to_owned(), opened);
-            sse_reply(ReplyBody::Channel(Box::pin(body)))
+            sse_reply(body)
         }
     }
 }
@@ -145,21 +146,6 @@ impl ChannelBody {
         Self { hub, session, opened, ping }
     }
 
-    pub(crate) fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Cut>>> {
-        match self.opened.frames.poll_recv(context) {
-            Poll::Ready(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
-            Poll::Ready(None) if self.opened.control.broken.load(Ordering::Relaxed) => {
-                return Poll::Ready(Some(Err(Cut)));
-            }
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Pending => {}
-        }
-        self.poll_ping(context).map(|frame| Some(Ok(frame)))
-    }
-
     fn poll_ping(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
         let Some((interval, sleep)) = &mut self.ping else { return Poll::Pending };
         loop {
@@ -174,6 +160,25 @@ impl ChannelBody {
             PingStyle::Event => wire::PING_EVENT,
             PingStyle::Comment => wire::PING_COMMENT,
         }))
+    }
+}
+
+impl Body for ChannelBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match self.opened.frames.poll_recv(context) {
+            Poll::Ready(Some(frame)) => Poll::Ready(Some(Ok(Frame::data(frame)))),
+            Poll::Ready(None) if self.opened.control.broken.load(Ordering::Relaxed) => {
+                Poll::Ready(Some(Err(Cut)))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => self.poll_ping(context).map(|ping| Some(Ok(Frame::data(ping)))),
+        }
     }
 }
 

@@ -1,16 +1,13 @@
 //! Replies and their bodies.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Body;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
-use crate::callers::CallStream;
 use crate::faults::Answer;
-use crate::providers::ChannelBody;
 use crate::wire;
 
 /// The connection is cut without a reply.
@@ -18,50 +15,12 @@ use crate::wire;
 #[error("the connection is cut on order")]
 pub(crate) struct Cut;
 
-/// The body of a reply.
-#[derive(Debug)]
-pub(crate) enum ReplyBody {
-    Full(Option<Bytes>),
-    Stream(Box<CallStream>),
-    Channel(Pin<Box<ChannelBody>>),
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Cut;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match &mut *self {
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(stream) => {
-                stream.poll_frame(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
-            }
-            Self::Channel(body) => {
-                body.as_mut().poll_frame(context).map(|bytes| bytes.map(|bytes| bytes.map(Frame::data)))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Full(None))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            _ => SizeHint::default(),
-        }
-    }
-}
-
-pub(crate) type Reply = Response<ReplyBody>;
+/// A reply. Its body is whole, a caller's stream, or a control channel.
+pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, Cut>>;
 
 /// A JSON reply.
 pub(crate) fn json_reply(status: u16, body: Bytes) -> Reply {
-    let mut reply = Response::new(ReplyBody::Full(Some(body)));
+    let mut reply = Response::new(Full::new(body).map_err(|never| match never {}).boxed_unsync());
     *reply.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
@@ -73,8 +32,8 @@ pub(crate) fn error_reply(status: u16, message: &str) -> Reply {
 }
 
 /// An SSE reply.
-pub(crate) fn sse_reply(body: ReplyBody) -> Reply {
-    let mut reply = Response::new(body);
+pub(crate) fn sse_reply(body: impl Body<Data = Bytes, Error = Cut> + Send + 'static) -> Reply {
+    let mut reply = Response::new(body.boxed_unsync());
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     reply.headers_mut().insert("cache-control", HeaderValue::from_static("no-cache"));
     reply

@@ -6,30 +6,11 @@ use tokio::sync::mpsc;
 use crate::core::Core;
 use crate::hub::Hub;
 use crate::journal::Entry;
+use crate::parts::{Posted, ResultBody};
 use crate::reply::{Reply, error_reply, json_reply};
 use crate::request::{Seen, refuse};
 use crate::tasks::Applied;
 use crate::verdict::Rule;
-use crate::wire::{Part, ResultBody, Route};
-
-/// A result call as it was posted.
-#[derive(Debug)]
-pub(crate) struct Posted {
-    pub(crate) task: String,
-    /// What its key names; `None` if it has no key of this task.
-    pub(crate) part: Option<Part>,
-    /// The error says what is wrong with the body.
-    pub(crate) body: Result<ResultBody, String>,
-}
-
-impl Posted {
-    /// Reads a result call; `None` for any other.
-    pub(crate) fn read(route: &Route, seen: &Seen) -> Option<Self> {
-        let Route::Result(task) = route else { return None };
-        let part = seen.entry.key.as_deref().and_then(|key| Part::parse(key, task));
-        Some(Self { task: task.clone(), part, body: ResultBody::parse(&seen.body) })
-    }
-}
 
 /// A result part whose reply is held back, for the verdict.
 pub(crate) struct Held<'a> {

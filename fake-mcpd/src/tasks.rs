@@ -7,12 +7,14 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::wire::{Part, ResultBody};
+use crate::parts::{Part, ResultBody};
 
 /// Ended tasks remembered, so that a repeated last part is known from a stranger's.
 const ENDED_REMEMBERED: usize = 10_000;
 /// Chunks waiting for one caller; beyond that the result's reply waits for the caller to read.
 const CALLER_CHUNKS: usize = 256;
+/// What proxies log for a caller that left; a caller sees it only if a fault cancelled its call.
+pub(crate) const CALLER_GONE: u16 = 499;
 
 /// One inference, from its call to its end; ended ones are kept for a while.
 #[derive(Debug)]

@@ -10,8 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::results::Posted;
-use crate::wire::{Part, ResultBody};
+use crate::parts::{Part, Posted, ResultBody};
 
 /// Register calls of one session may follow each other after 250 ms; the network's jitter takes some of it.
 const REGISTER_GAP: Duration = Duration::from_millis(200);
@@ -330,13 +329,4 @@ fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
-}
-
-impl std::fmt::Display for Part {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Index(n) => write!(formatter, "part {n}"),
-            Self::Restart => formatter.write_str("the end after a restart"),
-        }
-    }
 }

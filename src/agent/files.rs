@@ -142,14 +142,14 @@ pub struct TaskFile {
     /// When writing last failed; `None` while the file can be written.
     given_up: Option<Instant>,
     under_way: BTreeMap<TaskId, Owner>,
-    /// Those of them that a former life left behind.
-    left_behind: BTreeSet<TaskId>,
+    /// Those of them that a previous run left.
+    orphans: BTreeSet<TaskId>,
     /// The mcpd that the file names last.
     named: Owner,
 }
 
 impl TaskFile {
-    /// Opens the file, and returns the ids that a former life left behind. They stay in it until [`TaskFile::over`].
+    /// Opens the file, and returns the ids that a previous run left. They stay in it until [`TaskFile::over`].
     pub fn open(path: PathBuf) -> (Self, Vec<(TaskId, Owner)>) {
         let left = read_left(&path);
         let mut tasks = Self {
@@ -160,7 +160,7 @@ impl TaskFile {
             compact_at: COMPACT_AT,
             given_up: None,
             under_way: left.iter().cloned().collect(),
-            left_behind: left.iter().map(|(id, _)| id.clone()).collect(),
+            orphans: left.iter().map(|(id, _)| id.clone()).collect(),
             named: None,
         };
         tasks.compact();
@@ -183,16 +183,16 @@ impl TaskFile {
         self.line('+', id.as_str());
     }
 
-    /// Whether a former life left this task of the mcpd at `url` behind and it has had no end yet. Such a task is never run, however
+    /// Whether a previous run had this task of the mcpd at `url`, and it has had no end yet. Such a task is never run, however
     /// late mcpd hands it over again.
-    pub fn is_left_behind(&self, id: &TaskId, url: Option<&str>) -> bool {
+    pub fn is_orphan(&self, id: &TaskId, url: Option<&str>) -> bool {
         let may_be_of = |owner: &Owner| owner.is_none() || owner.as_deref() == url;
-        self.left_behind.contains(id) && self.under_way.get(id).is_some_and(may_be_of)
+        self.orphans.contains(id) && self.under_way.get(id).is_some_and(may_be_of)
     }
 
     /// A task is over.
     pub fn over(&mut self, id: &TaskId) {
-        self.left_behind.remove(id);
+        self.orphans.remove(id);
         if self.under_way.remove(id).is_some() {
             self.line('-', id.as_str());
         }

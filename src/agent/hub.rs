@@ -1,199 +1,75 @@
 //! The agent's one loop: events go in, the core decides, effects come out. Nothing in it waits.
-
-mod effects;
-mod events;
-mod left_behind;
-mod notices;
-mod polling;
+//!
+//! The hub takes what happened to the [`Core`], and what the core wants to the [`Executor`], whose parts keep their own state:
+//! [`McpdLink`] the calls to mcpd, [`Sessions`] the local programs, [`Relays`] the tasks under way, [`Journal`] their record on disk,
+//! [`Notices`] what others were told.
 
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    collections::BTreeSet,
     pin::pin,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::DropGuard;
+use tracing::{debug, info, warn};
 
 use super::{
-    Stop, Stopped, Surroundings, core_settings,
-    files::{StickySession, TaskFile, warn_of_wide_modes},
-    http_settings,
-    relay::{History, Relay},
+    Deps, Stop, Stopped, core_settings, credentials_watch::CredentialsWatch, executor::Executor,
+    journal::Journal, mcpd_link::McpdLink, notices::Notices, relays::Relays, sessions::Sessions,
+    sleep::SleepWatch, spawner::Spawner, status,
 };
-use polling::access;
-
 use crate::{
-    bridge::{self, CloseReason, Offer, SessionHandle, service::StatusFeed},
-    config::{Config, SESSION_FILE, TASKS_FILE},
-    core::{Core, Effect, Input, LinkInput},
-    credentials::{Fingerprint, Sources, WideMode},
-    domain::{Activity, LinkStatus, NumberMap, SessionKey, TaskId, TaskKey},
-    pb,
-    telemetry::{ChannelOpening, ChannelTrace},
-    upstream::{client::Mcpd, events::Delivered, results::Report},
+    bridge::{self, SessionHandle, listener::Serve},
+    config::{Config, TASKS_FILE},
+    core::{ActivityOf, Core, Effect, Input, LinkInput},
+    domain::{CallFailure, LinkStatus, ProviderName, SessionHello, SessionKey, TaskId, TaskKey},
+    telemetry,
+    upstream::{
+        self,
+        events::{Delivered, Handover},
+        results::Report,
+    },
 };
 
 /// Events that may wait to be handled, per source. A source waits when there is no room; the loop never does.
 const EVENTS: usize = 1024;
-/// Most tasks under way at once; beyond that the control channel is not read. At 16 KiB per task this is 256 MiB.
-const MAX_UNDER_WAY: usize = 16_384;
 /// Most events taken from one source before the next source has its turn.
 const TURN: usize = 64;
-/// Least time between two publications of the status: a person cannot read faster.
-pub(super) const STATUS_SPACING: Duration = Duration::from_millis(250);
+/// By how many bytes a bridge message may be larger than an event: for the proto's framing and the trace context.
+const MESSAGE_MARGIN: usize = 1 << 20;
 
-/// Both ends of a channel: the hub hands out the first and reads the second.
-type Both<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
-
-/// The ends of all channels that meet in the hub.
-#[derive(Debug)]
-pub(super) struct Channels {
+/// Where what happens comes from.
+struct Inputs {
     bridge: mpsc::Receiver<bridge::Event>,
-    upstream: Both<Delivered>,
-    reports: Both<(TaskKey, Report)>,
-    restarted: Both<TaskId>,
-    status: watch::Sender<Option<Arc<pb::WatchStatusResponse>>>,
-}
-
-impl Channels {
-    pub(super) fn new() -> (Self, mpsc::Sender<bridge::Event>, StatusFeed) {
-        let (bridge_events, bridge) = mpsc::channel(EVENTS);
-        let (status, feed) = watch::channel(None);
-        let (upstream, reports, restarted) =
-            (mpsc::channel(EVENTS), mpsc::channel(EVENTS), mpsc::channel(EVENTS));
-        (Self { bridge, upstream, reports, restarted, status }, bridge_events, feed)
-    }
-}
-
-/// One connected session.
-#[derive(Debug)]
-pub(super) struct Connected {
-    pub(super) handle: SessionHandle,
-    pub(super) client_id: String,
-    pub(super) since: SystemTime,
-}
-
-/// The part of the configuration that the hub needs while it runs.
-struct Limits {
-    /// Most bytes of one event of the control channel.
-    event_bytes: usize,
-    /// Largest message that the bridge takes, in bytes.
-    message_bytes: usize,
-    /// A channel that has shown a keep-alive and is then silent for this long is given up.
-    channel_idle: Duration,
-    /// How long running tasks may go on once the drain has begun.
-    drain: Duration,
-}
-
-impl Limits {
-    fn new(config: &Config, message_bytes: usize) -> Self {
-        Self {
-            event_bytes: config.event_limit,
-            message_bytes,
-            channel_idle: config.channel_idle_timeout,
-            drain: config.drain_timeout,
-        }
-    }
-}
-
-/// The agent's own files, and what is kept of their content.
-struct Files {
-    session_path: PathBuf,
-    /// What the session file holds.
-    session: Option<StickySession>,
-    tasks: TaskFile,
-    /// Tasks that a former life left behind and that are not being ended yet, each with the mcpd that is to be told.
-    left_behind: Vec<(TaskId, Option<Arc<str>>)>,
-}
-
-impl Files {
-    fn open(home: &Path) -> Self {
-        let session_path = home.join(SESSION_FILE);
-        warn_of_wide_modes(home, &session_path);
-        let session = StickySession::read(&session_path);
-        let (tasks, left_behind) = TaskFile::open(home.join(TASKS_FILE));
-        Self { session_path, session, tasks, left_behind }
-    }
-
-    /// The sticky id of the session that was registered last.
-    fn session_id(&self) -> Option<String> {
-        self.session.as_ref().map(|session| session.provider_session_id.clone())
-    }
-}
-
-/// The credentials as they were last read, and what has been said about them.
-struct CredentialsWatch {
-    sources: Sources,
-    fingerprint: Fingerprint,
-    /// The problem that was logged last, until it is solved.
-    problem: Option<String>,
-    /// The file mode that was warned of last.
-    wide_mode: Option<WideMode>,
-}
-
-impl CredentialsWatch {
-    fn new(sources: Sources) -> Self {
-        let fingerprint = Fingerprint::of(&sources.home);
-        Self { sources, fingerprint, problem: None, wide_mode: None }
-    }
-}
-
-/// The calls to mcpd that can be given up, and the trace of its channel.
-#[derive(Default)]
-struct Calls {
-    /// The register call under way, if there is one.
-    registering: CancellationToken,
-    channel: Option<CancellationToken>,
-    /// The channel that is being opened, by its epoch.
-    opening: Option<(u64, ChannelOpening)>,
-    /// The channel that was opened last: tasks link to it.
-    trace: ChannelTrace,
+    upstream: mpsc::Receiver<Delivered>,
+    reports: mpsc::Receiver<(TaskKey, Report)>,
+    /// Orphaned tasks that have their end.
+    orphans: mpsc::Receiver<TaskId>,
 }
 
 /// The hub and everything it owns.
 pub(super) struct Hub {
-    pub(super) core: Core,
-    pub(super) mcpd: Mcpd,
-    pub(super) relays: NumberMap<TaskKey, Relay>,
-    pub(super) sessions: BTreeMap<SessionKey, Connected>,
-    pub(super) history: History,
-    pub(super) started: SystemTime,
-    surroundings: Surroundings,
-    channels: Channels,
-    limits: Limits,
+    core: Core,
+    inputs: Inputs,
+    parts: Executor,
     credentials: CredentialsWatch,
-    calls: Calls,
-    files: Files,
-    /// Offers that go out once the ids of their tasks are on disk: all offers of a turn after one write.
-    offers: Vec<(SessionKey, Offer)>,
-    /// A place for each task that may be under way.
-    places: Arc<Semaphore>,
-    /// The place of the task that is being taken, and the mcpd that handed it over.
-    place: Option<(OwnedSemaphorePermit, Mcpd)>,
+    sleep: SleepWatch,
+    telemetry: telemetry::Handle,
+    started: SystemTime,
+    /// Largest message that the bridge takes, in bytes.
+    message_bytes: usize,
+    /// How long running tasks may go on once the drain has begun.
+    drain_timeout: Duration,
     /// Told `false` when the drain begins: the health service says NOT_SERVING from then on.
     serving: watch::Sender<bool>,
-    /// The link's status that the sessions and the log were told last.
-    told: Option<LinkStatus>,
-    /// How long the machine had slept in all when that was last looked at.
-    slept: Duration,
-    /// Ends everything that the hub started, when the hub is dropped.
-    halt: CancellationToken,
-    spawned: TaskTracker,
-    rng: fastrand::Rng,
-    /// Whether the core has said that nothing is left to do.
-    drained: bool,
-    /// The drain's end, once it has begun.
-    draining_until: Option<Instant>,
-    /// When the status is published next, where somebody watches it.
-    status_due: Option<Instant>,
     /// Room for the core's effects, kept between inputs.
-    fx: Vec<Effect>,
+    effects: Vec<Effect>,
+    spawner: Spawner,
+    _end_all_when_dropped: DropGuard,
 }
 
 impl std::fmt::Debug for Hub {
@@ -202,74 +78,74 @@ impl std::fmt::Debug for Hub {
     }
 }
 
-impl Drop for Hub {
-    fn drop(&mut self) {
-        self.halt.cancel();
-    }
-}
-
 impl Hub {
-    pub(super) fn new(
-        config: &Config,
-        surroundings: Surroundings,
-        channels: Channels,
-        serving: watch::Sender<bool>,
-        max_message_bytes: usize,
-    ) -> Self {
-        let files = Files::open(&config.home);
-        let sources = config.credential_sources();
-        let reload_sources = sources.clone();
-        let mcpd = Mcpd::new(http_settings(config), Arc::new(move || Some(access(&reload_sources).ok()?.0)));
-        let mut rng = fastrand::Rng::with_seed(surroundings.seed);
-        Self {
-            core: Core::new(core_settings(config), files.session_id(), rng.u64(..)),
+    /// A hub that has read the agent's files, and what the socket's server needs of it.
+    pub(super) fn new(config: &Config, deps: Deps) -> (Self, Serve) {
+        let (events, from_bridge) = mpsc::channel(EVENTS);
+        let (to_upstream, from_upstream) = mpsc::channel(EVENTS);
+        let (to_reports, from_reports) = mpsc::channel(EVENTS);
+        let (to_orphans, from_orphans) = mpsc::channel(EVENTS);
+        let (watchers, status) = watch::channel(None);
+        let (serving_tx, serving) = watch::channel(true);
+        let max_message_bytes = config.event_limit + MESSAGE_MARGIN;
+        let serve = Serve { events, status, allow_uid: config.allow_uid.clone(), max_message_bytes, serving };
+        let (spawner, telemetry) = (Spawner::default(), deps.telemetry);
+        let mcpd = McpdLink::open(config, to_upstream, spawner.clone(), telemetry.clone());
+        let mut rng = fastrand::Rng::with_seed(deps.seed);
+        let core = Core::new(core_settings(config), mcpd.session_id().map(str::to_owned), rng.u64(..));
+        let parts = Executor {
             mcpd,
-            relays: NumberMap::default(),
-            sessions: BTreeMap::new(),
-            history: History::default(),
-            started: SystemTime::now(),
-            slept: surroundings.clock.slept_for(),
-            surroundings,
-            channels,
-            limits: Limits::new(config, max_message_bytes),
-            credentials: CredentialsWatch::new(sources),
-            calls: Calls::default(),
-            files,
-            offers: Vec::new(),
-            places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
-            place: None,
-            serving,
-            told: None,
-            halt: CancellationToken::new(),
-            spawned: TaskTracker::new(),
-            rng,
+            sessions: Sessions::default(),
+            relays: Relays::new(to_reports, spawner.clone(), telemetry.clone(), rng),
+            journal: Journal::open(config.home.join(TASKS_FILE), to_orphans, spawner.clone()),
+            notices: Notices::new(telemetry.clone(), deps.health, watchers),
             drained: false,
-            draining_until: None,
-            status_due: None,
-            fx: Vec::new(),
-        }
+        };
+        let hub = Self {
+            core,
+            inputs: Inputs {
+                bridge: from_bridge,
+                upstream: from_upstream,
+                reports: from_reports,
+                orphans: from_orphans,
+            },
+            parts,
+            credentials: CredentialsWatch::new(config.credential_sources()),
+            sleep: SleepWatch::new(deps.clock),
+            telemetry,
+            started: SystemTime::now(),
+            message_bytes: max_message_bytes,
+            drain_timeout: config.drain_timeout,
+            serving: serving_tx,
+            effects: Vec::new(),
+            _end_all_when_dropped: spawner.drop_guard(),
+            spawner,
+        };
+        (hub, serve)
     }
+
+    // ---- the loop --------------------------------------------------------------------------------------------------
 
     /// Runs until told to stop; then everything that was started has ended.
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
-        let mut look_around = self.surroundings.clock.ticks();
+        let mut every_second = self.sleep.ticks();
         // Made once: a new future per turn would have to be added to its token's list, and removed again.
         let (mut aborted, mut drain) = (pin!(stop.abort.cancelled()), pin!(stop.drain.cancelled()));
-        while !self.drained {
+        while !self.parts.drained {
             let due = self.core.next_deadline().map(Instant::from_std);
-            let status_due = self.status_due;
+            let status_due = self.parts.notices.status_due();
             tokio::select! {
                 biased;
                 () = aborted.as_mut() => return self.stopped(Stopped::Aborted).await,
-                () = drain.as_mut(), if self.draining_until.is_none() => self.drain(),
-                Some((key, report)) = self.channels.reports.1.recv() => self.reported(key, report),
-                Some(event) = self.channels.bridge.recv() => self.bridge_event(event),
-                Some(event) = self.channels.upstream.1.recv() => self.upstream_event(event),
-                Some(id) = self.channels.restarted.1.recv() => self.left_behind_is_over(id),
+                () = drain.as_mut(), if !self.parts.sessions.is_draining() => self.drain(),
+                Some((key, report)) = self.inputs.reports.recv() => self.reported(key, report),
+                Some(event) = self.inputs.bridge.recv() => self.bridge_event(event),
+                Some(event) = self.inputs.upstream.recv() => self.upstream_event(event),
+                Some(id) = self.inputs.orphans.recv() => self.orphan_is_over(id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
-                () = look_around.tick() => self.look_around(),
+                () = every_second.tick() => self.poll_clock_and_credentials(),
             }
             self.take_turns();
         }
@@ -279,65 +155,233 @@ impl Hub {
     /// Takes what else has come, from each source in turn, so that a flood from one does not hold up the others.
     fn take_turns(&mut self) {
         for _ in 0..TURN {
-            let report = self.channels.reports.1.try_recv().map(|(key, report)| self.reported(key, report));
-            let bridge = self.channels.bridge.try_recv().map(|event| self.bridge_event(event));
-            let upstream = self.channels.upstream.1.try_recv().map(|event| self.upstream_event(event));
+            let report = self.inputs.reports.try_recv().map(|(key, report)| self.reported(key, report));
+            let bridge = self.inputs.bridge.try_recv().map(|event| self.bridge_event(event));
+            let upstream = self.inputs.upstream.try_recv().map(|event| self.upstream_event(event));
             if report.is_err() && bridge.is_err() && upstream.is_err() {
                 break;
             }
         }
-        self.send_offers();
-        self.files.tasks.flush();
-    }
-
-    /// Sends the offers that are held back. A killed agent must have written down every id that a provider may have seen.
-    fn send_offers(&mut self) {
-        if self.offers.is_empty() {
-            return;
-        }
-        self.files.tasks.flush();
-        for (session, offer) in self.offers.drain(..) {
-            if let Some(connected) = self.sessions.get(&session) {
-                connected.handle.offer(offer);
-            }
-        }
+        self.parts.send_offers();
+        self.parts.journal.flush();
     }
 
     async fn stopped(mut self, how: Stopped) -> Stopped {
-        self.files.tasks.flush();
-        for session in self.sessions.values() {
-            session.handle.close(CloseReason::Stopping);
-        }
-        self.halt.cancel();
-        self.spawned.close();
-        self.spawned.wait().await;
+        self.parts.journal.flush();
+        self.parts.sessions.close_all();
+        self.spawner.stop().await;
         how
     }
 
-    pub(super) fn activity(relays: &NumberMap<TaskKey, Relay>, key: TaskKey) -> Activity {
-        relays.get(&key).map_or_else(Activity::default, |relay| relay.outbox.activity())
-    }
+    // ---- the core --------------------------------------------------------------------------------------------------
 
     fn feed(&mut self, input: Input) {
-        let mut fx = std::mem::take(&mut self.fx);
-        let relays = &self.relays;
-        let now = Instant::now().into_std();
-        self.core.handle(input, now, &|key| Self::activity(relays, key), &mut fx);
-        self.carry_out(fx);
-    }
-
-    fn tick(&mut self) {
-        let mut fx = std::mem::take(&mut self.fx);
-        let relays = &self.relays;
-        let now = Instant::now().into_std();
-        self.core.tick(now, &|key| Self::activity(relays, key), &mut fx);
-        self.carry_out(fx);
-        self.link_may_have_changed();
+        self.decide(None, |core, now, activity, effects| core.handle(input, now, activity, effects));
     }
 
     fn feed_link(&mut self, input: LinkInput) {
         self.feed(Input::Link(input));
-        self.link_may_have_changed();
+        self.tell_of_link();
+    }
+
+    fn tick(&mut self) {
+        self.decide(None, |core, now, activity, effects| core.tick(now, activity, effects));
+        self.tell_of_link();
+    }
+
+    /// Asks the core and carries its effects out. A task that begins takes its handover; a duplicate does not begin, and gives it back.
+    fn decide(
+        &mut self,
+        mut handover: Option<Handover>,
+        ask: impl FnOnce(&mut Core, std::time::Instant, ActivityOf<'_>, &mut Vec<Effect>),
+    ) {
+        let mut effects = std::mem::take(&mut self.effects);
+        let relays = &self.parts.relays;
+        ask(&mut self.core, Instant::now().into_std(), &|key| relays.activity(key), &mut effects);
+        for effect in effects.drain(..) {
+            self.parts.carry_out(effect, &self.core, &mut handover);
+        }
+        self.effects = effects;
+        self.parts.notices.status_changed();
+    }
+
+    // ---- mcpd ------------------------------------------------------------------------------------------------------
+
+    fn upstream_event(&mut self, (event, handover): Delivered) {
+        use upstream::Event;
+        match event {
+            Event::Task(task) | Event::BadTask(task, _) if self.is_orphan(&task.id, handover.as_ref()) => {
+                debug!(task_id = %task.id, "mcpd handed over a task that a previous run had; not run");
+            }
+            Event::Task(task) => self.task_came(Input::Task(task), handover),
+            Event::BadTask(task, failure) => self.task_came(Input::BadTask(task, failure), handover),
+            Event::LostTask => self.parts.relays.lost(),
+            Event::CallerLeft(id) => self.feed(Input::CallerLeft(id)),
+            Event::Registered(attempt, reply) => {
+                let accepted = reply.is_ok();
+                self.feed_link(LinkInput::Registered(attempt, reply));
+                if accepted {
+                    self.parts.journal.end_orphans(self.parts.mcpd.mcpd());
+                }
+            }
+            Event::Heartbeat(number, reply) => self.heartbeat(number, reply),
+            Event::ChannelOpened(epoch) => {
+                self.parts.mcpd.channel_opened(epoch);
+                self.feed_link(LinkInput::ChannelOpened(epoch));
+            }
+            Event::ChannelProved(epoch) => self.feed_link(LinkInput::ChannelProved(epoch)),
+            Event::ChannelClosed(epoch, why) => {
+                self.parts.mcpd.channel_closed(epoch, why.word());
+                self.feed_link(LinkInput::ChannelClosed(epoch, why));
+            }
+        }
+    }
+
+    fn task_came(&mut self, input: Input, handover: Option<Handover>) {
+        self.parts.relays.came();
+        self.decide(handover, |core, now, activity, effects| core.handle(input, now, activity, effects));
+    }
+
+    fn heartbeat(&mut self, number: u64, reply: Result<(), CallFailure>) {
+        if let Err(why) = &reply {
+            warn!("heartbeat missed: {why}");
+            self.telemetry.metrics().heartbeat_missed();
+        }
+        self.feed_link(LinkInput::Heartbeat(number, reply));
+    }
+
+    /// Whether the task that has just come is one that a previous run had.
+    fn is_orphan(&self, id: &TaskId, handover: Option<&Handover>) -> bool {
+        self.parts.journal.is_orphan(id, handover.and_then(|h| h.mcpd.url()).as_deref())
+    }
+
+    /// An orphaned task has its end; from now on its id is treated like that of any other task that has ended.
+    fn orphan_is_over(&mut self, id: TaskId) {
+        self.parts.journal.over(&id);
+        self.feed(Input::Restored(vec![id]));
+    }
+
+    fn reported(&mut self, key: TaskKey, report: Report) {
+        match report {
+            Report::Failed(failure) => self.feed(Input::DeliveryFailed(key, failure)),
+            Report::Settled(summary) => {
+                self.parts.relays.delivered(key, summary);
+                self.feed(Input::Settled(key));
+            }
+            Report::NobodyWaits(summary) => {
+                self.parts.relays.delivered(key, summary);
+                self.feed(Input::CallerGone(key));
+            }
+        }
+    }
+
+    // ---- the bridge ------------------------------------------------------------------------------------------------
+
+    fn bridge_event(&mut self, event: bridge::Event) {
+        use bridge::Event;
+        match event {
+            Event::Opened(session, hello, handle) => self.session_opened(session, hello, handle),
+            Event::Snapshot(session, generation, pushed) => {
+                self.providers_changed(Input::Snapshot(session, generation, pushed));
+            }
+            Event::Finished(session, key, outcome, usage) => {
+                self.parts.relays.set_usage(key, usage);
+                self.feed(Input::Finished(session, key, outcome));
+            }
+            Event::Broken(session, key, failure) => self.feed(Input::Broken(session, key, failure)),
+            Event::Draining(session) => self.providers_changed(Input::SessionDraining(session)),
+            Event::Closed(session) => {
+                self.parts.sessions.closed(session);
+                self.providers_changed(Input::SessionClosed(session));
+            }
+            Event::SetPaused(name, paused, reply) => {
+                // Whoever asked may be gone, but the request is carried out.
+                let _ = reply.send(self.set_paused(name, paused));
+            }
+            Event::StatusWanted => self.publish_status(),
+        }
+    }
+
+    fn providers_changed(&mut self, input: Input) {
+        self.feed(input);
+        self.tell_of_link();
+    }
+
+    fn session_opened(&mut self, session: SessionKey, hello: SessionHello, handle: SessionHandle) {
+        // A session of the same client is cut off now, and must not get an offer afterwards.
+        self.parts.send_offers();
+        let link = self.link_status();
+        self.parts.sessions.opened(session, &hello, handle, self.message_bytes, &link);
+        self.feed(Input::SessionOpened(session, hello));
+    }
+
+    /// Pauses or resumes; gives the names that this changed, or `None` for one that nobody has pushed.
+    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Option<Vec<String>> {
+        let before = self.core.providers();
+        if name.as_ref().is_some_and(|name| before.iter().all(|p| p.provider.name != *name)) {
+            return None;
+        }
+        self.providers_changed(Input::SetPaused(name, paused));
+        let after = self.core.providers();
+        let changed = before.iter().zip(&after).filter(|(before, after)| before.paused != after.paused);
+        let names: BTreeSet<_> = changed.map(|(_, after)| after.provider.name.as_str().to_owned()).collect();
+        Some(names.into_iter().collect())
+    }
+
+    // ---- the machine and its owner ---------------------------------------------------------------------------------
+
+    /// What has to be checked once a second, because nothing notifies the agent of it.
+    fn poll_clock_and_credentials(&mut self) {
+        if let Some(slept) = self.sleep.slept() {
+            info!("the machine slept for {} s", slept.as_secs());
+            self.feed_link(LinkInput::Woke);
+        }
+        if self.credentials.have_changed() {
+            self.read_credentials();
+        }
+    }
+
+    fn read_credentials(&mut self) {
+        let others_work = self.parts.mcpd.url().is_some();
+        let read = self.credentials.read();
+        let read = read.and_then(|access| self.parts.mcpd.use_access(&access).map_err(|e| e.to_string()));
+        self.credentials.report(&read, others_work);
+        // Unusable credentials are no reason to drop those that work.
+        if read.is_ok() || !others_work {
+            self.feed_link(LinkInput::Credentials(read));
+        }
+    }
+
+    fn drain(&mut self) {
+        self.parts.send_offers();
+        info!("stopping: no new tasks are taken; running ones have {} s", self.drain_timeout.as_secs());
+        self.serving.send_replace(false);
+        self.parts.sessions.drain(self.drain_timeout);
+        self.providers_changed(Input::Drain);
+    }
+
+    // ---- who is told what ------------------------------------------------------------------------------------------
+
+    fn link_status(&self) -> LinkStatus {
+        self.core.link_status(Instant::now().into_std())
+    }
+
+    fn tell_of_link(&mut self) {
+        let status = self.link_status();
+        if self.parts.notices.link(&status) {
+            self.parts.sessions.link(&status);
+        }
+    }
+
+    fn publish_status(&mut self) {
+        let url = self.parts.mcpd.url();
+        self.parts.notices.publish(status::of(&status::Parts {
+            core: &self.core,
+            relays: &self.parts.relays,
+            sessions: &self.parts.sessions,
+            mcpd_url: url.as_deref().unwrap_or_default(),
+            started: self.started,
+        }));
     }
 }
 

@@ -4,9 +4,19 @@
 //! mcpd, the control channel, sessions and deliveries are tasks of their own that report back.
 
 mod clock;
+mod credentials_watch;
+mod executor;
 pub mod files;
 mod hub;
+mod journal;
+mod mcpd_link;
+mod notices;
+mod orphans;
 mod relay;
+mod relays;
+mod sessions;
+mod sleep;
+mod spawner;
 mod status;
 
 use std::{fs::File, time::Duration};
@@ -24,16 +34,14 @@ use crate::{
 };
 
 pub use clock::{SleepClock, SleptFor};
-use hub::{Channels, Hub};
+use hub::Hub;
 
-/// By how many bytes a bridge message may be larger than an event: for the proto's framing and the trace context.
-const MESSAGE_MARGIN: usize = 1 << 20;
 /// How long open connections to the socket may take to end once everything else is over.
 const SERVER_STOP: Duration = Duration::from_secs(5);
 
-/// What an agent takes from its surroundings.
+/// What an agent depends on.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct Deps {
     /// How it learns that the machine has slept.
     pub clock: SleepClock,
     /// The seed of all jitter.
@@ -41,12 +49,12 @@ pub struct Surroundings {
     /// Where spans and measurements go.
     pub telemetry: telemetry::Handle,
     /// Where it reports how it is doing.
-    pub standing: watch::Sender<Standing>,
+    pub health: watch::Sender<HealthSummary>,
 }
 
 /// How an agent is doing, in one line: for a service manager's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct HealthSummary {
     /// The state of the link, once that is known.
     pub link: Option<LinkState>,
     /// Why, where there is something to say.
@@ -55,20 +63,20 @@ pub struct Standing {
     pub providers: usize,
 }
 
-impl std::fmt::Debug for Surroundings {
+impl std::fmt::Debug for Deps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Surroundings").field("seed", &self.seed).finish_non_exhaustive()
+        f.debug_struct("Deps").field("seed", &self.seed).finish_non_exhaustive()
     }
 }
 
-impl Default for Surroundings {
+impl Default for Deps {
     /// The machine's clocks, a random seed and no telemetry.
     fn default() -> Self {
         Self {
             clock: SleepClock::Machine,
             seed: fastrand::u64(..),
             telemetry: telemetry::Handle::off(),
-            standing: watch::Sender::default(),
+            health: watch::Sender::default(),
         }
     }
 }
@@ -117,32 +125,18 @@ impl Agent {
     ///
     /// # Errors
     /// If the socket cannot be bound, or another agent has it or the home.
-    pub fn new(config: &Config, surroundings: Surroundings) -> Result<Self, AgentError> {
+    pub fn new(config: &Config, deps: Deps) -> Result<Self, AgentError> {
         let socket = BoundSocket::bind(&config.socket, config.socket_mode)?;
-        Self::with_socket(config, surroundings, socket)
+        Self::with_socket(config, deps, socket)
     }
 
     /// The same on a socket that is bound already.
     ///
     /// # Errors
     /// If another agent has the home.
-    pub fn with_socket(
-        config: &Config,
-        surroundings: Surroundings,
-        socket: BoundSocket,
-    ) -> Result<Self, AgentError> {
+    pub fn with_socket(config: &Config, deps: Deps, socket: BoundSocket) -> Result<Self, AgentError> {
         let home_lock = listener::lock_home(&config.home)?;
-        let (channels, bridge_events, status_feed) = Channels::new();
-        let (serving_tx, serving) = watch::channel(true);
-        let max_message_bytes = config.event_limit + MESSAGE_MARGIN;
-        let serve = Serve {
-            events: bridge_events,
-            status: status_feed,
-            allow_uid: config.allow_uid.clone(),
-            max_message_bytes,
-            serving,
-        };
-        let hub = Hub::new(config, surroundings, channels, serving_tx, max_message_bytes);
+        let (hub, serve) = Hub::new(config, deps);
         Ok(Self { hub, socket, serve, home_lock })
     }
 

@@ -27,8 +27,8 @@ pub(super) struct Relay {
     pub(super) session: Option<SessionKey>,
     /// Whether the history has its result: its slot may be held for longer than that.
     pub(super) recorded: bool,
-    /// Its place among the tasks under way; the control channel is not read while all are taken.
-    pub(super) _place: Option<OwnedSemaphorePermit>,
+    /// Its permit to be under way; the control channel is not read while all are taken.
+    pub(super) _permit: OwnedSemaphorePermit,
 }
 
 /// One ended task, as the status shows it.

@@ -5,69 +5,68 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::{
-    hub::Hub,
     relay::{Ended, Relay},
+    relays::Relays,
+    sessions::Sessions,
 };
 use crate::{
     bridge::convert,
-    core::{ProviderView, TaskPhase, TaskView},
+    core::{Core, ProviderView, SessionView, TaskPhase, TaskView},
     pb,
 };
 
-impl Hub {
-    /// The whole status at this moment.
-    pub(super) fn status(&self) -> pb::WatchStatusResponse {
-        let now = Instant::now();
-        pb::WatchStatusResponse {
-            agent: Some(convert::link_status(&self.core.link_status(now.into_std()))),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            started_at: timestamp(self.started),
-            mcpd_url: self.mcpd.url().as_deref().unwrap_or_default().to_owned(),
-            provider_session_id: self.core.provider_session().unwrap_or_default().to_owned(),
-            sessions: self.session_status(),
-            providers: self.core.providers().into_iter().map(provider_status).collect(),
-            tasks: self.task_status(now),
-            recent: self.history.recent.iter().map(ended_task).collect(),
-            totals: Some(self.totals()),
-        }
-    }
+/// What the status is assembled from.
+pub(super) struct Parts<'a> {
+    pub(super) core: &'a Core,
+    pub(super) relays: &'a Relays,
+    pub(super) sessions: &'a Sessions,
+    pub(super) mcpd_url: &'a str,
+    pub(super) started: SystemTime,
+}
 
-    fn session_status(&self) -> Vec<pb::SessionStatus> {
-        let views = self.core.sessions().into_iter();
-        let one = |view: crate::core::SessionView| pb::SessionStatus {
-            session_id: view.key.to_string(),
-            client_id: view.client_id,
-            client_version: view.client_version,
-            connected_at: self.sessions.get(&view.key).map(|s| timestamp(s.since)).unwrap_or_default(),
-            providers: u32::try_from(view.providers).unwrap_or(u32::MAX),
-            draining: view.draining,
-        };
-        views.map(one).collect()
+/// The whole status at this moment.
+pub(super) fn of(parts: &Parts<'_>) -> pb::WatchStatusResponse {
+    let now = Instant::now();
+    let Parts { core, relays, sessions, .. } = parts;
+    let tasks = core.tasks(now.into_std(), |key| relays.activity(key)).into_iter();
+    pb::WatchStatusResponse {
+        agent: Some(convert::link_status(&core.link_status(now.into_std()))),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: timestamp(parts.started),
+        mcpd_url: parts.mcpd_url.to_owned(),
+        provider_session_id: core.provider_session().unwrap_or_default().to_owned(),
+        sessions: core.sessions().into_iter().map(|view| session_status(view, sessions)).collect(),
+        providers: core.providers().into_iter().map(provider_status).collect(),
+        tasks: tasks.map(|view| task_status(&view, relays.get(view.key))).collect(),
+        recent: relays.history().recent.iter().map(ended_task).collect(),
+        totals: Some(totals(parts)),
     }
+}
 
-    fn task_status(&self, now: Instant) -> Vec<pb::TaskStatus> {
-        let views = self.core.tasks(now.into_std(), |key| Self::activity(&self.relays, key));
-        views.into_iter().map(|view| task_status(&view, self.relays.get(&view.key))).collect()
+fn session_status(view: SessionView, sessions: &Sessions) -> pb::SessionStatus {
+    pb::SessionStatus {
+        session_id: view.key.to_string(),
+        client_id: view.client_id,
+        client_version: view.client_version,
+        connected_at: sessions.since(view.key).map(timestamp).unwrap_or_default(),
+        providers: u32::try_from(view.providers).unwrap_or(u32::MAX),
+        draining: view.draining,
     }
+}
 
-    fn totals(&self) -> pb::Totals {
-        let history = &self.history;
-        // Tasks under way have chunks too, and a live view wants to see them move.
-        let under_way = self.relays.values().filter(|relay| !relay.recorded);
-        let under_way: u64 = under_way.map(|relay| u64::from(relay.outbox.progress().0)).sum();
-        let late: u64 = self.sessions.values().map(|session| session.handle.late()).sum();
-        pb::Totals {
-            tasks: count(history.tasks),
-            tasks_ok: count(history.ok),
-            tasks_failed: count(history.failed),
-            tasks_cancelled: count(history.cancelled),
-            tasks_overloaded: count(history.overloaded),
-            chunks: count(history.chunks + under_way),
-            posts: count(history.posts),
-            late_chunks: count(history.late_chunks + late),
-            reconnects: count(self.core.reconnects()),
-        }
+fn totals(parts: &Parts<'_>) -> pb::Totals {
+    let history = parts.relays.history();
+    pb::Totals {
+        tasks: count(history.tasks),
+        tasks_ok: count(history.ok),
+        tasks_failed: count(history.failed),
+        tasks_cancelled: count(history.cancelled),
+        tasks_overloaded: count(history.overloaded),
+        chunks: count(parts.relays.chunks()),
+        posts: count(history.posts),
+        late_chunks: count(history.late_chunks + parts.sessions.late_chunks()),
+        reconnects: count(parts.core.reconnects()),
     }
 }
 

@@ -32,11 +32,14 @@ pub trait Taken: Message + Default + 'static {
     const COUNTED: Option<Shape> = None;
 }
 
-/// `providers` of a snapshot; `tool_calls` of a chunk's delta and of a finished task's result.
+/// A delta's `tool_calls`.
+const DELTA: Shape = Shape(&[(3, Shape(&[]))]);
+
+/// `providers` of a snapshot; a chunk's pieces, with the `tool_calls` of each delta; `tool_calls` of a finished task's result.
 impl Taken for pb::SessionRequest {
     const COUNTED: Option<Shape> = Some(Shape(&[
         (2, Shape(&[(2, Shape(&[]))])),
-        (3, Shape(&[(3, Shape(&[(3, Shape(&[]))]))])),
+        (3, Shape(&[(3, DELTA), (4, Shape(&[(2, DELTA)]))])),
         (4, Shape(&[(3, Shape(&[(3, Shape(&[]))]))])),
     ]));
 }
@@ -179,6 +182,12 @@ mod tests {
         let calls = field(3, &field(3, b"").repeat(5));
         assert_eq!(counted(&field(3, &calls)).unwrap(), 2 + 5, "a chunk's");
         assert_eq!(counted(&field(4, &calls)).unwrap(), 2 + 5, "a result's");
+        let pieces = field(3, &field(4, &field(2, &field(3, b"").repeat(5))).repeat(3));
+        assert_eq!(
+            counted(&pieces).unwrap(),
+            1 + 3 * (2 + 5),
+            "a chunk's further pieces and what is in them"
+        );
     }
 
     #[test]

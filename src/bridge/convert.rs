@@ -107,17 +107,26 @@ fn provider_state(state: pb::ProviderState) -> ProviderState {
     }
 }
 
-/// A piece of output; without content it is a sign of life.
-pub fn output(output: Option<pb::task_chunk::Output>) -> Output {
-    match output {
-        Some(pb::task_chunk::Output::ChunkJson(json)) => Output::Raw(json),
-        Some(pb::task_chunk::Output::Delta(delta)) => Output::Delta(Delta {
-            content: delta.content,
-            reasoning: delta.reasoning,
-            tool_calls: delta.tool_calls.into_iter().map(tool_call_delta).collect(),
-            finish_reason: delta.finish_reason,
-        }),
-        None => Output::Alive,
+/// The pieces of a message in their order; none is a sign of life.
+pub fn pieces(chunk: pb::TaskChunk) -> impl Iterator<Item = Output> {
+    use pb::{piece::Output as More, task_chunk::Output as First};
+    let first = chunk.output.map(|output| match output {
+        First::ChunkJson(json) => Output::Raw(json),
+        First::Delta(delta) => Output::Delta(plain_piece(delta)),
+    });
+    let more = chunk.more.into_iter().filter_map(|piece| piece.output).map(|output| match output {
+        More::ChunkJson(json) => Output::Raw(json),
+        More::Delta(delta) => Output::Delta(plain_piece(delta)),
+    });
+    first.into_iter().chain(more)
+}
+
+fn plain_piece(delta: pb::Delta) -> Delta {
+    Delta {
+        content: delta.content,
+        reasoning: delta.reasoning,
+        tool_calls: delta.tool_calls.into_iter().map(tool_call_delta).collect(),
+        finish_reason: delta.finish_reason,
     }
 }
 

@@ -36,7 +36,7 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// Flow-control window of one connection, in bytes.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// The lock of a home. No socket's lock can have this name.
-const HOME_LOCK: &str = "mcprelay.pid";
+pub const HOME_LOCK: &str = "mcprelay.pid";
 /// Most streams on one connection: a session, a few watchers and calls.
 const MAX_STREAMS: u32 = 64;
 

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
+    fmt, iter,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic},
     time::Duration,
@@ -94,6 +94,27 @@ struct LocalTask {
 }
 
 type Tasks = HashMap<TaskId, LocalTask>;
+
+impl LocalTask {
+    /// Takes a message's pieces in their order; a message without any is a sign of life. A piece that breaks the output is the error, and
+    /// whatever follows it is dropped.
+    fn take(&mut self, pieces: &mut impl Iterator<Item = Output>) -> Result<(), Failure> {
+        if self.broken {
+            return Ok(());
+        }
+        let first = pieces.next();
+        self.any_output |= first.is_some();
+        for piece in iter::once(first.unwrap_or(Output::Alive)).chain(pieces) {
+            let taken =
+                convert::oversized_piece(&piece).map_or_else(|| self.sink.output(piece), Taken::Broken);
+            if let Taken::Broken(failure) = taken {
+                self.broken = true;
+                return Err(failure);
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The agent's side of one session. Nothing here blocks: the session of a client that does not keep up is closed.
 #[derive(Clone)]
@@ -330,35 +351,19 @@ impl Reader {
         self.emit(Event::Snapshot(self.key, snapshot.generation, pushed)).await
     }
 
-    async fn chunk(&mut self, chunk: pb::TaskChunk) -> Result<(), Status> {
-        let output = convert::output(chunk.output);
-        let is_piece = !matches!(output, Output::Alive);
-        let broken = {
-            let mut tasks = lock(&self.handle.tasks);
-            match tasks.get_mut(chunk.task_id.as_str()) {
-                None => None,
-                Some(task) if task.broken => return Ok(()),
-                Some(task) => {
-                    task.any_output |= is_piece;
-                    let taken = match convert::oversized_piece(&output) {
-                        Some(failure) => Taken::Broken(failure),
-                        None => task.sink.output(output),
-                    };
-                    match taken {
-                        Taken::Accepted | Taken::Closed => return Ok(()),
-                        Taken::Broken(failure) => {
-                            task.broken = true;
-                            Some((task.key, failure))
-                        }
-                    }
-                }
-            }
-        };
-        match broken {
-            Some((key, failure)) => self.emit(Event::Broken(self.key, key, failure)).await,
+    async fn chunk(&mut self, mut chunk: pb::TaskChunk) -> Result<(), Status> {
+        let id = std::mem::take(&mut chunk.task_id);
+        let mut pieces = convert::pieces(chunk);
+        let taken = lock(&self.handle.tasks)
+            .get_mut(id.as_str())
+            .map(|task| task.take(&mut pieces).map_err(|failure| (task.key, failure)));
+        match taken {
+            Some(Ok(())) => Ok(()),
+            Some(Err((key, failure))) => self.emit(Event::Broken(self.key, key, failure)).await,
             None => {
-                self.handle.late.fetch_add(is_piece.into(), atomic::Ordering::Relaxed);
-                self.unknown_task(&chunk.task_id);
+                let dropped = u64::try_from(pieces.count()).unwrap_or(u64::MAX);
+                self.handle.late.fetch_add(dropped, atomic::Ordering::Relaxed);
+                self.unknown_task(&id);
                 Ok(())
             }
         }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Stop, get, infer, status, waterfall::Waterfall};
 use crate::{
-    agent::{self, Agent, Surroundings, files::write_atomically},
+    agent::{self, Agent, Deps, files::write_atomically},
     config::{Config, Lookup, parse_args},
     domain::ProviderName,
     pb::ProviderState,
@@ -66,8 +66,8 @@ pub async fn run(args: DemoArgs) -> Result<(), Stop> {
     write_credentials(home.path(), &mcpd).map_err(|e| failed(e.to_string()))?;
     let (handle, spans) = telemetry::in_memory(Content::LeftOut);
     let config = Config::defaults(home.path())?;
-    let surroundings = Surroundings { telemetry: handle, ..Surroundings::default() };
-    let agent = Agent::new(&config, surroundings).map_err(|e| failed(e.to_string()))?;
+    let deps = Deps { telemetry: handle, ..Deps::default() };
+    let agent = Agent::new(&config, deps).map_err(|e| failed(e.to_string()))?;
     let stop = agent::Stop::default();
     let agent = tokio::spawn(agent.run(stop.clone()));
     let shutdown = CancellationToken::new();

@@ -5,15 +5,13 @@ mod files;
 mod link;
 mod providers;
 
-use std::path::Path;
-
 use clap::Args;
 
 use super::{
     Stop,
     http::Mcpd,
     report::{Finding, Format, Report},
-    socket, status, words,
+    socket, status, version, words,
 };
 use crate::{
     config::{HomeArgs, Lookup, McpdArgs, Places},
@@ -45,7 +43,7 @@ pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     report.extend(files::secret(&places.home.join(crate::config::SESSION_FILE), "provider-session"))?;
     let (config, findings) = files::config(&places.home.join(CONFIG_FILE));
     report.extend(findings)?;
-    report.extend(agent(&places.socket).await)?;
+    report.extend(agent(&places).await)?;
     match Mcpd::new(&args.mcpd, &places.home, env) {
         Ok(mcpd) => link::examine(&mcpd, &mut report).await?,
         // The CA file is unusable, but the rest can be checked nevertheless.
@@ -72,7 +70,8 @@ fn credentials(mcpd: &McpdArgs, places: &Places, env: Lookup<'_>) -> Result<Find
 }
 
 /// The socket, and what its agent says about itself.
-async fn agent(socket: &Path) -> Vec<Finding> {
+async fn agent(places: &Places) -> Vec<Finding> {
+    let socket = &places.socket;
     match socket::connect(socket).await {
         Err(socket::NoAgent::NoSocket(path)) => {
             vec![Finding::warning(
@@ -90,7 +89,10 @@ async fn agent(socket: &Path) -> Vec<Finding> {
         Ok(_) => match status::once(socket).await {
             Ok(status) => {
                 let own = [files::socket(socket), link_of_agent(&status)];
-                own.into_iter().chain(status.providers.iter().filter_map(refused)).collect()
+                let outdated = version::outdated(&status, &places.home);
+                let outdated = outdated.map(|(why, what)| Finding::warning("version", why, what));
+                let refused = status.providers.iter().filter_map(refused);
+                own.into_iter().chain(outdated).chain(refused).collect()
             }
             Err(Stop::Failed(message)) => vec![Finding::failed("socket", &message)],
             Err(_) => vec![Finding::failure("socket", "its agent does not tell its status", "see its log")],
@@ -149,7 +151,8 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         drop(UnixListener::bind(at("stale")).expect("binds"));
         fs::write(at("file"), "").expect("writes");
-        let level = async |name| agent(&at(name)).await[0].result;
+        let places = |name| Places { home: folder.path().to_owned(), socket: at(name) };
+        let level = async |name| agent(&places(name)).await[0].result;
         assert_eq!(level("none").await, Level::Warning);
         assert_eq!(level("stale").await, Level::Warning);
         assert_eq!(level("file").await, Level::Failure);

@@ -4,24 +4,27 @@
 pub mod check_mcpd;
 pub mod completions;
 pub mod demo;
+pub mod deregister;
 pub mod doctor;
 pub mod get;
 pub mod http;
 pub mod infer;
 pub mod man;
+mod notify;
 pub mod output;
 pub mod pause;
 pub mod provide;
 pub mod rates;
 pub mod report;
 pub mod run;
-mod service;
+pub mod service;
 mod signals;
 pub mod socket;
 pub mod status;
 pub mod status_json;
 #[cfg(test)]
 mod stub;
+mod version;
 pub mod view;
 pub mod watch;
 mod waterfall;
@@ -73,6 +76,10 @@ pub enum Command {
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
     Resume(pause::PauseArgs),
+    /// Run the agent as a service of yours, from now on and at every login
+    Service(service::ServiceArgs),
+    /// Withdraw this home's LLMs from mcpd, for an uninstall; refuses while its agent runs
+    Deregister(deregister::DeregisterArgs),
     /// Print a shell's completion script
     Completions(completions::CompletionsArgs),
     /// Print the manual page
@@ -196,6 +203,8 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
         Command::Pause(args) => pause::run(args, true, env).await,
         Command::Resume(args) => pause::run(args, false, env).await,
+        Command::Service(args) => service::run(args, env).await,
+        Command::Deregister(args) => deregister::run(args, env).await,
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),
     }

@@ -6,9 +6,9 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Stop, service, signals::Signals};
+use super::{Stop, notify, signals::Signals};
 use crate::{
-    agent::{self, Agent, Stopped, Surroundings},
+    agent::{self, Agent, Deps, Stopped},
     bridge::listener::BoundSocket,
     config::{AgentArgs, Config, Lookup},
     provide::host::{Host, HostConfig},
@@ -35,17 +35,17 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let config = Config::new(args.config, env)?;
     let telemetry = start_telemetry(&config)?;
-    let surroundings = Surroundings { telemetry: telemetry.handle(), ..Surroundings::default() };
-    let status = tokio::spawn(service::status(surroundings.standing.subscribe()));
+    let deps = Deps { telemetry: telemetry.handle(), ..Deps::default() };
+    let status = tokio::spawn(notify::status(deps.health.subscribe()));
     let stop = agent::Stop::default();
     // Before the socket exists: whoever sees the socket may send a signal, which must not kill an agent that has just started.
     let signals = tokio::spawn(follow_signals(stop.clone())?);
-    let agent = new_agent(&config, surroundings).map_err(|error| Stop::Failed(error.to_string()))?;
+    let agent = new_agent(&config, deps).map_err(|error| Stop::Failed(error.to_string()))?;
     info!(socket = %config.socket.display(), pid = std::process::id(), "mcprelay {} runs", env!("CARGO_PKG_VERSION"));
     // The host says goodbye when the drain begins, and lets its tasks finish as the agent does.
     let host = args.provide.then(|| spawn_host(&config, stop.drain.child_token()));
-    service::ready();
-    let watchdog = tokio::spawn(service::watchdog());
+    notify::ready();
+    let watchdog = tokio::spawn(notify::watchdog());
     let stopped = agent.run(stop).await;
     if let Some((shutdown, host)) = host {
         shutdown.cancel();
@@ -76,12 +76,10 @@ pub(super) fn start_telemetry(config: &Config) -> Result<Telemetry, Stop> {
     Ok(telemetry)
 }
 
-fn new_agent(config: &Config, surroundings: Surroundings) -> Result<Agent, agent::AgentError> {
-    match service::inherited_socket() {
-        Some(listener) => {
-            Agent::with_socket(config, surroundings, BoundSocket::inherited(listener, &config.socket)?)
-        }
-        None => Agent::new(config, surroundings),
+fn new_agent(config: &Config, deps: Deps) -> Result<Agent, agent::AgentError> {
+    match notify::inherited_socket() {
+        Some(listener) => Agent::with_socket(config, deps, BoundSocket::inherited(listener, &config.socket)?),
+        None => Agent::new(config, deps),
     }
 }
 
@@ -90,7 +88,7 @@ fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, 
     let mut signals = Signals::new()?;
     Ok(async move {
         signals.stop().await;
-        service::stopping();
+        notify::stopping();
         stop.drain.cancel();
         signals.insist().await;
         stop.abort.cancel();

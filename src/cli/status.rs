@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Streaming;
 
-use super::{Stop, output, socket, status_json::StatusJson, view, watch, words};
+use super::{Stop, output, socket, status_json::StatusJson, version, view, watch, words};
 use crate::{
     config::{self, HomeArgs, Lookup},
     domain::Printable,
@@ -61,7 +61,7 @@ pub enum Target {
 
 /// Shows the status once or continuously, or waits.
 pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
-    let socket = args.home.places(env)?.socket;
+    let config::Places { home, socket } = args.home.places(env)?;
     if args.watch {
         return watch::run(&socket).await;
     }
@@ -72,6 +72,9 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
     match args.output {
         Format::Json => output::print_json(&StatusJson::from(&status))?,
         Format::Table => output::print(&view::text(&status, SystemTime::now(), output::terminal_width()))?,
+    }
+    if let Some((why, what)) = version::outdated(&status, &home) {
+        output::note(&format!("warning: {why}: {what}"));
     }
     Ok(())
 }

@@ -18,7 +18,10 @@ use std::{
 use clap::{Args, builder::Resettable};
 use secrecy::SecretString;
 
-use crate::credentials::{self, McpdUrl};
+use crate::{
+    credentials::{self, McpdUrl},
+    platform::MAX_SOCKET_PATH_BYTES,
+};
 
 pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs};
 pub use values::duration;
@@ -31,9 +34,6 @@ pub const SESSION_FILE: &str = "provider-session";
 pub const TASKS_FILE: &str = "mcprelay.tasks";
 /// The environment variable with the token. There is no flag for it, because process lists show flags.
 pub const TOKEN_VARIABLE: &str = "MCPRELAY_TOKEN";
-
-/// The most bytes a socket's path may have: `sun_path` without its terminating NUL.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The agent's settings, each within its bounds.
 #[derive(Clone, Debug)]

@@ -8,15 +8,15 @@ use super::{
 use crate::domain::{CancelReason, End, Failure, TaskId, TaskKey};
 
 impl Core {
-    pub(super) fn caller_left(&mut self, id: &TaskId, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn caller_left(&mut self, id: &TaskId, now: Instant, effects: &mut Vec<Effect>) {
         if let Some(key) = self.tasks.key_of(id) {
-            self.stop(key, End::Nobody, CancelReason::CallerGone, now, fx);
+            self.stop(key, End::Nobody, CancelReason::CallerGone, now, effects);
         }
     }
 
-    pub(super) fn nobody_waits(&mut self, key: TaskKey, now: Instant, fx: &mut Vec<Effect>) {
-        self.stop(key, End::Nobody, CancelReason::CallerGone, now, fx);
-        self.settled(key, now, fx);
+    pub(super) fn caller_gone(&mut self, key: TaskKey, now: Instant, effects: &mut Vec<Effect>) {
+        self.stop(key, End::Nobody, CancelReason::CallerGone, now, effects);
+        self.settled(key, now, effects);
     }
 
     pub(super) fn broken(
@@ -25,26 +25,33 @@ impl Core {
         failure: Failure,
         reason: CancelReason,
         now: Instant,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
-        self.stop(key, End::Failed(failure), reason, now, fx);
+        self.stop(key, End::Failed(failure), reason, now, effects);
     }
 
     /// Ends an open task from the agent's side: removes it from the queue, or cancels it at the session that runs it.
-    fn stop(&mut self, key: TaskKey, end: End, reason: CancelReason, now: Instant, fx: &mut Vec<Effect>) {
+    fn stop(
+        &mut self,
+        key: TaskKey,
+        end: End,
+        reason: CancelReason,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
         if end == End::Nobody && self.tasks.is_ending(key) {
             // The end was being delivered when the caller left: nothing more is posted, and no second end is counted.
-            fx.push(Effect::End(key, End::Nobody, now));
+            effects.push(Effect::End(key, End::Nobody, now));
             return;
         }
         if !self.tasks.is_open(key) {
             return;
         }
-        self.end(key, end, now, fx);
+        self.end(key, end, now, effects);
         match self.tasks.session_of(key) {
             Some(session) => {
                 self.tasks.cancelling(key, now + CANCEL_BOUND);
-                fx.push(Effect::Cancel(key, session, reason));
+                effects.push(Effect::Cancel(key, session, reason));
             }
             None => {
                 if let Some(name) = self.tasks.provider(key) {
@@ -56,33 +63,33 @@ impl Core {
     }
 
     /// Decides the one end of an open task.
-    pub(super) fn end(&mut self, key: TaskKey, end: End, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn end(&mut self, key: TaskKey, end: End, now: Instant, effects: &mut Vec<Effect>) {
         let mut until = self.tasks.ended(key, now) + END_DELIVERY_BOUND;
         if let Drain::Finishing(drain) | Drain::Ending(drain) = self.drain {
             until = until.min(drain + DRAIN_DELIVERY_BOUND);
         }
-        fx.push(Effect::End(key, end, until));
+        effects.push(Effect::End(key, end, until));
     }
 
-    pub(super) fn settled(&mut self, key: TaskKey, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn settled(&mut self, key: TaskKey, now: Instant, effects: &mut Vec<Effect>) {
         self.tasks.settled(key);
-        self.forget_if_over(key, now, fx);
+        self.forget_if_over(key, now, effects);
     }
 
     /// Gives the slot of a task back and lets the next one have it.
-    pub(super) fn free_slot(&mut self, key: TaskKey, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn free_slot(&mut self, key: TaskKey, now: Instant, effects: &mut Vec<Effect>) {
         let (session, name) = (self.tasks.session_of(key), self.tasks.provider(key));
         self.tasks.release(key);
         if let (Some(session), Some(name)) = (session, name) {
             self.providers.release(&name, session);
-            self.pump(&name, now, fx);
+            self.pump(&name, now, effects);
         }
-        self.forget_if_over(key, now, fx);
+        self.forget_if_over(key, now, effects);
     }
 
-    pub(super) fn forget_if_over(&mut self, key: TaskKey, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn forget_if_over(&mut self, key: TaskKey, now: Instant, effects: &mut Vec<Effect>) {
         if self.tasks.forget_if_over(key, now) {
-            fx.push(Effect::Forget(key));
+            effects.push(Effect::Forget(key));
         }
     }
 
@@ -91,12 +98,12 @@ impl Core {
         key: TaskKey,
         now: Instant,
         activity: ActivityOf<'_>,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         match self.tasks.what_is_due(key, now, &self.settings, activity) {
             tasks::Due::Nothing => {}
-            tasks::Due::Timeout(failure) => self.broken(key, failure, CancelReason::Deadline, now, fx),
-            tasks::Due::CancelUnconfirmed => self.free_slot(key, now, fx),
+            tasks::Due::Timeout(failure) => self.broken(key, failure, CancelReason::Deadline, now, effects),
+            tasks::Due::CancelUnconfirmed => self.free_slot(key, now, effects),
         }
     }
 }

@@ -19,23 +19,23 @@ impl Core {
         task: Task,
         admitted: Result<ProviderName, Failure>,
         now: Instant,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         // mcpd may deliver a task twice.
         if self.tasks.is_known(&task.id, now) {
             return;
         }
         let (key, entry) = self.tasks.begin(task, &self.settings, now);
-        fx.push(Effect::Begin(key, Arc::clone(&entry.task)));
+        effects.push(Effect::Begin(key, Arc::clone(&entry.task)));
         match admitted {
             Ok(name) => {
                 entry.provider = Some(name.clone());
                 self.providers.enqueue(&name, key);
-                self.pump(&name, now, fx);
+                self.pump(&name, now, effects);
             }
             Err(failure) => {
                 self.tasks.release(key);
-                self.end(key, End::Failed(failure), now, fx);
+                self.end(key, End::Failed(failure), now, effects);
             }
         }
     }
@@ -55,16 +55,16 @@ impl Core {
     }
 
     /// Offers queued tasks of one provider while it has free slots.
-    pub(super) fn pump(&mut self, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn pump(&mut self, name: &ProviderName, now: Instant, effects: &mut Vec<Effect>) {
         while let Some((key, session, limit)) = self.providers.next_offer(name) {
             if let Some(failure) = self.too_late_or_large(key, limit, now) {
                 self.providers.release(name, session);
                 self.tasks.release(key);
-                self.end(key, End::Failed(failure), now, fx);
+                self.end(key, End::Failed(failure), now, effects);
             } else {
                 let left = self.tasks.time_left(key, now);
                 self.tasks.offered(key, session, &self.settings, now);
-                fx.push(Effect::Offer(key, session, left));
+                effects.push(Effect::Offer(key, session, left));
             }
         }
     }

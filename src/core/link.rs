@@ -6,299 +6,418 @@
 //!                                                                    └── Waiting (backoff or refused) ◄──┴── any failure
 //! ```
 //!
-//! The link keeps what is *wanted* and what mcpd last *accepted*; after every input, `Link::step` compares the two and does the next thing
-//! that is missing. A change of the set during a call, a lost channel and a forgotten session are thus all handled in the same way.
-//! Replies carry the attempt or number, and channels the epoch, that they belong to; anything older is ignored.
+//! Each part keeps its own state: [`Registration`] what mcpd has accepted, [`Conflicts`] the names that others have, [`ControlChannel`]
+//! and [`Heartbeat`] theirs, [`Retry`] the waits. [`Link`] joins them. It knows what is *wanted*; after every input, [`Link::step`]
+//! compares that with what is and does the next thing that is missing. A change of the set during a call, a lost channel and a
+//! forgotten session are thus all handled in the same way. Replies carry the attempt or number, and channels the epoch, that they
+//! belong to; anything older is ignored.
 
-mod backoff;
-mod replies;
+mod channel;
+mod conflicts;
+mod heartbeat;
+mod messages;
+mod registration;
+mod retry;
 mod status;
-mod steps;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use super::Effect;
 use crate::domain::{CallFailure, LinkState, Provider, ProviderName};
 
-/// Least time between the starts of two register calls (the contract's number).
-pub const REGISTER_SPACING: Duration = Duration::from_millis(250);
-/// How often names that mcpd gave to somebody else are tried again (the contract's number).
-pub const CONFLICT_RETRY: Duration = Duration::from_secs(60);
-/// How long a channel must be open to have proved itself even without a byte (the contract's number).
-const PROVED_AFTER: Duration = Duration::from_secs(30);
+pub use conflicts::CONFLICT_RETRY;
+pub use messages::{LinkEffect, LinkInput, Settings, UrlChange};
+pub use registration::REGISTER_SPACING;
 
-/// The owner's settings.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Between heartbeats.
-    pub heartbeat_interval: Duration,
-    /// First wait of the backoff.
-    pub reconnect_min: Duration,
-    /// Longest wait of the backoff, before jitter.
-    pub reconnect_max: Duration,
-}
+use channel::ControlChannel;
+use conflicts::Conflicts;
+use heartbeat::Heartbeat;
+use registration::{Ended, ProviderSet, Registration};
+use retry::{Retry, check_token, honoured};
 
-/// Something that happened to the link.
-#[derive(Debug)]
-pub enum LinkInput {
-    /// There are usable credentials (`Ok`, with whether they lead to another mcpd than before), or the reason why not.
-    Credentials(Result<UrlChange, String>),
-    /// A register call ended, with the session's sticky id where mcpd took it.
-    Registered(u64, Result<String, CallFailure>),
-    /// The channel's response headers came: it is open.
-    ChannelOpened(u64),
-    /// The channel's first byte came.
-    ChannelProved(u64),
-    /// The channel could not be opened, or ended.
-    ChannelClosed(u64, CallFailure),
-    /// The heartbeat of this number ended.
-    Heartbeat(u64, Result<(), CallFailure>),
-    /// The machine slept and woke.
-    Woke,
-}
+/// Wait between attempts while another process has the session (the contract's number).
+const CONTESTED_RETRY: Duration = Duration::from_secs(60);
+/// What the status says then.
+const CONTESTED: &str = "session used by another process: the channel was closed at once, several times running; \
+                         is another agent or an old registrar using the same provider-session file?";
 
-/// Whether newly read credentials lead to another mcpd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UrlChange {
-    /// The same as before, or the first.
-    Same,
-    /// Another: the agent's session is unknown there.
-    Other,
-}
-
-/// Something to do for the link.
-#[derive(Clone, Debug, PartialEq)]
-pub enum LinkEffect {
-    /// Call register with this whole set; the reply names the attempt.
-    Register {
-        /// Identifies the reply.
-        attempt: u64,
-        /// The sticky id, where there is one.
-        session: Option<String>,
-        /// The whole set.
-        providers: Vec<Provider>,
-        /// Whether the machine has just woken, so that a slow answer counts as none.
-        after_wake: bool,
-    },
-    /// Write the sticky id to its file.
-    Persist(String),
-    /// Open the control channel.
-    OpenChannel {
-        /// Identifies everything that comes from the channel.
-        epoch: u64,
-        /// The session's sticky id.
-        session: String,
-    },
-    /// Close the control channel.
-    CloseChannel,
-    /// Call heartbeat; the reply names the number.
-    Heartbeat {
-        /// Identifies the reply.
-        number: u64,
-        /// The session's sticky id.
-        session: String,
-        /// Whether the machine has just woken, so that kept connections may be dead and a slow answer counts as none.
-        after_wake: bool,
-    },
-    /// mcpd did not know the session, so the ids of its tasks mean nothing any more.
-    SessionForgotten,
-    /// The session belonged to another mcpd, and so did the ids of its tasks.
-    SessionLeft,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Channel {
-    Closed,
-    Opening,
-    Open { since: Instant, proved: bool },
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Wait {
-    until: Instant,
-    state: LinkState,
-    detail: String,
-}
-
-/// The state of the link.
+/// The link to mcpd.
 #[derive(Debug)]
 pub(super) struct Link {
-    settings: Settings,
-    rng: fastrand::Rng,
     credentials: Result<(), String>,
-    session: Option<String>,
-    /// Whether the agent has written the id since its start: a file from before may lack the mcpd's URL or the right mode.
-    persisted: bool,
-    wanted: BTreeMap<ProviderName, Provider>,
-    /// Names that mcpd gives to somebody else, as far as is known.
-    conflicts: BTreeSet<ProviderName>,
-    /// When they are tried again.
-    conflicts_until: Option<Instant>,
-    /// Whether they are being tried again.
-    with_conflicts: bool,
-    /// What mcpd accepted last in this session and, as far as is known, still has.
-    accepted: Option<BTreeMap<ProviderName, Provider>>,
-    /// Whether mcpd may list something of this agent.
-    listed: bool,
-    /// The register call under way: its attempt, and the set that it carries.
-    in_flight: Option<(u64, BTreeMap<ProviderName, Provider>)>,
-    /// Whether mcpd turned out not to know the session while a register call was under way: it may have forgotten what the call registered.
-    in_flight_outdated: bool,
-    attempts: u64,
-    last_register: Option<Instant>,
-    channel: Channel,
-    epoch: u64,
-    wait: Option<Wait>,
-    /// Waits since a channel last proved itself: the backoff doubles with each.
-    failures: u32,
-    /// How many channels in a row were closed right after they were opened.
-    quick_closes: u32,
-    /// Whether an unknown session has already caused an immediate registration, so that the next one waits.
-    forgiven: bool,
-    /// Whether changed credentials have already caused an immediate retry.
-    reauthorized: bool,
-    heartbeat_at: Option<Instant>,
-    heartbeats: u64,
-    heartbeat_in_flight: Option<u64>,
-    /// Why mcpd refused the last heartbeat, if it did: the channel can stay open long after a token has run out.
-    heartbeat_refused: Option<String>,
-    /// Until when the link is tried once a second, after a wake.
-    eager_until: Option<Instant>,
-    /// The channel is from before a sleep, and may be dead without anybody having noticed.
-    slept_through: bool,
+    wanted: ProviderSet,
+    registration: Registration,
+    conflicts: Conflicts,
+    heartbeat: Heartbeat,
+    channel: ControlChannel,
+    retry: Retry,
     draining: bool,
     /// Whether tasks are under way: they need the channel for their cancels, and the heartbeat to keep their session alive.
     busy: bool,
-    /// How often a channel was opened again.
-    pub(super) reconnects: u64,
 }
 
 impl Link {
-    pub(super) fn new(settings: Settings, session: Option<String>, seed: u64) -> Self {
+    /// A link without credentials and with nothing to publish. `seed` fixes the jitter.
+    pub(super) fn new(settings: &Settings, session: Option<String>, seed: u64) -> Self {
         Self {
-            settings,
-            rng: fastrand::Rng::with_seed(seed),
             credentials: Err("the credentials have not been read yet".to_owned()),
-            session,
-            persisted: false,
-            wanted: BTreeMap::new(),
-            conflicts: BTreeSet::new(),
-            conflicts_until: None,
-            with_conflicts: false,
-            accepted: None,
-            listed: false,
-            in_flight: None,
-            in_flight_outdated: false,
-            attempts: 0,
-            last_register: None,
-            channel: Channel::Closed,
-            epoch: 0,
-            wait: None,
-            failures: 0,
-            quick_closes: 0,
-            forgiven: false,
-            reauthorized: false,
-            heartbeat_at: None,
-            heartbeats: 0,
-            heartbeat_in_flight: None,
-            heartbeat_refused: None,
-            eager_until: None,
-            slept_through: false,
+            wanted: ProviderSet::new(),
+            registration: Registration::new(session),
+            conflicts: Conflicts::default(),
+            heartbeat: Heartbeat::new(settings.heartbeat_interval),
+            channel: ControlChannel::new(),
+            retry: Retry::new(settings, seed),
             draining: false,
             busy: false,
-            reconnects: 0,
         }
     }
 
     pub(super) fn session(&self) -> Option<&str> {
-        self.session.as_deref()
+        self.registration.session()
     }
 
     pub(super) fn conflicts(&self) -> &BTreeSet<ProviderName> {
-        &self.conflicts
+        self.conflicts.names()
     }
 
-    /// The set to publish has changed, or may have.
-    pub(super) fn want(&mut self, set: BTreeMap<ProviderName, Provider>, now: Instant, fx: &mut Vec<Effect>) {
-        if !self.draining && self.wanted != set {
-            self.conflicts.retain(|name| set.contains_key(name));
-            self.wanted = set;
-            self.step(now, fx);
-        }
-    }
-
-    /// Says whether tasks are under way.
-    pub(super) fn set_busy(&mut self, busy: bool, now: Instant, fx: &mut Vec<Effect>) {
-        if std::mem::replace(&mut self.busy, busy) && !busy {
-            self.step(now, fx);
-        }
+    /// How often the control channel was opened again.
+    pub(super) fn reconnects(&self) -> u64 {
+        self.channel.reopened()
     }
 
     /// Whether no register call is under way or due: what a stopping agent waits for.
     pub(super) fn is_quiet(&self) -> bool {
-        let due = self.credentials.is_ok() && self.wait.is_none() && self.must_register();
-        self.in_flight.is_none() && !due
+        let due = self.credentials.is_ok() && !self.retry.is_waiting() && self.must_register();
+        !self.registration.is_under_way() && !due
+    }
+
+    // ---- what happens ----------------------------------------------------------------------------------------------
+
+    /// The set to publish has changed, or may have.
+    pub(super) fn want(&mut self, set: ProviderSet, now: Instant, effects: &mut Vec<LinkEffect>) {
+        if !self.draining && self.wanted != set {
+            self.conflicts.keep_only(&set);
+            self.wanted = set;
+            self.step(now, effects);
+        }
+    }
+
+    /// Says whether tasks are under way.
+    pub(super) fn set_busy(&mut self, busy: bool, now: Instant, effects: &mut Vec<LinkEffect>) {
+        if std::mem::replace(&mut self.busy, busy) && !busy {
+            self.step(now, effects);
+        }
     }
 
     /// Deregisters, best effort; the channel and the heartbeat stay for the work that still runs.
-    pub(super) fn drain(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn drain(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
         self.draining = true;
         self.wanted.clear();
-        self.step(now, fx);
+        self.step(now, effects);
     }
 
-    pub(super) fn handle(&mut self, input: LinkInput, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn handle(&mut self, input: LinkInput, now: Instant, effects: &mut Vec<LinkEffect>) {
         match input {
-            LinkInput::Credentials(read) => self.credentials(read, fx),
-            LinkInput::Registered(attempt, reply) => self.registered(attempt, reply, now, fx),
-            LinkInput::ChannelOpened(epoch) if epoch == self.epoch && self.channel == Channel::Opening => {
-                self.channel = Channel::Open { since: now, proved: false };
-                self.reauthorized = false;
+            LinkInput::Credentials(read) => self.credentials_read(read, effects),
+            LinkInput::Registered(attempt, reply) => self.registered(attempt, reply, now, effects),
+            LinkInput::ChannelOpened(epoch) => {
+                if self.channel.opened(epoch, now) {
+                    self.retry.authorized();
+                }
             }
-            LinkInput::ChannelProved(epoch) if epoch == self.epoch => self.channel_proved(),
-            LinkInput::ChannelClosed(epoch, why)
-                if epoch == self.epoch && self.channel != Channel::Closed =>
-            {
-                self.channel_closed(why, now, fx);
+            LinkInput::ChannelProved(epoch) => {
+                if self.channel.prove(epoch) {
+                    self.retry.proved();
+                }
             }
-            LinkInput::ChannelOpened(_) | LinkInput::ChannelProved(_) | LinkInput::ChannelClosed(..) => {}
-            LinkInput::Heartbeat(number, reply) => self.heartbeat_replied(number, reply, now, fx),
+            LinkInput::ChannelClosed(epoch, why) => {
+                if self.channel.ended(epoch, now) {
+                    self.channel_ended(why, now, effects);
+                }
+            }
+            LinkInput::Heartbeat(number, reply) => {
+                if self.heartbeat.take(number) {
+                    self.heartbeat_replied(reply, now, effects);
+                }
+            }
             LinkInput::Woke => self.woke(now),
         }
-        self.step(now, fx);
+        self.step(now, effects);
     }
 
     /// Does what is due at `now`.
-    pub(super) fn tick(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        if self.wait.as_ref().is_some_and(|w| w.until <= now) {
-            self.wait = None;
+    pub(super) fn tick(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
+        self.retry.tick(now);
+        self.conflicts.tick(now);
+        if self.channel.tick(now) {
+            self.retry.proved();
         }
-        if self.conflicts_until.is_some_and(|at| at <= now) {
-            self.conflicts_until = None;
-            self.with_conflicts = !self.conflicts.is_empty();
-        }
-        if matches!(self.channel, Channel::Open { since, proved: false } if since + PROVED_AFTER <= now) {
-            self.channel_proved();
-        }
-        self.step(now, fx);
+        self.step(now, effects);
     }
 
+    /// When [`Link::tick`] has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         if self.credentials.is_err() {
             return None;
         }
-        let wait = self.wait.as_ref().map(|w| w.until);
-        let heartbeat = self.heartbeat_at.filter(|_| self.heartbeat_in_flight.is_none());
-        let proved = match self.channel {
-            Channel::Open { since, proved: false } => Some(since + PROVED_AFTER),
-            _ => None,
-        };
-        let spacing = self.last_register.map(|at| at + REGISTER_SPACING);
-        let spaced =
-            spacing.filter(|_| self.wait.is_none() && self.in_flight.is_none() && self.must_register());
-        [wait, heartbeat, proved, spaced, self.conflicts_until].into_iter().flatten().min()
+        let spaced = self.registration.next_start().filter(|_| self.is_register_due());
+        let parts = [
+            self.retry.next_deadline(),
+            self.heartbeat.next_deadline(),
+            self.channel.next_deadline(),
+            self.conflicts.next_deadline(),
+            spaced,
+        ];
+        parts.into_iter().flatten().min()
+    }
+
+    fn credentials_read(&mut self, read: Result<UrlChange, String>, effects: &mut Vec<LinkEffect>) {
+        if read == Ok(UrlChange::Other) {
+            self.registration.leave();
+            self.heartbeat.stop();
+            self.start_over(effects);
+            self.end_session(LinkEffect::SessionLeft, effects);
+        }
+        if read.is_ok() {
+            self.retry.end_refusal();
+        }
+        self.credentials = read.map(|_| ());
+    }
+
+    fn registered(
+        &mut self,
+        attempt: u64,
+        reply: Result<String, CallFailure>,
+        now: Instant,
+        effects: &mut Vec<LinkEffect>,
+    ) {
+        match (reply, self.registration.take(attempt)) {
+            (_, None) | (Ok(_), Some(Ended::Outdated(_))) => {}
+            (Ok(session), Some(Ended::Current(set))) => self.register_accepted(&session, set, now, effects),
+            (Err(failure), Some(Ended::Current(set) | Ended::Outdated(set))) => {
+                self.register_failed(failure, &set, now);
+            }
+        }
+    }
+
+    fn register_accepted(
+        &mut self,
+        session: &str,
+        set: ProviderSet,
+        now: Instant,
+        effects: &mut Vec<LinkEffect>,
+    ) {
+        self.conflicts.accepted(&set);
+        self.retry.authorized();
+        if self.registration.accept(session, set) {
+            // This is not the session that the channel was opened for.
+            self.close_channel(effects);
+        }
+        if self.registration.must_persist() {
+            effects.push(LinkEffect::Persist(session.to_owned()));
+        }
+        if self.registration.is_listed() {
+            self.heartbeat.start(now);
+        }
+    }
+
+    fn register_failed(&mut self, failure: CallFailure, set: &ProviderSet, now: Instant) {
+        match failure {
+            // Deregistering is best effort: mcpd drops the rows by itself when the heartbeats stop. What is wanted by now has to wait.
+            failure if set.is_empty() => {
+                self.registration.assume_empty();
+                if self.publishes() {
+                    self.retry.failed(failure, now);
+                }
+            }
+            CallFailure::Conflict(names) => self.conflicted(names, set, now),
+            CallFailure::Unknown(detail) => {
+                let detail = format!("no provider API: {detail}; run `mcprelay check-mcpd`");
+                self.retry.back_off(LinkState::Refused, detail, None, now);
+            }
+            failure => {
+                // The call may have arrived: mcpd now has either this set or the one before.
+                self.registration.doubt();
+                self.retry.failed(failure, now);
+            }
+        }
+    }
+
+    fn conflicted(&mut self, mut names: BTreeSet<ProviderName>, set: &ProviderSet, now: Instant) {
+        names.retain(|name| set.contains_key(name));
+        if names.is_empty() {
+            let detail = "mcpd answered 409 to register without naming a conflict".to_owned();
+            return self.retry.back_off(LinkState::Backoff, detail, None, now);
+        }
+        self.conflicts.refused(names, now);
+    }
+
+    fn channel_ended(&mut self, why: CallFailure, now: Instant, effects: &mut Vec<LinkEffect>) {
+        self.registration.doubt();
+        if self.channel.is_contested() {
+            return self.retry.wait_for(LinkState::Refused, CONTESTED.to_owned(), CONTESTED_RETRY, now);
+        }
+        match why {
+            CallFailure::Unknown(detail) => self.session_unknown(&detail, now, effects),
+            failure => self.retry.failed(failure, now),
+        }
+    }
+
+    fn heartbeat_replied(
+        &mut self,
+        reply: Result<(), CallFailure>,
+        now: Instant,
+        effects: &mut Vec<LinkEffect>,
+    ) {
+        match reply {
+            Ok(()) => {
+                self.retry.authorized();
+                if self.channel.has_slept() {
+                    // The network works, so the channel is reopened now instead of after it has been silent for too long.
+                    self.close_channel(effects);
+                }
+            }
+            Err(CallFailure::Unauthorized { changed, detail }) => {
+                if changed && self.retry.may_try_new_credentials() {
+                    self.heartbeat.hurry(now);
+                } else {
+                    self.heartbeat.refuse(check_token(&detail));
+                }
+            }
+            Err(CallFailure::Unknown(detail)) => {
+                if self.registration.is_accepted() || !self.channel.is_closed() {
+                    self.session_unknown(&detail, now, effects);
+                }
+            }
+            Err(failure) => self.heartbeat_failed(failure, now, effects),
+        }
+    }
+
+    fn heartbeat_failed(&mut self, failure: CallFailure, now: Instant, effects: &mut Vec<LinkEffect>) {
+        if let CallFailure::Passing(_, Some(asked)) = failure {
+            self.heartbeat.put_off(now + honoured(asked));
+        }
+        if self.retry.is_eager(now) && !self.channel.is_closed() {
+            self.registration.abandon();
+            self.start_over(effects);
+            self.retry.failed(failure, now);
+        }
+    }
+
+    /// mcpd does not know the session: register again, at once the first time.
+    fn session_unknown(&mut self, detail: &str, now: Instant, effects: &mut Vec<LinkEffect>) {
+        self.registration.outdate();
+        self.start_over(effects);
+        self.end_session(LinkEffect::SessionForgotten, effects);
+        if !self.retry.forgive() {
+            let detail = format!("mcpd does not know the session: {detail}");
+            self.retry.back_off(LinkState::Backoff, detail, None, now);
+        }
+    }
+
+    /// What mcpd last said about the session counts no more, so the channel opens again once the set is registered.
+    fn start_over(&mut self, effects: &mut Vec<LinkEffect>) {
+        self.heartbeat.forget_refusal();
+        self.close_channel(effects);
+    }
+
+    fn end_session(&mut self, how: LinkEffect, effects: &mut Vec<LinkEffect>) {
+        self.heartbeat.ignore_reply();
+        effects.push(how);
+    }
+
+    fn woke(&mut self, now: Instant) {
+        self.retry.woke(now);
+        self.channel.woke();
+        self.registration.slept();
+        self.heartbeat.woke(now);
+    }
+
+    // ---- the next step ---------------------------------------------------------------------------------------------
+
+    /// What is wanted, without the names that mcpd gives to somebody else unless they are being tried again.
+    fn publishable(&self) -> impl Iterator<Item = (&ProviderName, &Provider)> {
+        self.wanted.iter().filter(|(name, _)| !self.conflicts.excludes(name))
+    }
+
+    fn publishes(&self) -> bool {
+        self.publishable().next().is_some()
+    }
+
+    /// Whether nothing is to be published and nothing runs.
+    fn is_resting(&self) -> bool {
+        !self.publishes() && !self.draining && !self.busy
+    }
+
+    fn must_register(&self) -> bool {
+        self.registration.lacks(self.publishable(), self.wanted.is_empty())
+    }
+
+    /// Whether only the spacing between two calls may hold up the next one.
+    fn is_register_due(&self) -> bool {
+        !self.retry.is_waiting() && !self.registration.is_under_way() && self.must_register()
+    }
+
+    /// Does the next thing that is missing.
+    fn step(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
+        if self.credentials.is_err() {
+            return;
+        }
+        if self.is_resting() {
+            self.rest(effects);
+        }
+        if self.is_register_due() && self.registration.next_start().is_none_or(|at| at <= now) {
+            self.register(now, effects);
+        }
+        self.open_if_ready(now, effects);
+        self.beat_if_due(now, effects);
+    }
+
+    fn register(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
+        let set: ProviderSet = self.publishable().map(|(name, p)| (name.clone(), p.clone())).collect();
+        effects.push(LinkEffect::Register {
+            session: self.session().map(str::to_owned),
+            providers: set.values().cloned().collect(),
+            after_wake: self.retry.is_eager(now),
+            attempt: self.registration.start(set, now),
+        });
+    }
+
+    fn open_if_ready(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
+        // A set that is about to be deregistered needs no channel: opened here, it would be closed at once, and so on in a circle.
+        let unwanted = self.draining || self.is_resting() || self.retry.is_waiting();
+        if unwanted || !self.registration.needs_channel() || !self.channel.is_closed() {
+            return;
+        }
+        let Some(session) = self.session().map(str::to_owned) else { return };
+        // The set may be wanted again before the reply to its deregistration has come, and then nothing else sets the heartbeat.
+        self.heartbeat.start(now);
+        effects.push(LinkEffect::OpenChannel { epoch: self.channel.open(), session });
+    }
+
+    fn beat_if_due(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
+        if !self.heartbeat.is_due(now) {
+            return;
+        }
+        let Some(session) = self.session().map(str::to_owned) else { return self.heartbeat.stop() };
+        let after_wake = self.retry.is_eager(now);
+        effects.push(LinkEffect::Heartbeat { number: self.heartbeat.beat(now), session, after_wake });
+    }
+
+    /// Nothing is opted in: no channel, no heartbeat, no waiting.
+    fn rest(&mut self, effects: &mut Vec<LinkEffect>) {
+        self.close_channel(effects);
+        self.heartbeat.stop();
+        if !self.must_register() {
+            self.retry.end_wait();
+        }
+    }
+
+    fn close_channel(&mut self, effects: &mut Vec<LinkEffect>) {
+        if self.channel.close() {
+            effects.push(LinkEffect::CloseChannel);
+        }
     }
 }

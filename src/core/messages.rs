@@ -56,7 +56,7 @@ pub enum Input {
     /// mcpd accepted a task's end, or delivery was given up for good.
     Settled(TaskKey),
     /// mcpd says, in answer to a part, that nobody waits for the task.
-    NobodyWaits(TaskKey),
+    CallerGone(TaskKey),
     /// mcpd did not accept a part, so the task has to end with this failure.
     DeliveryFailed(TaskKey, Failure),
     /// The owner pauses (`true`) or resumes one provider, or all.

@@ -64,7 +64,7 @@ impl Core {
     /// A core with nothing connected. `seed` fixes the jitter.
     pub fn new(settings: Settings, sticky_session: Option<String>, seed: u64) -> Self {
         Self {
-            link: Link::new(settings.link.clone(), sticky_session, seed),
+            link: Link::new(&settings.link, sticky_session, seed),
             providers: Providers::new(settings.max_in_flight, settings.max_queued),
             tasks: Tasks::default(),
             settings,
@@ -72,64 +72,72 @@ impl Core {
         }
     }
 
-    /// Takes one input; the effects are appended to `fx` in the order in which they are to be carried out.
-    pub fn handle(&mut self, input: Input, now: Instant, activity: ActivityOf<'_>, fx: &mut Vec<Effect>) {
+    /// Takes one input; the effects are appended to `effects` in the order in which they are to be carried out.
+    pub fn handle(
+        &mut self,
+        input: Input,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
         match input {
             Input::Task(task) => {
                 let admitted = self.admit(&task);
-                self.task(task, admitted, now, fx);
+                self.task(task, admitted, now, effects);
             }
-            Input::BadTask(task, failure) => self.task(task, Err(failure), now, fx),
-            Input::CallerLeft(id) => self.caller_left(&id, now, fx),
-            Input::SessionOpened(session, hello) => self.session_opened(session, hello, now, activity, fx),
+            Input::BadTask(task, failure) => self.task(task, Err(failure), now, effects),
+            Input::CallerLeft(id) => self.caller_left(&id, now, effects),
+            Input::SessionOpened(session, hello) => {
+                self.session_opened(session, hello, now, activity, effects)
+            }
             Input::Snapshot(session, generation, pushed) => {
                 self.providers.snapshot(session, generation, pushed);
-                self.providers_changed(now, fx);
+                self.providers_changed(now, effects);
             }
-            Input::Finished(session, key, outcome) => self.finished(session, key, outcome, now, fx),
+            Input::Finished(session, key, outcome) => self.finished(session, key, outcome, now, effects),
             Input::Broken(session, key, failure) if self.tasks.is_with(key, session) => {
-                self.broken(key, failure, CancelReason::UpstreamLost, now, fx);
+                self.broken(key, failure, CancelReason::UpstreamLost, now, effects);
             }
             Input::Broken(..) => {}
             Input::SessionDraining(session) => {
                 self.providers.draining(session);
-                self.providers_changed(now, fx);
+                self.providers_changed(now, effects);
             }
-            Input::SessionClosed(session) => self.session_closed(session, now, activity, fx),
-            Input::Settled(key) => self.settled(key, now, fx),
-            Input::NobodyWaits(key) => self.nobody_waits(key, now, fx),
+            Input::SessionClosed(session) => self.session_closed(session, now, activity, effects),
+            Input::Settled(key) => self.settled(key, now, effects),
+            Input::CallerGone(key) => self.caller_gone(key, now, effects),
             Input::DeliveryFailed(key, failure) => {
-                self.broken(key, failure, CancelReason::UpstreamLost, now, fx)
+                self.broken(key, failure, CancelReason::UpstreamLost, now, effects)
             }
             Input::SetPaused(name, paused) => {
                 self.providers.set_paused(name, paused);
-                self.providers_changed(now, fx);
+                self.providers_changed(now, effects);
             }
             Input::Restored(ids) => ids.iter().for_each(|id| self.tasks.remember(id, now)),
-            Input::Drain => self.drain(now, fx),
-            Input::Link(input) => self.link_input(input, now, fx),
+            Input::Drain => self.drain(now, effects),
+            Input::Link(input) => self.with_link(effects, |link, out| link.handle(input, now, out)),
         }
-        self.settle_down(now, fx);
+        self.settle_down(now, effects);
     }
 
     /// Does what is due at `now`.
-    pub fn tick(&mut self, now: Instant, activity: ActivityOf<'_>, fx: &mut Vec<Effect>) {
+    pub fn tick(&mut self, now: Instant, activity: ActivityOf<'_>, effects: &mut Vec<Effect>) {
         if self.providers.next_deadline().is_some_and(|at| at <= now) {
             self.providers.tick(now);
-            self.providers_changed(now, fx);
+            self.providers_changed(now, effects);
         }
         for key in self.tasks.due(now) {
-            self.task_due(key, now, activity, fx);
+            self.task_due(key, now, activity, effects);
         }
         if matches!(self.drain, Drain::Finishing(until) if until <= now) {
-            self.drain_deadline(now, fx);
+            self.drain_deadline(now, effects);
         }
         if matches!(self.drain, Drain::Ending(since) if since + DRAIN_DELIVERY_BOUND <= now) {
             // This gives up ends from before the drain too, if mcpd does not answer: the next start offers them again.
-            return self.drained(fx);
+            return self.drained(effects);
         }
-        self.link.tick(now, fx);
-        self.settle_down(now, fx);
+        self.with_link(effects, |link, out| link.tick(now, out));
+        self.settle_down(now, effects);
     }
 
     /// When [`Core::tick`] has something to do next.
@@ -150,13 +158,17 @@ impl Core {
         self.providers.sessions.get(&session)?.providers.get(&name)
     }
 
-    fn link_input(&mut self, input: LinkInput, now: Instant, fx: &mut Vec<Effect>) {
-        let before = fx.len();
-        self.link.handle(input, now, fx);
-        for effect in &fx[before..] {
-            if matches!(effect, Effect::Link(LinkEffect::SessionForgotten | LinkEffect::SessionLeft)) {
-                self.tasks.forget_remembered();
-            }
+    /// Lets something happen to the link. The ids of remembered tasks mean nothing once their session has ended.
+    fn with_link(
+        &mut self,
+        effects: &mut Vec<Effect>,
+        happens: impl FnOnce(&mut Link, &mut Vec<LinkEffect>),
+    ) {
+        let mut of_link = Vec::new();
+        happens(&mut self.link, &mut of_link);
+        if of_link.iter().any(|e| matches!(e, LinkEffect::SessionForgotten | LinkEffect::SessionLeft)) {
+            self.tasks.forget_remembered();
         }
+        effects.extend(of_link.into_iter().map(Effect::Link));
     }
 }

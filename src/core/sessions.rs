@@ -12,11 +12,11 @@ impl Core {
         hello: SessionHello,
         now: Instant,
         activity: ActivityOf<'_>,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         if let Some(former) = self.providers.opened(session, hello) {
-            fx.push(Effect::Replaced(former));
-            self.session_closed(former, now, activity, fx);
+            effects.push(Effect::Replaced(former));
+            self.session_closed(former, now, activity, effects);
         }
     }
 
@@ -26,7 +26,7 @@ impl Core {
         key: TaskKey,
         outcome: Outcome,
         now: Instant,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         if !self.tasks.is_with(key, session) {
             return;
@@ -40,9 +40,9 @@ impl Core {
                 )),
                 answer => End::Answer(answer),
             };
-            self.end(key, end, now, fx);
+            self.end(key, end, now, effects);
         }
-        self.free_slot(key, now, fx);
+        self.free_slot(key, now, effects);
     }
 
     /// The stream of a session ended. Without a goodbye its providers get a grace period, and its tasks without output wait for it to
@@ -52,7 +52,7 @@ impl Core {
         session: SessionKey,
         now: Instant,
         activity: ActivityOf<'_>,
-        fx: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
         let Some(departure) = self.providers.closed(session, now) else { return };
         // In reverse order, because each task that is offered again goes to the head of its queue.
@@ -61,40 +61,41 @@ impl Core {
             self.providers.release(&name, session);
             if !self.tasks.is_open(key) {
                 self.tasks.release(key);
-                self.forget_if_over(key, now, fx);
+                self.forget_if_over(key, now, effects);
             } else if departure == Departure::Lost
                 && !activity(key).any_output
                 && self.drain == Drain::No
                 && self.tasks.lost(key)
             {
-                self.requeue(key, &name, now, fx);
+                self.requeue(key, &name, now, effects);
             } else {
                 self.tasks.release(key);
-                self.end(key, End::Failed(provider_lost()), now, fx);
+                self.end(key, End::Failed(provider_lost()), now, effects);
             }
         }
-        self.providers_changed(now, fx);
+        self.providers_changed(now, effects);
     }
 
-    fn requeue(&mut self, key: TaskKey, name: &ProviderName, now: Instant, fx: &mut Vec<Effect>) {
+    fn requeue(&mut self, key: TaskKey, name: &ProviderName, now: Instant, effects: &mut Vec<Effect>) {
         let wait = SESSION_GRACE.min(self.settings.queue_timeout);
         self.tasks.requeued(key, now + wait);
         self.providers.enqueue_first(name, key);
-        fx.push(Effect::Requeued(key));
+        effects.push(Effect::Requeued(key));
     }
 
     /// To be called after any change of sessions, snapshots or pauses: updates the verdicts, the published set, and the queues that can
     /// move or must be emptied.
-    pub(super) fn providers_changed(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        self.providers.changed_verdicts(fx);
+    pub(super) fn providers_changed(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.providers.changed_verdicts(effects);
         for key in self.providers.strand_queues() {
             self.tasks.release(key);
-            self.end(key, End::Failed(withdrawn()), now, fx);
+            self.end(key, End::Failed(withdrawn()), now, effects);
         }
         for name in self.providers.waiting_names() {
-            self.pump(&name, now, fx);
+            self.pump(&name, now, effects);
         }
-        self.link.want(self.providers.published(), now, fx);
+        let published = self.providers.published();
+        self.with_link(effects, |link, out| link.want(published, now, out));
     }
 }
 

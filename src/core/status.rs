@@ -94,7 +94,7 @@ impl Core {
 
     /// How often the control channel was opened again.
     pub fn reconnects(&self) -> u64 {
-        self.link.reconnects
+        self.link.reconnects()
     }
 
     /// How many tasks are under way.

@@ -69,6 +69,7 @@
 pub mod config_file;
 pub mod detect;
 mod follow;
+mod gather;
 pub mod host;
 mod openai;
 pub mod providers;

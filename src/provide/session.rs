@@ -12,11 +12,11 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::{
+    gather::Gathered,
     registrar::{ProviderSet, RegistrarConfig},
     task::{self, Chunks, Task},
     verdicts::Verdicts,
@@ -80,7 +80,7 @@ pub(super) async fn run(
     let _ = outgoing.try_send(hello(config));
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX));
-    let accepted = timeout(ACCEPT_TIMEOUT, client.session(ReceiverStream::new(messages)));
+    let accepted = timeout(ACCEPT_TIMEOUT, client.session(Gathered::new(messages)));
     let inbound = tokio::select! {
         accepted = accepted => accepted.map_err(|_| Status::unavailable("it does not answer"))??.into_inner(),
         _ = stop_asked(&mut stopping) => return Ok(End::Stopped),

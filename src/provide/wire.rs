@@ -16,7 +16,7 @@ pub(super) fn request(payload: Payload) -> pb::SessionRequest {
 
 /// One piece of a task's output; without output it is a sign of life.
 pub(super) fn chunk(task_id: &str, output: Option<PbOutput>) -> pb::SessionRequest {
-    request(Payload::TaskChunk(pb::TaskChunk { task_id: task_id.to_owned(), output }))
+    request(Payload::TaskChunk(pb::TaskChunk { task_id: task_id.to_owned(), output, more: Vec::new() }))
 }
 
 /// The one end of a task.

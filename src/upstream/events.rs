@@ -22,9 +22,17 @@ use crate::domain::{CallFailure, Printable, TaskId, root_cause};
 
 /// How long mcpd may take to answer the request that opens the channel.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// An event. A task comes with the place that it takes among those under way, and with the mcpd that handed it over: by now the agent may
-/// have switched to another one.
-pub type Delivered = (Event, Option<(OwnedSemaphorePermit, Mcpd)>);
+/// An event. A task comes with how it was handed over.
+pub type Delivered = (Event, Option<Handover>);
+
+/// What travels with a task.
+#[derive(Debug)]
+pub struct Handover {
+    /// The permit to be under way.
+    pub permit: OwnedSemaphorePermit,
+    /// The mcpd that handed it over: by now the agent may have switched to another one.
+    pub mcpd: Mcpd,
+}
 
 /// One control channel.
 #[derive(Debug)]
@@ -41,8 +49,8 @@ pub struct Channel {
     pub facts: ReadFacts,
     /// Where events go.
     pub events: mpsc::Sender<Delivered>,
-    /// A place for every task under way: while there is none, the channel is not read, and mcpd has to wait.
-    pub places: Arc<Semaphore>,
+    /// A permit for every task under way: while there is none, the channel is not read, and mcpd has to wait.
+    pub permits: Arc<Semaphore>,
 }
 
 /// What a look at the source gave.
@@ -222,9 +230,9 @@ impl Channel {
     }
 
     async fn emit_task(&self, event: Event, mcpd: &Mcpd) {
-        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
         // If the agent has ended, nobody needs the event any more.
-        let _ = self.events.send((event, Some((place, mcpd.clone())))).await;
+        let _ = self.events.send((event, Some(Handover { permit, mcpd: mcpd.clone() }))).await;
     }
 
     async fn emit(&self, event: Event) {

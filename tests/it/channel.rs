@@ -44,7 +44,7 @@ async fn a_task_that_was_read_is_said_although_the_channel_is_closed_while_it_wa
         idle_timeout: Duration::from_secs(60),
         facts: ReadFacts::OfStreams,
         events: events.clone(),
-        places: Arc::clone(&places),
+        permits: Arc::clone(&places),
     };
     let running = tokio::spawn(channel.run(mcpd, cancelled.clone()));
     assert!(matches!(next(&mut heard).await, Event::ChannelOpened(1)));

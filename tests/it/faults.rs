@@ -224,9 +224,10 @@ async fn late_chunks_are_counted_after_the_providers_own_end_and_after_its_sessi
     let mut client = world.serving("llama").await;
     let (call, offer) = begun(&world, &mut client).await;
     finish_well(&client, call, &offer, "one").await;
-    for _ in 0..3 {
-        client.chunk(&offer, &chunk("late")).await;
-    }
+    let late = || pb::piece::Output::ChunkJson(chunk("late").into());
+    client.chunk(&offer, &chunk("late")).await;
+    let first = pb::task_chunk::Output::ChunkJson(chunk("late").into());
+    client.together(&offer, first, vec![late()]).await;
     client.output(&offer, None::<pb::task_chunk::Output>).await;
     let mut watch = Watch::open(&world.config.socket).await;
     watch.until(|s| s.totals.is_some_and(|t| t.late_chunks == 3.0)).await;

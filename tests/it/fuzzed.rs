@@ -60,7 +60,7 @@ fn task(id: &str, deadline: Duration) -> Task {
 
 #[test]
 fn a_task_whose_time_is_over_when_it_arrives_is_never_offered() {
-    let (mut core, now, mut fx) = (Core::new(settings(), None, 1), Instant::now(), Vec::new());
+    let (mut core, now, mut effects) = (Core::new(settings(), None, 1), Instant::now(), Vec::new());
     let hello = SessionHello {
         client_id: "c".to_owned(),
         client_version: "1".to_owned(),
@@ -74,14 +74,14 @@ fn a_task_whose_time_is_over_when_it_arrives_is_never_offered() {
         Input::Task(task("in time", Duration::from_secs(5))),
     ];
     for input in arrivals {
-        core.handle(input, now, &|_| Activity::default(), &mut fx);
+        core.handle(input, now, &|_| Activity::default(), &mut effects);
     }
     let ended = |effect: &Effect| match effect {
         Effect::End(_, End::Failed(failure), _) => Some(failure.code),
         _ => None,
     };
-    assert_eq!(fx.iter().filter_map(ended).collect::<Vec<_>>(), [FailureCode::TaskTimeout]);
+    assert_eq!(effects.iter().filter_map(ended).collect::<Vec<_>>(), [FailureCode::TaskTimeout]);
     let offers =
-        fx.iter().filter(|effect| matches!(effect, Effect::Offer(_, SESSION, left) if !left.is_zero()));
-    assert_eq!(offers.count(), 1, "the slot went to the task that has time: {fx:?}");
+        effects.iter().filter(|effect| matches!(effect, Effect::Offer(_, SESSION, left) if !left.is_zero()));
+    assert_eq!(offers.count(), 1, "the slot went to the task that has time: {effects:?}");
 }

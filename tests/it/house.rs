@@ -67,3 +67,12 @@ fn the_fake_mcpd_shares_nothing_with_the_agent() {
     let text = fs::read_to_string(manifest).unwrap();
     assert!(!text.lines().any(|line| line.starts_with("mcprelay")), "fake-mcpd depends on the agent");
 }
+
+#[test]
+fn one_module_knows_the_operating_system() {
+    let words = ["inotify", "timerfd", "/proc", "CLOCK_BOOTTIME", "target_os"];
+    for (path, text) in source("").into_iter().filter(|(path, _)| !path.contains("/src/platform/")) {
+        let known = words.iter().find(|word| text.contains(*word));
+        assert!(known.is_none(), "{path} knows {}, which belongs into src/platform", known.unwrap());
+    }
+}

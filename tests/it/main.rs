@@ -24,6 +24,7 @@ mod processes;
 mod reconnect;
 mod restart;
 mod results;
+mod service;
 mod session_life;
 mod simulation;
 mod soak;

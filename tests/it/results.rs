@@ -2,7 +2,7 @@
 //! `docs/reference/contract.md`, "Results"; the ways to answer in the comments of `bridge.proto`.
 
 use fake_mcpd::{Call, Collected, InferReply, InferRequest, TaskEnd};
-use mcprelay::pb::{self, task_finished};
+use mcprelay::pb::{self, piece, task_chunk, task_finished};
 use serde_json::{Value, json};
 
 use crate::support::{Client, World, chat, chunk, completion, last_chunk, soon};
@@ -162,6 +162,42 @@ async fn a_streaming_question_with_plain_pieces_gets_openai_chunks_and_done() {
     let last = json_of(rest.chunks.last().expect("a last chunk"));
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn pieces_of_one_message_are_relayed_in_their_order_whatever_their_form() {
+    let (world, mut client) = world().await;
+    let call = streaming(&world);
+    let offer = client.offer().await;
+    let plain = |text: &str| pb::Delta { content: text.to_owned(), ..pb::Delta::default() };
+    let raw = |json: String| piece::Output::ChunkJson(json.into());
+    let more = vec![
+        raw(chunk("two ")),
+        piece::Output::Delta(plain("three ")),
+        raw(chunk("four")),
+        raw(last_chunk()),
+    ];
+    client.together(&offer, task_chunk::Output::Delta(plain("one ")), more).await;
+    client.finish(&offer, None).await;
+    let answer = collected(call).await;
+    assert!(answer.is_done() && answer.text() == "one two three four", "{answer:?}");
+    let recent = client.status().await.recent;
+    assert_eq!(recent[0].chunks, 5, "each counts as a piece");
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_piece_that_breaks_the_output_drops_those_that_come_after_it_in_its_message() {
+    let (world, mut client) = world().await;
+    let call = streaming(&world);
+    let offer = client.offer().await;
+    let raw = |json: &str| piece::Output::ChunkJson(json.to_owned().into());
+    let first = task_chunk::Output::ChunkJson(chunk("one").into());
+    client.together(&offer, first, vec![raw("no JSON"), raw(&chunk("two")), raw(&last_chunk())]).await;
+    let answer = collected(call).await;
+    assert_eq!(answer.text(), "one");
+    assert!(failure(&answer.end).contains("JSON"), "{answer:?}");
+    assert_eq!(client.cancel().await.task_id, offer.task_id, "the provider hears of it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,9 +6,11 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use mcprelay::pb::{
     self,
     bridge_service_server::{BridgeService, BridgeServiceServer},
+    piece,
     session_request::Payload as FromClient,
     session_response::Payload as ToClient,
     task_chunk::Output,
@@ -179,11 +181,11 @@ impl Session {
         let (mut chunks, mut signs_of_life) = (Vec::new(), 0);
         loop {
             match self.next().await.expect("the task's end") {
-                FromClient::TaskChunk(chunk) if chunk.task_id == task => match chunk.output {
-                    Some(Output::ChunkJson(json)) => chunks.push(String::from_utf8(json.to_vec()).unwrap()),
-                    Some(Output::Delta(delta)) => chunks.push(delta.content),
-                    None => signs_of_life += 1,
-                },
+                FromClient::TaskChunk(chunk) if chunk.task_id == task => {
+                    let before = chunks.len();
+                    chunks.extend(pieces(chunk));
+                    signs_of_life += usize::from(chunks.len() == before);
+                }
                 FromClient::TaskFinished(end) if end.task_id == task => {
                     return Answer { chunks, signs_of_life, end };
                 }
@@ -192,6 +194,20 @@ impl Session {
             }
         }
     }
+}
+
+/// The texts of a message's pieces, in their order.
+fn pieces(chunk: pb::TaskChunk) -> impl Iterator<Item = String> {
+    let text = |json: Bytes| String::from_utf8(json.to_vec()).unwrap();
+    let first = chunk.output.map(move |output| match output {
+        Output::ChunkJson(json) => text(json),
+        Output::Delta(delta) => delta.content,
+    });
+    let more = chunk.more.into_iter().map(move |piece| match piece.output.expect("a piece says something") {
+        piece::Output::ChunkJson(json) => text(json),
+        piece::Output::Delta(delta) => delta.content,
+    });
+    first.into_iter().chain(more)
 }
 
 struct Script {

@@ -1,10 +1,11 @@
 //! A client that does one call at a time, so that each test says exactly what is sent.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fake_mcpd::FakeMcpd;
 use reqwest::header::AUTHORIZATION;
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response};
 use serde_json::{Value, json};
 
 /// Longer than any timer of a test; on a paused clock it costs nothing, and it turns a hang into a failure.
@@ -38,12 +39,27 @@ pub(crate) struct Task {
 impl Agent {
     /// A client without a session.
     pub(crate) fn new(mcpd: &FakeMcpd) -> Self {
-        Self::at(&mcpd.url(), &mcpd.token())
+        match mcpd.ca_file() {
+            Some(path) => Self::trusting(path, &mcpd.url(), &mcpd.token()),
+            None => Self::at(&mcpd.url(), &mcpd.token()),
+        }
     }
 
     /// The same for an mcpd in another process.
     pub(crate) fn at(url: &str, token: &str) -> Self {
-        let http = Client::builder().no_proxy().build().expect("a client without TLS files");
+        Self::with(Client::builder(), url, token)
+    }
+
+    /// The same, trusting the authority of a PEM file.
+    pub(crate) fn trusting(authority: &Path, url: &str, token: &str) -> Self {
+        let pem = std::fs::read(authority).expect("the authority's file");
+        let authority = Certificate::from_pem(&pem).expect("a PEM certificate");
+        Self::with(Client::builder().add_root_certificate(authority), url, token)
+    }
+
+    /// The same with settings of the test's own.
+    pub(crate) fn with(http: ClientBuilder, url: &str, token: &str) -> Self {
+        let http = http.no_proxy().build().expect("a client");
         Self { http, url: url.to_owned(), token: token.to_owned(), session: String::new() }
     }
 

@@ -7,4 +7,5 @@ mod journal;
 mod process;
 mod results;
 mod sessions;
+mod tls;
 mod verdict;

@@ -26,12 +26,17 @@ fn command(arguments: &[&str]) -> Command {
 impl Process {
     /// Starts it and reads its first line.
     async fn start(arguments: &[&str]) -> Self {
+        Self::serving("http://127.0.0.1:", arguments).await
+    }
+
+    /// The same, where its URL begins otherwise.
+    async fn serving(url_begins: &str, arguments: &[&str]) -> Self {
         let mut child = command(arguments).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         soon(out.read_line(&mut line)).await.unwrap();
         let url = line.strip_prefix("fake-mcpd listening on ").expect("the ready line").trim_end().to_owned();
-        assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+        assert!(url.starts_with(url_begins), "{url}");
         Self { child, out, url }
     }
 
@@ -83,6 +88,28 @@ async fn its_flags_reach_the_server() {
 }
 
 #[tokio::test]
+async fn with_tls_its_authority_is_written_where_it_is_wanted() {
+    let file = scratch("authority.pem");
+    let process = Process::serving("https://127.0.0.1:", &["--tls", "--no-http2", "--ca-file", &file]).await;
+    let agent = Agent::trusting(Path::new(&file), &process.url, "t");
+    let reply = agent.call("GET", "/api/v1/llms").send().await.unwrap();
+    assert_eq!((reply.status().as_u16(), reply.version()), (200, reqwest::Version::HTTP_11));
+    assert!(Path::new(&file).exists(), "a file that was named stays");
+}
+
+#[tokio::test]
+async fn with_tls_and_no_word_about_the_file_it_says_where_the_authority_is() {
+    let mut process = Process::serving("https://127.0.0.1:", &["--tls"]).await;
+    let mut said = String::new();
+    let mut errors = BufReader::new(process.child.stderr.take().unwrap());
+    soon(errors.read_line(&mut said)).await.unwrap();
+    let file = said.trim_end().strip_prefix("fake-mcpd: its authority is in ").expect("the file").to_owned();
+    assert_eq!(Agent::trusting(Path::new(&file), &process.url, "t").heartbeat().await, 404);
+    process.stop("TERM").await;
+    assert!(!Path::new(&file).exists(), "a temporary file goes with it");
+}
+
+#[tokio::test]
 async fn the_verdict_is_written_and_decides_the_exit_code() {
     let honest = Process::start(&["--verdict"]).await;
     let (status, verdict) = honest.stop("TERM").await;
@@ -116,12 +143,14 @@ async fn faults_and_scenarios_come_from_the_command_line() {
 async fn wrong_usage_exits_with_2_and_a_taken_port_with_1() {
     let file = scratch("broken.json");
     std::fs::write(&file, "[{}]").unwrap();
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 7] = [
         &["--fault", "explode"],
         &["--scenario", "/nowhere/at/all.json"],
         &["--scenario", &file],
         &["--listen", "nonsense"],
         &["--ping-interval", "often"],
+        &["--no-http2"],
+        &["--tls", "--no-http1", "--no-http2"],
     ];
     for arguments in cases {
         let output = soon(command(arguments).output()).await.unwrap();

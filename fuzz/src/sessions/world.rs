@@ -105,14 +105,14 @@ impl World {
     }
 
     fn handle(&mut self, input: Input) {
-        let mut fx = Vec::new();
+        let mut effects = Vec::new();
         let activity = |key| self.activity.get(&key).copied().unwrap_or_default();
-        self.core.handle(input, self.now, &activity, &mut fx);
-        self.carry_out(fx);
+        self.core.handle(input, self.now, &activity, &mut effects);
+        self.carry_out(effects);
     }
 
-    fn carry_out(&mut self, fx: Vec<Effect>) {
-        for effect in fx {
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             self.ledger.take(effect, self.now);
         }
         self.ledger.check_holders();
@@ -142,10 +142,10 @@ impl World {
     }
 
     fn tick(&mut self) {
-        let mut fx = Vec::new();
+        let mut effects = Vec::new();
         let activity = |key| self.activity.get(&key).copied().unwrap_or_default();
-        self.core.tick(self.now, &activity, &mut fx);
-        self.carry_out(fx);
+        self.core.tick(self.now, &activity, &mut effects);
+        self.carry_out(effects);
     }
 
     fn output(&mut self, task: u8, token: bool) {
@@ -196,7 +196,7 @@ impl World {
             Step::NobodyWaits(task) => {
                 let key = self.task(*task)?;
                 self.ledger.tasks.get_mut(&key).filter(|task| !task.settled)?;
-                self.nobody_waits(key);
+                self.caller_gone(key);
                 return None;
             }
             Step::DeliveryFailed(task) => Input::DeliveryFailed(self.task(*task)?, failure()),
@@ -290,9 +290,9 @@ impl World {
         }
     }
 
-    fn nobody_waits(&mut self, key: TaskKey) {
+    fn caller_gone(&mut self, key: TaskKey) {
         self.ledger.abandoned = Some(key);
-        self.handle(Input::NobodyWaits(key));
+        self.handle(Input::CallerGone(key));
         self.ledger.abandoned = None;
         if let Some(task) = self.ledger.tasks.get_mut(&key) {
             task.settled = true;

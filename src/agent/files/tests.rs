@@ -27,7 +27,7 @@ fn tasks_that_were_under_way_are_found_again_and_the_others_are_not() {
     assert_eq!(ids(left), [id("b/../\n%"), id("c")]);
     file.begun(&id("d"), HERE);
     file.over(&id("c"));
-    let left = ["a", "b/../\n%", "c", "d"].map(|name| file.is_left_behind(&id(name), HERE));
+    let left = ["a", "b/../\n%", "c", "d"].map(|name| file.is_orphan(&id(name), HERE));
     assert_eq!(left, [false, true, false, false], "until it has its end");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
@@ -60,7 +60,7 @@ fn each_task_is_found_again_with_the_mcpd_that_handed_it_over() {
     assert_eq!(read_left(&path), all);
     drop(file);
     let (mut file, _) = TaskFile::open(path.clone());
-    let here = ["old", "a", "b"].map(|name| file.is_left_behind(&id(name), HERE));
+    let here = ["old", "a", "b"].map(|name| file.is_orphan(&id(name), HERE));
     assert_eq!(here, [true, true, false], "the same id of another mcpd is another task");
     file.begun(&id("b"), HERE);
     file.flush();

@@ -1,14 +1,15 @@
-//! The link's status.
+//! The link's status; nothing changes here.
 
 use std::time::Instant;
 
-use super::{Channel, Link};
+use super::Link;
 use crate::domain::{LinkState, LinkStatus};
 
 impl Link {
     /// The link's status, for the sessions, the log and people.
     pub(in crate::core) fn status(&self, now: Instant) -> LinkStatus {
         let plain = |state, detail: &str| LinkStatus { state, detail: detail.to_owned(), next_attempt: None };
+        let until = |at: Instant| at.saturating_duration_since(now);
         if self.draining {
             return plain(LinkState::Draining, "stopping: no new tasks are taken");
         }
@@ -18,23 +19,22 @@ impl Link {
         if self.wanted.is_empty() {
             return plain(LinkState::Idle, "no provider is opted in and able to work");
         }
-        let waiting = self.wait.as_ref().map(|w| LinkStatus {
-            state: w.state,
-            detail: w.detail.clone(),
-            next_attempt: Some(w.until.saturating_duration_since(now)),
-        });
-        if let (Channel::Open { .. }, Some(detail)) = (&self.channel, &self.heartbeat_refused) {
-            let next_attempt = self.heartbeat_at.map(|at| at.saturating_duration_since(now));
-            return LinkStatus { next_attempt, ..plain(LinkState::Refused, detail) };
+        let open = self.channel.is_open();
+        if let Some(refusal) = self.heartbeat.refusal().filter(|_| open) {
+            let next_attempt = self.heartbeat.next_at().map(until);
+            return LinkStatus { next_attempt, ..plain(LinkState::Refused, refusal) };
         }
-        match (&self.channel, waiting) {
-            (Channel::Open { .. }, Some(wait)) => LinkStatus { state: LinkState::Online, ..wait },
-            (Channel::Open { .. }, None) => plain(LinkState::Online, ""),
-            (_, Some(wait)) => wait,
-            (_, None) if self.publishable().next().is_none() => {
+        match self.retry.wait() {
+            Some(wait) => LinkStatus {
+                state: if open { LinkState::Online } else { wait.state },
+                detail: wait.detail.clone(),
+                next_attempt: Some(until(wait.until)),
+            },
+            None if open => plain(LinkState::Online, ""),
+            None if !self.publishes() => {
                 plain(LinkState::Refused, "mcpd gives every name to somebody else; choose other names")
             }
-            (_, None) => plain(LinkState::Connecting, ""),
+            None => plain(LinkState::Connecting, ""),
         }
     }
 }

@@ -95,7 +95,7 @@ impl Providers {
     }
 
     /// Tells every session whose verdicts have changed since it was last told.
-    pub(in crate::core) fn changed_verdicts(&mut self, fx: &mut Vec<Effect>) {
+    pub(in crate::core) fn changed_verdicts(&mut self, effects: &mut Vec<Effect>) {
         let connected = self.sessions.iter().filter(|(_, s)| s.life == Life::Live);
         let all: Vec<_> = connected
             .filter_map(|(key, s)| s.generation.map(|generation| (*key, generation, self.verdicts(*key, s))))
@@ -105,7 +105,7 @@ impl Providers {
             let now = Some((generation, verdicts.clone()));
             if session.told != now {
                 session.told = now;
-                fx.push(Effect::Verdicts(key, generation, verdicts));
+                effects.push(Effect::Verdicts(key, generation, verdicts));
             }
         }
     }

@@ -80,9 +80,9 @@ fn a_cancelled_task_holds_its_slot_until_its_provider_confirms() {
     let mut rig = Rig::serving(1);
     rig.act(Input::Task(task("a", "llm", true)));
     rig.act(Input::Task(task("b", "llm", true)));
-    let fx = rig.act(Input::CallerLeft(TaskId::new("a").unwrap()));
-    assert!(fx.contains(&Effect::Cancel(TaskKey(0), SESSION, CancelReason::CallerGone)), "{fx:?}");
-    assert_eq!(offers(&fx), [0; 0]);
+    let effects = rig.act(Input::CallerLeft(TaskId::new("a").unwrap()));
+    assert!(effects.contains(&Effect::Cancel(TaskKey(0), SESSION, CancelReason::CallerGone)), "{effects:?}");
+    assert_eq!(offers(&effects), [0; 0]);
     assert_eq!(offers(rig.pass(5 * SECOND).iter().map(|(_, e)| e)), [0; 0]);
     assert_eq!(offers(&rig.act(Input::Finished(SESSION, TaskKey(0), Outcome::Cancelled))), [1]);
 }
@@ -102,8 +102,8 @@ fn a_cancel_that_nobody_confirms_gives_the_slot_back_after_its_bound() {
 fn an_overloaded_provider_refuses_at_once_and_says_when_to_come_back() {
     let mut rig = Rig::serving(1);
     (0..3).for_each(|n| drop(rig.act(Input::Task(task(&format!("t{n}"), "llm", false)))));
-    let fx = rig.act(Input::Task(task("one too many", "llm", false)));
-    let Some(Effect::End(_, End::Failed(failure), _)) = fx.last() else { panic!("{fx:?}") };
+    let effects = rig.act(Input::Task(task("one too many", "llm", false)));
+    let Some(Effect::End(_, End::Failed(failure), _)) = effects.last() else { panic!("{effects:?}") };
     assert_eq!((failure.code, failure.status()), (FailureCode::Overloaded, 429));
     assert!(failure.retry_after.is_some());
 }
@@ -114,9 +114,9 @@ fn what_a_lost_session_had_not_begun_waits_for_its_return_and_the_rest_ends_at_o
     rig.act(Input::Task(task("silent", "llm", true)));
     rig.act(Input::Task(task("begun", "llm", true)));
     rig.output(TaskKey(1), true);
-    let fx = rig.act(Input::SessionClosed(SESSION));
-    assert_eq!(failures(&fx), [(1, FailureCode::ProviderLost)]);
-    assert!(fx.contains(&Effect::Requeued(TaskKey(0))), "{fx:?}");
+    let effects = rig.act(Input::SessionClosed(SESSION));
+    assert_eq!(failures(&effects), [(1, FailureCode::ProviderLost)]);
+    assert!(effects.contains(&Effect::Requeued(TaskKey(0))), "{effects:?}");
     rig.pass(3 * SECOND);
     rig.open(2, "program");
     assert_eq!(offers(&rig.push(2, vec![provider("llm", 2)])), [0]);

@@ -15,12 +15,12 @@ fn heartbeats_go_on_while_the_channel_is_down() {
     bench.act(LinkInput::ChannelClosed(1, passing()));
     let mut seen = 0;
     for _ in 0..10 {
-        let fx = bench.pass(30 * SECOND);
-        seen += beats(&fx);
-        if beats(&fx) > 0 {
+        let effects = bench.pass(30 * SECOND);
+        seen += beats(&effects);
+        if beats(&effects) > 0 {
             bench.beaten(Err(passing()));
         }
-        if let Some(attempt) = registers(&fx).last() {
+        if let Some(attempt) = registers(&effects).last() {
             bench.act(LinkInput::Registered(*attempt, Err(passing())));
         }
     }

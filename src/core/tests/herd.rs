@@ -20,11 +20,11 @@ fn herd(down: Duration) -> Vec<Duration> {
         bench.now = began;
         bench.act(LinkInput::ChannelClosed(1, passing()));
         loop {
-            let (_, fx) = bench.until_something();
-            if beats(&fx) > 0 {
+            let (_, effects) = bench.until_something();
+            if beats(&effects) > 0 {
                 bench.beaten(Err(passing()));
             }
-            let Some(attempt) = registers(&fx).first().copied() else { continue };
+            let Some(attempt) = registers(&effects).first().copied() else { continue };
             if bench.now - began >= down {
                 calls.push(bench.now - began);
                 break;

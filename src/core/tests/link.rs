@@ -26,15 +26,15 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(seed: u64) -> Self {
-        Self { link: Link::new(settings().link, None, seed), now: Instant::now(), beat: 0 }
+        Self { link: Link::new(&settings().link, None, seed), now: Instant::now(), beat: 0 }
     }
 
     /// Registered, the channel open and proved.
     pub(super) fn online() -> Self {
         let mut bench = Self::new(1);
         bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
-        let fx = bench.want(&["a"]);
-        assert_eq!(registers(&fx), [1]);
+        let effects = bench.want(&["a"]);
+        assert_eq!(registers(&effects), [1]);
         assert_eq!(channels(&bench.registered(1)), [1]);
         bench.act(LinkInput::ChannelOpened(1));
         bench.act(LinkInput::ChannelProved(1));
@@ -43,9 +43,9 @@ impl Bench {
     }
 
     pub(super) fn act(&mut self, input: LinkInput) -> Vec<LinkEffect> {
-        let mut fx = Vec::new();
-        self.link.handle(input, self.now, &mut fx);
-        self.effects(fx)
+        let mut effects = Vec::new();
+        self.link.handle(input, self.now, &mut effects);
+        self.effects(effects)
     }
 
     /// Answers the last heartbeat.
@@ -59,9 +59,9 @@ impl Bench {
 
     pub(super) fn want(&mut self, names: &[&str]) -> Vec<LinkEffect> {
         let set: BTreeMap<_, _> = names.iter().map(|n| (name(n), provider(n, 1))).collect();
-        let mut fx = Vec::new();
-        self.link.want(set, self.now, &mut fx);
-        self.effects(fx)
+        let mut effects = Vec::new();
+        self.link.want(set, self.now, &mut effects);
+        self.effects(effects)
     }
 
     /// Tasks are under way.
@@ -79,10 +79,10 @@ impl Bench {
         for _ in 0..100 {
             let due = self.link.next_deadline().expect("something is to come");
             self.now = self.now.max(due);
-            let mut fx = Vec::new();
-            self.link.tick(self.now, &mut fx);
-            if !fx.is_empty() {
-                return (self.now - began, self.effects(fx));
+            let mut effects = Vec::new();
+            self.link.tick(self.now, &mut effects);
+            if !effects.is_empty() {
+                return (self.now - began, self.effects(effects));
             }
         }
         panic!("the link wakes up and does nothing");
@@ -108,36 +108,34 @@ impl Bench {
         self.link.status(self.now).state
     }
 
-    fn effects(&mut self, fx: Vec<Effect>) -> Vec<LinkEffect> {
-        let of_link = |effect| if let Effect::Link(effect) = effect { Some(effect) } else { None };
-        let fx: Vec<_> = fx.into_iter().filter_map(of_link).collect();
-        for effect in &fx {
+    fn effects(&mut self, effects: Vec<LinkEffect>) -> Vec<LinkEffect> {
+        for effect in &effects {
             if let LinkEffect::Heartbeat { number, .. } = effect {
                 self.beat = *number;
             }
         }
-        fx
+        effects
     }
 }
 
-pub(super) fn registers(fx: &[LinkEffect]) -> Vec<u64> {
+pub(super) fn registers(effects: &[LinkEffect]) -> Vec<u64> {
     let attempt = |effect: &LinkEffect| match effect {
         LinkEffect::Register { attempt, .. } => Some(*attempt),
         _ => None,
     };
-    fx.iter().filter_map(attempt).collect()
+    effects.iter().filter_map(attempt).collect()
 }
 
-pub(super) fn channels(fx: &[LinkEffect]) -> Vec<u64> {
+pub(super) fn channels(effects: &[LinkEffect]) -> Vec<u64> {
     let epoch = |effect: &LinkEffect| match effect {
         LinkEffect::OpenChannel { epoch, .. } => Some(*epoch),
         _ => None,
     };
-    fx.iter().filter_map(epoch).collect()
+    effects.iter().filter_map(epoch).collect()
 }
 
-pub(super) fn beats(fx: &[LinkEffect]) -> usize {
-    fx.iter().filter(|effect| matches!(effect, LinkEffect::Heartbeat { .. })).count()
+pub(super) fn beats(effects: &[LinkEffect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, LinkEffect::Heartbeat { .. })).count()
 }
 
 #[test]
@@ -147,12 +145,12 @@ fn the_wait_doubles_from_five_seconds_to_a_minute_with_up_to_half_of_it_on_top()
     for (n, least) in [5, 10, 20, 40, 60, 60, 60].into_iter().enumerate() {
         let mut waited = Duration::ZERO;
         let attempt = loop {
-            let (passed, fx) = bench.until_something();
+            let (passed, effects) = bench.until_something();
             waited += passed;
-            if beats(&fx) > 0 {
+            if beats(&effects) > 0 {
                 bench.beaten(Ok(()));
             }
-            if let [attempt] = registers(&fx)[..] {
+            if let [attempt] = registers(&effects)[..] {
                 break attempt;
             }
         };
@@ -201,12 +199,16 @@ fn retry_after_lengthens_the_wait_and_never_shortens_it() {
 fn a_session_that_mcpd_forgot_is_registered_at_once_and_within_the_backoff_after_that() {
     let mut bench = Bench::online();
     bench.pass(30 * SECOND);
-    let fx = bench.beaten(Err(unknown()));
-    assert_eq!((registers(&fx), fx.contains(&LinkEffect::CloseChannel)), (vec![2], true), "{fx:?}");
+    let effects = bench.beaten(Err(unknown()));
+    assert_eq!(
+        (registers(&effects), effects.contains(&LinkEffect::CloseChannel)),
+        (vec![2], true),
+        "{effects:?}"
+    );
     bench.registered(2);
     bench.pass(SECOND);
-    let fx = bench.act(LinkInput::ChannelClosed(2, unknown()));
-    assert_eq!(registers(&fx), [0; 0], "the second time running it waits: {fx:?}");
+    let effects = bench.act(LinkInput::ChannelClosed(2, unknown()));
+    assert_eq!(registers(&effects), [0; 0], "the second time running it waits: {effects:?}");
     assert_eq!(bench.state(), LinkState::Backoff);
 }
 
@@ -217,13 +219,13 @@ fn a_session_that_mcpd_forgot_under_a_register_call_is_registered_again_after_it
         bench.pass(SECOND);
         assert_eq!(registers(&bench.want(&["a", "b"])), [2]);
         bench.pass(30 * SECOND);
-        let fx = match heartbeat_tells {
+        let effects = match heartbeat_tells {
             true => bench.beaten(Err(unknown())),
             false => bench.act(LinkInput::ChannelClosed(1, unknown())),
         };
-        assert_eq!(registers(&fx), [0; 0], "one register call at a time");
-        let fx = bench.registered(2);
-        assert_eq!((registers(&fx), channels(&fx)), (vec![3], vec![]), "{fx:?}");
+        assert_eq!(registers(&effects), [0; 0], "one register call at a time");
+        let effects = bench.registered(2);
+        assert_eq!((registers(&effects), channels(&effects)), (vec![3], vec![]), "{effects:?}");
         assert_eq!(channels(&bench.registered(3)), [2]);
     }
 }
@@ -245,8 +247,8 @@ fn what_is_wanted_again_while_the_goodbye_fails_waits_like_after_any_failure() {
     bench.pass(crate::core::link::REGISTER_SPACING);
     assert!(registers(&bench.want(&["a"])).is_empty(), "one call at a time");
     assert!(registers(&bench.act(LinkInput::Registered(2, Err(passing())))).is_empty());
-    let (waited, fx) = bench.until_something();
-    assert_eq!(registers(&fx), [3]);
+    let (waited, effects) = bench.until_something();
+    assert_eq!(registers(&effects), [3]);
     assert!(waited >= Duration::from_secs(5), "{waited:?}");
 }
 
@@ -282,8 +284,8 @@ fn a_wrong_path_is_refused_by_name_and_tried_within_the_backoff() {
         let status = bench.link.status(bench.now);
         assert_eq!(status.state, LinkState::Refused);
         assert!(status.detail.contains("check-mcpd"), "{}", status.detail);
-        let (waited, fx) = bench.until_something();
-        assert!(waited >= 5 * SECOND && registers(&fx) == [attempt + 1], "{waited:?} {fx:?}");
+        let (waited, effects) = bench.until_something();
+        assert!(waited >= 5 * SECOND && registers(&effects) == [attempt + 1], "{waited:?} {effects:?}");
     }
 }
 
@@ -292,10 +294,10 @@ fn when_mcpd_gives_every_name_away_after_a_reconnect_no_call_is_made_for_a_minut
     let mut bench = Bench::online();
     bench.act(LinkInput::ChannelClosed(1, passing()));
     while registers(&bench.until_something().1).is_empty() {}
-    let fx = bench.act(LinkInput::Registered(2, Err(CallFailure::Conflict([name("a")].into()))));
-    assert_eq!((fx, bench.state()), (vec![], LinkState::Refused), "an empty set is a call, too");
-    let (waited, fx) = bench.until_something();
-    assert_eq!((waited, registers(&fx)), (super::super::link::CONFLICT_RETRY, vec![3]));
+    let effects = bench.act(LinkInput::Registered(2, Err(CallFailure::Conflict([name("a")].into()))));
+    assert_eq!((effects, bench.state()), (vec![], LinkState::Refused), "an empty set is a call, too");
+    let (waited, effects) = bench.until_something();
+    assert_eq!((waited, registers(&effects)), (super::super::link::CONFLICT_RETRY, vec![3]));
     bench.act(LinkInput::Registered(3, Err(CallFailure::Conflict([name("a")].into()))));
     bench.pass(SECOND);
     assert_eq!(registers(&bench.want(&[])), [4], "its owner has withdrawn it");
@@ -327,10 +329,12 @@ fn nothing_of_an_old_channel_or_call_touches_the_new_one() {
 fn what_is_withdrawn_is_not_opened_again_while_mcpd_has_not_answered() {
     let mut bench = Bench::online();
     bench.pass(30 * SECOND);
-    let fx = bench.want(&[]);
+    let effects = bench.want(&[]);
     assert!(
-        fx.contains(&LinkEffect::CloseChannel) && registers(&fx) == [2] && channels(&fx).is_empty(),
-        "{fx:?}"
+        effects.contains(&LinkEffect::CloseChannel)
+            && registers(&effects) == [2]
+            && channels(&effects).is_empty(),
+        "{effects:?}"
     );
     assert_eq!(bench.beaten(Ok(())), [], "nothing more is to be done");
     assert_eq!(bench.registered(2), []);
@@ -342,8 +346,8 @@ fn register_calls_keep_a_quarter_second_apart_and_the_newest_set_wins() {
     let mut bench = Bench::online();
     assert_eq!(bench.want(&["a", "b"]), [], "the first call was this very moment");
     assert_eq!(bench.want(&["a", "c"]), []);
-    let (waited, fx) = bench.until_something();
-    let [LinkEffect::Register { attempt: 2, providers, .. }] = &fx[..] else { panic!("{fx:?}") };
+    let (waited, effects) = bench.until_something();
+    let [LinkEffect::Register { attempt: 2, providers, .. }] = &effects[..] else { panic!("{effects:?}") };
     let names: Vec<_> = providers.iter().map(|p| p.name.as_str()).collect();
     assert_eq!((waited, names), (super::super::link::REGISTER_SPACING, vec!["a", "c"]));
     assert_eq!(bench.registered(2), [], "the channel stays open across a change of the set");
@@ -353,17 +357,17 @@ fn register_calls_keep_a_quarter_second_apart_and_the_newest_set_wins() {
 fn a_wake_beats_at_once_and_then_tries_once_a_second_for_a_minute() {
     let mut bench = Bench::online();
     bench.pass(10 * SECOND);
-    let fx = bench.act(LinkInput::Woke);
-    assert!(matches!(fx[..], [LinkEffect::Heartbeat { after_wake: true, .. }]), "{fx:?}");
+    let effects = bench.act(LinkInput::Woke);
+    assert!(matches!(effects[..], [LinkEffect::Heartbeat { after_wake: true, .. }]), "{effects:?}");
     bench.beaten(Err(passing()));
     let woke = bench.now;
     let mut attempts = Vec::new();
     while bench.now < woke + 100 * SECOND {
-        let (_, fx) = bench.until_something();
-        if beats(&fx) > 0 {
+        let (_, effects) = bench.until_something();
+        if beats(&effects) > 0 {
             bench.beaten(Err(passing()));
         }
-        if let [attempt] = registers(&fx)[..] {
+        if let [attempt] = registers(&effects)[..] {
             attempts.push(bench.now - woke);
             bench.act(LinkInput::Registered(attempt, Err(passing())));
         }
@@ -378,8 +382,11 @@ fn a_wake_with_a_good_network_opens_the_channel_anew_once() {
     let mut bench = Bench::online();
     bench.pass(10 * SECOND);
     bench.act(LinkInput::Woke);
-    let fx = bench.beaten(Ok(()));
-    assert!(fx[0] == LinkEffect::CloseChannel && channels(&fx) == [2] && fx.len() == 2, "{fx:?}");
+    let effects = bench.beaten(Ok(()));
+    assert!(
+        effects[0] == LinkEffect::CloseChannel && channels(&effects) == [2] && effects.len() == 2,
+        "{effects:?}"
+    );
     bench.act(LinkInput::ChannelOpened(2));
     bench.act(LinkInput::ChannelProved(2));
     assert_eq!(beats(&bench.pass(30 * SECOND)), 1);

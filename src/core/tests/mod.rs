@@ -113,11 +113,11 @@ impl Rig {
     }
 
     pub(super) fn act(&mut self, input: Input) -> Vec<Effect> {
-        let mut fx = Vec::new();
+        let mut effects = Vec::new();
         let seen = self.activity.borrow();
         let look = |key| seen.get(&key).copied().unwrap_or_default();
-        self.core.handle(input, self.now, &look, &mut fx);
-        fx
+        self.core.handle(input, self.now, &look, &mut effects);
+        effects
     }
 
     /// Lets time pass, ticking whenever something is due; every effect comes with when it came.
@@ -126,14 +126,14 @@ impl Rig {
         let mut all = Vec::new();
         while let Some(due) = self.core.next_deadline().filter(|due| *due <= until) {
             self.now = due.max(self.now);
-            let mut fx = Vec::new();
+            let mut effects = Vec::new();
             let seen = self.activity.borrow();
             let look = |key| seen.get(&key).copied().unwrap_or_default();
-            self.core.tick(self.now, &look, &mut fx);
+            self.core.tick(self.now, &look, &mut effects);
             drop(seen);
-            let stuck = fx.is_empty() && self.core.next_deadline() == Some(due);
+            let stuck = effects.is_empty() && self.core.next_deadline() == Some(due);
             assert!(!stuck, "a deadline that is due and does nothing would spin");
-            all.extend(fx.into_iter().map(|effect| (self.now - began, effect)));
+            all.extend(effects.into_iter().map(|effect| (self.now - began, effect)));
         }
         self.now = until;
         all
@@ -147,16 +147,16 @@ impl Rig {
 }
 
 /// The codes of the failures among some effects, with their tasks.
-pub(super) fn failures<'a>(fx: impl IntoIterator<Item = &'a Effect>) -> Vec<(u64, FailureCode)> {
+pub(super) fn failures<'a>(effects: impl IntoIterator<Item = &'a Effect>) -> Vec<(u64, FailureCode)> {
     let failed = |effect: &Effect| match effect {
         Effect::End(key, End::Failed(failure), _) => Some((key.0, failure.code)),
         _ => None,
     };
-    fx.into_iter().filter_map(failed).collect()
+    effects.into_iter().filter_map(failed).collect()
 }
 
 /// The tasks that are offered among some effects.
-pub(super) fn offers<'a>(fx: impl IntoIterator<Item = &'a Effect>) -> Vec<u64> {
+pub(super) fn offers<'a>(effects: impl IntoIterator<Item = &'a Effect>) -> Vec<u64> {
     let offered = |effect: &Effect| if let Effect::Offer(key, _, _) = effect { Some(key.0) } else { None };
-    fx.into_iter().filter_map(offered).collect()
+    effects.into_iter().filter_map(offered).collect()
 }

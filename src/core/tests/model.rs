@@ -50,17 +50,17 @@ proptest! {
         let mut rig = Rig::serving(LIMIT);
         let (mut plain, mut next) = (Plain::default(), 0);
         for step in moves {
-            let fx = match step {
+            let effects = match step {
                 Move::Ask => {
                     let full = plain.running.len() == LIMIT as usize && plain.waiting.len() == 2;
-                    let fx = rig.act(Input::Task(task(&format!("t{next}"), "llm", false)));
-                    let refused = failures(&fx) == [(next, FailureCode::Overloaded)];
-                    prop_assert_eq!(refused, full, "{:?} {:?}", plain, fx);
+                    let effects = rig.act(Input::Task(task(&format!("t{next}"), "llm", false)));
+                    let refused = failures(&effects) == [(next, FailureCode::Overloaded)];
+                    prop_assert_eq!(refused, full, "{:?} {:?}", plain, effects);
                     if !full {
                         plain.waiting.push_back(next);
                     }
                     next += 1;
-                    fx
+                    effects
                 }
                 Move::Finish(n) if n < plain.running.len() => {
                     let key = plain.running.remove(n);
@@ -77,7 +77,7 @@ proptest! {
                 }
                 Move::Finish(_) | Move::Leave(_) => continue,
             };
-            prop_assert_eq!(offers(&fx), plain.fill());
+            prop_assert_eq!(offers(&effects), plain.fill());
         }
     }
 }
@@ -146,8 +146,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn see(&mut self, fx: &[Effect]) -> Result<(), TestCaseError> {
-        for effect in fx {
+    fn see(&mut self, effects: &[Effect]) -> Result<(), TestCaseError> {
+        for effect in effects {
             match effect {
                 Effect::Begin(key, task) => {
                     prop_assert!(self.ids.insert(task.id.clone()), "{} began twice", task.id);
@@ -193,8 +193,8 @@ impl Watch {
         let input = match event {
             Event::Open(client) => {
                 self.sessions += 1;
-                let fx = self.rig.open(self.sessions, &format!("c{client}"));
-                return self.see(&fx);
+                let effects = self.rig.open(self.sessions, &format!("c{client}"));
+                return self.see(&effects);
             }
             Event::Push(n, limits) => {
                 let one = |(name, (on, limit)): (&&str, &(bool, u32))| on.then(|| Ok(provider(name, *limit)));
@@ -235,7 +235,7 @@ impl Watch {
                     return Ok(());
                 };
                 self.tasks.get_mut(&key).unwrap().settled = true;
-                if gone { Input::NobodyWaits(key) } else { Input::Settled(key) }
+                if gone { Input::CallerGone(key) } else { Input::Settled(key) }
             }
             Event::DeliveryFailed(n) => match self.pick(n, |said| !said.settled) {
                 Some(key) => Input::DeliveryFailed(key, fail()),
@@ -245,16 +245,16 @@ impl Watch {
             Event::Close(n) => Input::SessionClosed(session(n)),
             Event::Pause(one, on) => Input::SetPaused(one.then(|| name("one")), on),
             Event::Wait(ms) => {
-                let fx: Vec<_> = self.rig.pass(MS * ms).into_iter().map(|(_, effect)| effect).collect();
+                let effects: Vec<_> = self.rig.pass(MS * ms).into_iter().map(|(_, effect)| effect).collect();
                 self.rig.now = now;
-                let seen = self.see(&fx);
+                let seen = self.see(&effects);
                 self.rig.now = now + MS * ms;
                 return seen;
             }
             Event::Drain => Input::Drain,
         };
-        let fx = self.rig.act(input);
-        self.see(&fx)
+        let effects = self.rig.act(input);
+        self.see(&effects)
     }
 
     /// What every list of the core says together.
@@ -275,16 +275,16 @@ impl Watch {
     /// Everybody goes, and time passes: nothing may be left.
     fn wind_up(&mut self) -> Result<(), TestCaseError> {
         for n in 0..=self.sessions {
-            let fx = self.rig.act(Input::SessionClosed(SessionKey(n)));
-            self.see(&fx)?;
+            let effects = self.rig.act(Input::SessionClosed(SessionKey(n)));
+            self.see(&effects)?;
         }
         self.play(Event::Wait(700_000))?;
         let open: Vec<_> = self.tasks.iter().filter(|(_, said)| !said.ended).collect();
         prop_assert!(open.is_empty(), "no end within any deadline: {open:?}");
         while let Some(key) = self.pick(0, |said| !said.settled) {
             self.tasks.get_mut(&key).unwrap().settled = true;
-            let fx = self.rig.act(Input::Settled(key));
-            self.see(&fx)?;
+            let effects = self.rig.act(Input::Settled(key));
+            self.see(&effects)?;
         }
         let kept: Vec<_> = self.tasks.iter().filter(|(_, said)| !said.forgotten).collect();
         prop_assert!(kept.is_empty(), "never forgotten: {kept:?}");

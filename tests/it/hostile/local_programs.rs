@@ -83,7 +83,7 @@ async fn a_flood_of_one_session_does_not_hold_up_another() {
     // It never reads, so the agent's answers pile up until the agent ends it.
     tokio::spawn(async move {
         let output = Some(task_chunk::Output::ChunkJson(chunk("x").into()));
-        let message = TaskChunk { task_id: "nobody's".to_owned(), output };
+        let message = TaskChunk { task_id: "nobody's".to_owned(), output, more: vec![] };
         let providers = vec![provider(&"x".repeat(250), false)];
         let answered = pb::ProviderSnapshot { generation: 1, providers };
         let payloads = [

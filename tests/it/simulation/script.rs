@@ -217,7 +217,7 @@ impl Inference {
     async fn output(&self, output: task_chunk::Output) {
         let now = self.scribe.now();
         self.scribe.story().runs[self.run].last_sign = Some(now);
-        let chunk = TaskChunk { task_id: self.task.clone(), output: Some(output) };
+        let chunk = TaskChunk { task_id: self.task.clone(), output: Some(output), more: vec![] };
         self.send(Payload::TaskChunk(chunk)).await;
     }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use mcprelay::pb::{
     self, Hello, Provider, SessionRequest, SessionResponse, TaskChunk, TaskFinished,
-    bridge_service_client::BridgeServiceClient, session_request, session_response, task_chunk, task_finished,
+    bridge_service_client::BridgeServiceClient, piece, session_request, session_response, task_chunk,
+    task_finished,
 };
 use tokio::{net::UnixStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -187,7 +188,14 @@ impl Client {
 
     /// Sends any piece of output, or a sign of life.
     pub async fn output(&self, task: &Offered, output: Option<task_chunk::Output>) {
-        let chunk = TaskChunk { task_id: task.task_id.clone(), output };
+        let chunk = TaskChunk { task_id: task.task_id.clone(), output, more: vec![] };
+        self.send(session_request::Payload::TaskChunk(chunk)).await;
+    }
+
+    /// Sends several pieces in one message.
+    pub async fn together(&self, task: &Offered, first: task_chunk::Output, more: Vec<piece::Output>) {
+        let more = more.into_iter().map(|output| pb::Piece { output: Some(output) }).collect();
+        let chunk = TaskChunk { task_id: task.task_id.clone(), output: Some(first), more };
         self.send(session_request::Payload::TaskChunk(chunk)).await;
     }
 

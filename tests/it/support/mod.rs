@@ -20,7 +20,7 @@ use std::{
 
 use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind, LlmView};
 use mcprelay::{
-    agent::{Agent, AgentError, SleepClock, Stop, Stopped, Surroundings},
+    agent::{Agent, AgentError, Deps, SleepClock, Stop, Stopped},
     config::{Config, TASKS_FILE},
     pb::{self, AgentState},
     telemetry,
@@ -130,14 +130,14 @@ impl World {
     /// Starts the agent.
     pub fn start_agent(&mut self) {
         let slept = Arc::clone(&self.slept);
-        let surroundings = Surroundings {
+        let deps = Deps {
             clock: SleepClock::Told(Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed)))),
             seed: self.seed,
             telemetry: self.telemetry.clone(),
-            ..Surroundings::default()
+            ..Deps::default()
         };
         let _umask = one_at_a_time();
-        let agent = Agent::new(&self.config, surroundings).expect("the home is free");
+        let agent = Agent::new(&self.config, deps).expect("the home is free");
         let stop = Stop::default();
         self.agent = Some((stop.clone(), tokio::spawn(agent.run(stop))));
     }

@@ -9,7 +9,7 @@ use tokio::{net::UnixListener, sync::watch};
 use tracing::{info, warn};
 
 use crate::{
-    agent::Standing,
+    agent::HealthSummary,
     domain::{Printable, counted},
 };
 
@@ -34,15 +34,15 @@ pub(super) async fn watchdog() {
 }
 
 /// Reports how the agent is doing whenever that changes; `systemctl status` shows it.
-pub(super) async fn status(mut standing: watch::Receiver<Standing>) {
-    while standing.changed().await.is_ok() {
-        let text = sentence(&standing.borrow_and_update());
+pub(super) async fn status(mut health: watch::Receiver<HealthSummary>) {
+    while health.changed().await.is_ok() {
+        let text = sentence(&health.borrow_and_update());
         notify(&[NotifyState::Status(&text)]);
     }
 }
 
-fn sentence(standing: &Standing) -> String {
-    let Standing { link, detail, providers } = standing;
+fn sentence(health: &HealthSummary) -> String {
+    let HealthSummary { link, detail, providers } = health;
     let (state, providers) = (link.map_or("starting", |link| link.as_str()), counted(*providers, "provider"));
     match detail.is_empty() {
         true => format!("{state}, {providers}"),
@@ -90,10 +90,10 @@ mod tests {
 
     #[test]
     fn the_status_says_the_link_the_providers_and_why_in_one_line() {
-        let online = Standing { link: Some(LinkState::Online), detail: String::new(), providers: 1 };
+        let online = HealthSummary { link: Some(LinkState::Online), detail: String::new(), providers: 1 };
         assert_eq!(sentence(&online), "online, 1 provider");
         let detail = "no answer\nREADY=1".to_owned();
-        let backoff = Standing { link: Some(LinkState::Backoff), detail, providers: 2 };
+        let backoff = HealthSummary { link: Some(LinkState::Backoff), detail, providers: 2 };
         assert!(sentence(&backoff).starts_with("backoff, 2 providers: no answer"));
         assert_eq!(sentence(&backoff).lines().count(), 1);
     }
