@@ -10,9 +10,9 @@
 //!  main ──► cli ──┬──► agent ──┬──► core
 //!                 │            ├──► bridge ◄──(the socket)── provide
 //!                 │            └──► upstream ──┬──► openai
-//!                 │                            └──► plain_http
+//!                 │                            └──► http
 //!                 └──► provide ──┬──► openai
-//!                                └──► plain_http
+//!                                └──► http
 //! ```
 //!
 //! The picture leaves out what several modules use: `domain`, `config`, `credentials`, `platform` and `telemetry`.
@@ -30,8 +30,8 @@
 //! | [`sse`] | server-sent events: the one parser |
 //! | [`provide`] | the provider host, an ordinary client of the bridge |
 //! | [`telemetry`] | traces, metrics, the log |
-//! | `plain_http` | the shorter path to servers that need neither TLS nor a proxy, for upstream and provide |
 //! | `platform` | what differs between Linux and macOS: clocks, a tick, file changes, limits |
+//! | `http` | HTTP as a client speaks it, whoever the server is: Clients and what they trust, bodies, errors, backoff |
 //! | [`cli`] | the commands, one file each |
 //!
 //! `upstream` and `bridge` do not depend on each other, and `core` does not depend on the runtime: `tests/it/house.rs` checks this.
@@ -77,9 +77,9 @@ pub mod config;
 pub mod core;
 pub mod credentials;
 pub mod domain;
+mod http;
 pub mod json;
 pub mod openai;
-mod plain_http;
 mod platform;
 pub mod provide;
 pub mod sse;

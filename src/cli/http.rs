@@ -1,8 +1,8 @@
 //! How commands call mcpd: one client, and one sentence for each way a call can fail.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode, header, redirect};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use secrecy::ExposeSecret as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -11,12 +11,14 @@ use super::Stop;
 use crate::{
     config::{Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
-    domain::root_cause,
+    http::{self, ClientError, ClientOptions, ReadError, Version, read_at_most, root_cause},
     upstream::{connect::UNKNOWN_ISSUER, contract},
 };
 
 /// How long a connection may take, TLS included: an mcpd across the world answers within a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an idle connection is kept: some commands call several times.
+const IDLE_CONNECTION: Duration = Duration::from_secs(4);
 /// How long a short call may take as a whole.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many characters of an error's body are shown: more would be a page, not a sentence.
@@ -165,14 +167,11 @@ impl Mcpd {
     }
 
     /// Reads a reply's JSON.
-    pub async fn json<T: DeserializeOwned>(&self, mut response: Response) -> Result<T, CallError> {
-        let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| self.no_answer(&error))? {
-            body.extend_from_slice(&piece);
-            if body.len() > MAX_REPLY_BYTES {
-                return Err(self.not_mcpd("its reply does not end"));
-            }
-        }
+    pub async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, CallError> {
+        let body = http::read(response, MAX_REPLY_BYTES).await.map_err(|error| match error {
+            ReadError::Broken(error) => self.no_answer(&error),
+            ReadError::TooLong(_) => self.not_mcpd("its reply does not end"),
+        })?;
         serde_json::from_slice(&body)
             .map_err(|_| self.not_mcpd("its reply is not the JSON that was asked for"))
     }
@@ -192,34 +191,22 @@ impl Mcpd {
     }
 }
 
-/// A client that sends the token nowhere else: it follows no redirects and uses no proxy for this machine's own addresses.
+/// A client that sends the token nowhere else.
 fn client(url: &McpdUrl, ca_file: Option<&Path>) -> Result<Client, Stop> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("mcprelay/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .redirect(redirect::Policy::none());
-    if url.is_loopback() {
-        builder = builder.no_proxy();
-    }
-    for certificate in ca_file.map(authorities).transpose()?.unwrap_or_default() {
-        builder = builder.add_root_certificate(certificate);
-    }
-    builder.build().map_err(|error| Stop::Failed(format!("cannot set up TLS: {}", root_cause(&error))))
-}
-
-fn authorities(path: &Path) -> Result<Vec<Certificate>, Stop> {
-    let shown = path.display();
-    let pem = fs::read(path).map_err(|error| {
-        Stop::Usage(format!(
-            "--ca-file (MCPRELAY_CA_FILE) {shown} cannot be read ({error}): pass a readable PEM file"
-        ))
-    })?;
-    match Certificate::from_pem_bundle(&pem) {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(Stop::Usage(format!(
-            "--ca-file (MCPRELAY_CA_FILE) {shown} holds no certificate: pass a PEM file"
-        ))),
-    }
+    let options = ClientOptions {
+        connect_timeout: CONNECT_TIMEOUT,
+        idle: IDLE_CONNECTION,
+        version: Version::Negotiated,
+        ca_file,
+    };
+    http::client(url.as_url(), options).map_err(|error| match error {
+        ClientError::Certificates(bad) => Stop::Usage(format!(
+            "--ca-file (MCPRELAY_CA_FILE) {} cannot be used ({}): pass a readable PEM file",
+            bad.path.display(),
+            bad.reason
+        )),
+        ClientError::Client(why) => Stop::Failed(format!("cannot set up TLS: {why}")),
+    })
 }
 
 fn location(response: &Response) -> String {
@@ -229,13 +216,7 @@ fn location(response: &Response) -> String {
 
 /// What an error reply says, in one of the usual shapes, cut to the length of a sentence; empty if it says nothing readable.
 pub async fn error_message(mut response: Response) -> String {
-    let mut body = Vec::new();
-    while let Ok(Some(piece)) = response.chunk().await {
-        body.extend_from_slice(&piece);
-        if body.len() > MAX_ERROR_CHARS * 16 {
-            break;
-        }
-    }
+    let body = read_at_most(&mut response, MAX_ERROR_CHARS * 16).await.unwrap_or_default();
     serde_json::from_slice(&body).map(|json| message_in(&json)).unwrap_or_default()
 }
 

@@ -6,7 +6,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Stop;
-use crate::{bridge::STOPPING, domain::root_cause, pb::bridge_service_client::BridgeServiceClient};
+use crate::{bridge::STOPPING, http::root_cause, pb::bridge_service_client::BridgeServiceClient};
 
 /// Largest status that is accepted, in bytes: thousands of providers, each with all its texts.
 const MAX_STATUS_BYTES: usize = 64 * 1024 * 1024;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 
 pub use file::{Fingerprint, OTHERS, OTHERS_WRITE};
-pub use url::{BadUrl, McpdUrl, is_loopback};
+pub use url::{BadUrl, McpdUrl};
 
 use file::JsonFile;
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use reqwest::Url;
 
+use crate::http::is_loopback;
+
 /// The base URL of an mcpd: http or https, with a host, without credentials, query or fragment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct McpdUrl(Url);
@@ -49,7 +51,12 @@ impl McpdUrl {
         self.0.as_str().trim_end_matches('/')
     }
 
-    /// Whether it leads to this machine, as [`is_loopback`] says.
+    /// The URL as such.
+    pub fn as_url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Whether it leads to this machine, by its name.
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.0)
     }
@@ -57,16 +64,6 @@ impl McpdUrl {
     /// Whether a token that is sent there can be read on the way.
     pub fn is_insecure(&self) -> bool {
         self.0.scheme() == "http" && !self.is_loopback()
-    }
-}
-
-/// Whether a URL's host is this machine by its name, so that no proxy belongs in between and nobody can listen in.
-pub fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        None => false,
     }
 }
 

@@ -169,12 +169,3 @@ impl Failure {
         self.http_status.filter(|s| (400..600).contains(s)).unwrap_or_else(|| self.code.http_status())
     }
 }
-
-/// The cause at the bottom of a chain of errors, which is what people can act on: "Connection refused".
-pub fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
-}

@@ -8,7 +8,7 @@ mod private;
 mod provider;
 mod task;
 
-pub use failure::{Failure, FailureCode, root_cause};
+pub use failure::{Failure, FailureCode};
 pub use link::{CallFailure, LinkState, LinkStatus};
 pub use names::{
     BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,

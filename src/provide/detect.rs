@@ -3,19 +3,19 @@
 use std::{collections::HashSet, fmt, time::Duration};
 
 use futures_util::future::join_all;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, StatusCode, Url};
 use serde::Serialize;
 
 use super::{
     config_file::last_part,
     openai::{
-        http::BaseUrl,
+        http::{BaseUrl, Clients},
         models::Models,
-        readiness::{MAX_ANSWER_BYTES, read_at_most},
+        readiness::MAX_ANSWER_BYTES,
     },
     providers::KINDS,
 };
-use crate::domain::counted;
+use crate::{domain::counted, http::read_at_most};
 
 /// How long a server on this machine may take to list its models.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -72,8 +72,9 @@ impl fmt::Display for Found {
 ///
 /// # Errors
 /// If no HTTP client can be made.
-pub async fn detect(places: &[Place]) -> Result<Vec<Found>, reqwest::Error> {
-    let client = Client::builder().no_proxy().tls_built_in_root_certs(false).timeout(TIMEOUT).build()?;
+pub async fn detect(places: &[Place]) -> Result<Vec<Found>, String> {
+    let here = Url::parse("http://127.0.0.1").expect("a URL");
+    let client = Clients::default().for_url(&here).map_err(|error| error.to_string())?;
     let asked = places.iter().map(|place| look(&client, place));
     Ok(join_all(asked).await.into_iter().flatten().collect())
 }
@@ -88,7 +89,8 @@ pub fn entries(found: &[Found]) -> String {
 }
 
 async fn look(client: &Client, place: &Place) -> Option<Found> {
-    let mut response = client.get(BaseUrl::parse(&place.url).ok()?.join("models")).send().await.ok()?;
+    let mut response =
+        client.get(BaseUrl::parse(&place.url).ok()?.join("models")).timeout(TIMEOUT).send().await.ok()?;
     let found = Found { kind: place.kind, url: place.url.clone(), models: Vec::new(), wants_key: false };
     if response.status() == StatusCode::UNAUTHORIZED {
         return Some(Found { wants_key: true, ..found });

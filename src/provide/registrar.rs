@@ -21,7 +21,10 @@ use super::{
     session::{self, End},
     task::Provider,
 };
-use crate::domain::{self, root_cause};
+use crate::{
+    domain,
+    http::{Backoff, root_cause},
+};
 
 /// First wait after a lost session: a restarted agent is usually back at once.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -115,20 +118,19 @@ struct Forever {
 
 impl Forever {
     async fn run(mut self) {
-        let mut backoff = BACKOFF_MIN;
+        let (mut backoff, mut rng) = (Backoff::new(BACKOFF_MIN, BACKOFF_MAX), fastrand::Rng::new());
         loop {
             let started = Instant::now();
             let end = self.attempt().await.unwrap_or_else(End::Failed);
             if started.elapsed() >= PROVEN {
-                backoff = BACKOFF_MIN;
+                backoff.reset();
             }
             let wait = match &end {
                 End::Stopped => return,
                 End::Failed(status) if status.code() == tonic::Code::Aborted => REPLACED_WAIT,
-                End::Failed(_) | End::Closed | End::Left => jittered(backoff),
+                End::Failed(_) | End::Closed | End::Left => backoff.next(&mut rng),
             };
             self.explain(&end, wait);
-            backoff = (backoff * 2).min(BACKOFF_MAX);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = session::stop_asked(&mut self.stopping) => return,
@@ -172,11 +174,6 @@ impl Forever {
             self.quiet = Some(trouble);
         }
     }
-}
-
-/// Between 100 % and 150 % of `wait`: several clients of one agent do not come back in the same moment.
-fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(1.0 + fastrand::f64() / 2.0)
 }
 
 async fn connect(config: &RegistrarConfig) -> Result<Channel, Status> {

@@ -7,11 +7,12 @@ use std::{
 };
 
 use reqwest::{
-    Client, RequestBuilder, Response, StatusCode,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+    Client, RequestBuilder, Response, StatusCode, Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::{sync::Semaphore, time::Instant};
+use serde::Serialize;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     connect::{HttpError, HttpSettings},
@@ -20,15 +21,14 @@ use super::{
         RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
     outbox::WAITING_LIMIT,
+    pool::{ClientPool, NoAnswer, Post},
     post::POSTS_AT_ONCE,
-    reply::{
-        REPLY_LIMIT, describe, drain, is_html, keep_alive, looks_like_html, no_answer, read, retry_after,
-    },
+    reply::{JSON, REPLY_LIMIT, describe, looks_like_html, no_answer},
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
+    http::{drain, is_html, read, retry_after},
     openai::MemoryBudget,
-    plain_http::PlainClient,
     telemetry::Server,
 };
 
@@ -36,10 +36,8 @@ use crate::{
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// For the same after a wake from sleep, when connections and the network may be dead: it must allow one attempt per second.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(900);
-/// How long an idle connection is kept unless the server says otherwise: Node closes idle connections after 5 s.
-const IDLE_CONNECTION: Duration = Duration::from_secs(4);
-/// Least time before that is raised again: a server whose hints alternate must not cost a new connection pool each time.
-const IDLE_CHANGE: Duration = Duration::from_secs(60);
+/// Most Clients for results: so many times a server's limit of requests on one connection can be under way.
+const RESULT_CLIENTS: usize = 8;
 /// Most bytes read of a register reply; a thousand rows fit.
 const REGISTER_REPLY_LIMIT: usize = 4 << 20;
 
@@ -56,18 +54,17 @@ pub struct Access {
 pub type Reload = Arc<dyn Fn() -> Option<Access> + Send + Sync>;
 
 /// The mcpd that the credentials lead to, and the clients for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Connected {
     pub(super) url: Arc<str>,
     server: Server,
     pub(super) token: HeaderValue,
     pub(super) secret: SecretString,
-    pub(super) calls: Client,
-    /// For result POSTs, if mcpd can be reached without TLS and without a proxy.
-    pub(super) plain: Option<PlainClient>,
+    /// For register and heartbeat, whose connection nothing else shares.
+    calls: Arc<ClientPool>,
+    /// For result POSTs.
+    pub(super) results: Arc<ClientPool>,
     channel: Client,
-    idle: Duration,
-    idle_since: Instant,
     idempotent: bool,
 }
 
@@ -116,22 +113,26 @@ impl Mcpd {
         token.set_sensitive(true);
         let former = self.connected().filter(|c| *c.url == *access.url);
         let connected = match former {
-            Some(same) => Connected { token, secret: access.token.clone(), ..copy(&same) },
-            None => Connected {
-                server: Server::of(&access.url),
-                url: access.url.as_str().into(),
-                token,
-                secret: access.token.clone(),
-                calls: self.settings.calls(&access.url, IDLE_CONNECTION)?,
-                plain: HttpSettings::plain(&access.url, IDLE_CONNECTION),
-                channel: self.settings.channel(&access.url)?,
-                idle: IDLE_CONNECTION,
-                idle_since: Instant::now(),
-                idempotent: false,
-            },
+            Some(same) => Connected { token, secret: access.token.clone(), ..Connected::clone(&same) },
+            None => self.connect(access, token)?,
         };
         self.replace(connected);
         Ok(())
+    }
+
+    fn connect(&self, access: &Access, token: HeaderValue) -> Result<Connected, HttpError> {
+        let url: Url = access.url.parse().map_err(|_| HttpError::Url(access.url.clone()))?;
+        let pool = |most| ClientPool::new(self.settings.clone(), url.clone(), most).map(Arc::new);
+        Ok(Connected {
+            server: Server::of(&access.url),
+            url: access.url.as_str().into(),
+            token,
+            secret: access.token.clone(),
+            calls: pool(1)?,
+            results: pool(RESULT_CLIENTS)?,
+            channel: self.settings.channel(&url)?,
+            idempotent: false,
+        })
     }
 
     /// Where mcpd is, once that is known.
@@ -149,12 +150,10 @@ impl Mcpd {
         self.connected().is_some_and(|c| c.idempotent)
     }
 
-    /// Drops every idle connection: after a sleep they may be dead without anybody having noticed.
+    /// Gives up every connection but the channel's: after a sleep they may be dead without anybody having noticed.
     pub fn drop_connections(&self) {
-        if let Some(c) = self.connected()
-            && let Ok(calls) = self.settings.calls(&c.url, c.idle)
-        {
-            self.replace(Connected { calls, plain: HttpSettings::plain(&c.url, c.idle), ..copy(&c) });
+        if let Some(c) = self.connected() {
+            c.drop_connections();
         }
     }
 
@@ -169,17 +168,24 @@ impl Mcpd {
         after_wake: bool,
     ) -> Result<String, CallFailure> {
         let c = self.connected_or_fail()?;
-        let timeout = call_timeout(after_wake);
         let body = RegisterRequest {
             provider_session_id: session,
             providers: providers.iter().map(PublishedProvider::from).collect(),
         };
-        let request = c.calls.post(endpoint(&c.url, REGISTER_PATH)).timeout(timeout).json(&body);
-        let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
+        c.within(call_timeout(after_wake), self.register_with(&c, &body, call_timeout(after_wake))).await
+    }
+
+    async fn register_with(
+        &self,
+        c: &Connected,
+        body: &RegisterRequest<'_>,
+        limit: Duration,
+    ) -> Result<String, CallFailure> {
+        let response = c.call(REGISTER_PATH, body, limit).await?;
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => {}
             StatusCode::CONFLICT => return Err(conflict(response).await),
-            _ => return Err(self.failure(&c, "register", response).await),
+            _ => return Err(self.failure(c, "register", response).await),
         }
         let shown = format!("register at {}", c.url);
         let body = read(response, REGISTER_REPLY_LIMIT)
@@ -196,7 +202,7 @@ impl Mcpd {
                 None,
             )
         })?;
-        self.note_features(&c, &reply);
+        self.note_features(c, &reply);
         reply.provider_session_id.filter(|id| !id.is_empty() && HeaderValue::from_str(id).is_ok()).ok_or_else(
             || CallFailure::Passing(format!("{shown} was answered without a usable providerSessionId"), None),
         )
@@ -211,15 +217,22 @@ impl Mcpd {
             self.drop_connections();
         }
         let c = self.connected_or_fail()?;
-        let timeout = call_timeout(after_wake);
-        let body = HeartbeatRequest { provider_session_id: session };
-        let request = c.calls.post(endpoint(&c.url, HEARTBEAT_PATH)).timeout(timeout).json(&body);
-        let response = self.send(&c, request).await.map_err(|e| CallFailure::Passing(e, None))?;
+        let (limit, body) = (call_timeout(after_wake), HeartbeatRequest { provider_session_id: session });
+        c.within(limit, self.heartbeat_with(&c, &body, limit)).await
+    }
+
+    async fn heartbeat_with(
+        &self,
+        c: &Connected,
+        body: &HeartbeatRequest<'_>,
+        limit: Duration,
+    ) -> Result<(), CallFailure> {
+        let response = c.call(HEARTBEAT_PATH, body, limit).await?;
         // An HTML page comes from something in between and says nothing about the session.
         if !response.status().is_success() || is_html(response.headers()) {
-            return Err(self.failure(&c, "heartbeat", response).await);
+            return Err(self.failure(c, "heartbeat", response).await);
         }
-        drain(response).await;
+        drain(response, REPLY_LIMIT).await;
         Ok(())
     }
 
@@ -236,13 +249,6 @@ impl Mcpd {
             Some(c) => self.failure(&c, "the control channel", response).await,
             None => no_credentials(),
         }
-    }
-
-    async fn send(&self, c: &Connected, request: RequestBuilder) -> Result<Response, String> {
-        let response =
-            request.header(AUTHORIZATION, c.token.clone()).send().await.map_err(|e| no_answer(&c.url, &e))?;
-        self.note_keep_alive(c, response.headers());
-        Ok(response)
     }
 
     /// The meaning of a reply that is not the expected one (the contract's table).
@@ -291,46 +297,57 @@ impl Mcpd {
         *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(connected));
     }
 
-    fn note_features(&self, c: &Arc<Connected>, reply: &RegisterReply) {
+    fn note_features(&self, c: &Connected, reply: &RegisterReply) {
         let idempotent = reply.features.iter().any(|f| f == IDEMPOTENT_RESULTS);
         if let Some(now) = self.connected()
             && now.url == c.url
             && now.idempotent != idempotent
         {
-            self.replace(Connected { idempotent, ..copy(&now) });
+            self.replace(Connected { idempotent, ..Connected::clone(&now) });
         }
     }
+}
 
-    /// Follows what the server says about how long it keeps an idle connection: half of that is safe.
-    pub(super) fn note_keep_alive(&self, c: &Connected, headers: &HeaderMap) {
-        let Some(idle) = keep_alive(headers).map(|timeout| timeout / 2) else { return };
-        let Some(now) = self.connected().filter(|now| now.url == c.url && now.idle != idle) else { return };
-        // Too long a time can lose parts; too short a time only costs connections.
-        let urgent = now.idle == IDLE_CONNECTION || idle < now.idle;
-        if (urgent || now.idle_since.elapsed() >= IDLE_CHANGE)
-            && let Ok(calls) = self.settings.calls(&now.url, idle)
-        {
-            let plain = HttpSettings::plain(&now.url, idle);
-            self.replace(Connected { calls, plain, idle, idle_since: Instant::now(), ..copy(&now) });
-        }
+impl Connected {
+    fn drop_connections(&self) {
+        self.calls.clear();
+        self.results.clear();
+    }
+
+    /// POSTs `body` and waits for the reply's head.
+    async fn call(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<Response, CallFailure> {
+        let passing = |text: String| CallFailure::Passing(text, None);
+        let url = endpoint(&self.url, path).parse().map_err(|error| passing(format!("{path}: {error}")))?;
+        let body = serde_json::to_vec(body).expect("texts always serialise").into();
+        let headers =
+            HeaderMap::from_iter([(AUTHORIZATION, self.token.clone()), (CONTENT_TYPE, JSON.clone())]);
+        let post = Post { url: &url, headers: &headers, body: &body };
+        self.calls
+            .post(post, limit)
+            .await
+            .map_err(|unanswered| passing(no_answer(&self.url, &unanswered.why)))
+    }
+
+    /// Bounds a call. One without a whole reply in its time leaves connections that may be dead; the results' may have died with it.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, CallFailure>>,
+    ) -> Result<T, CallFailure> {
+        timeout(limit, call).await.unwrap_or_else(|_| {
+            self.drop_connections();
+            Err(CallFailure::Passing(no_answer(&self.url, &NoAnswer::Late(limit)), None))
+        })
     }
 }
 
 fn call_timeout(after_wake: bool) -> Duration {
     if after_wake { WAKE_TIMEOUT } else { CALL_TIMEOUT }
-}
-
-fn copy(c: &Connected) -> Connected {
-    Connected {
-        url: c.url.clone(),
-        server: c.server.clone(),
-        token: c.token.clone(),
-        secret: c.secret.clone(),
-        calls: c.calls.clone(),
-        plain: c.plain.clone(),
-        channel: c.channel.clone(),
-        ..*c
-    }
 }
 
 fn no_credentials() -> CallFailure {
@@ -347,27 +364,7 @@ async fn conflict(response: Response) -> CallFailure {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
-
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_shorter_keep_alive_counts_at_once_and_a_longer_one_after_a_minute() {
-        let mcpd = Mcpd::new(HttpSettings::default(), Arc::new(|| None));
-        let access = Access { url: "http://127.0.0.1:1".to_owned(), token: "t".into() };
-        mcpd.set_access(&access).unwrap();
-        let hear = |said: &'static str| {
-            let headers =
-                HeaderMap::from_iter([("keep-alive".parse().unwrap(), HeaderValue::from_static(said))]);
-            mcpd.note_keep_alive(&mcpd.connected().unwrap(), &headers);
-            mcpd.connected().unwrap().idle.as_millis()
-        };
-        assert_eq!(hear("timeout=72"), 36_000);
-        assert_eq!(hear("timeout=5"), 2_500, "another server behind the same name");
-        assert_eq!(hear("timeout=72"), 2_500);
-        advance(IDLE_CHANGE).await;
-        assert_eq!(hear("timeout=72"), 36_000);
-    }
 
     #[test]
     fn the_output_of_all_tasks_shares_one_room_whichever_mcpd_asked_for_it() {

@@ -18,7 +18,10 @@ use super::{
     contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, ReadFacts, TASK_EVENT},
     task_event::{BadTask, oversized_task, read_task},
 };
-use crate::domain::{CallFailure, Printable, TaskId, root_cause};
+use crate::{
+    domain::{CallFailure, Printable, TaskId},
+    http::root_cause,
+};
 
 /// How long mcpd may take to answer the request that opens the channel.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     domain::{End, Failure, FailureCode, Outcome, Task, TaskKey, hide_private},
+    http::Backoff,
     json::text::wrap_escaped,
     openai::{
         convert,
@@ -224,6 +225,7 @@ impl Delivery {
         mut place: Option<Place>,
     ) -> Sent {
         let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let (said, asked, latest) = match self.post(key, &body, attempt, place.take()).await {
                 PartReply::Accepted => return self.delivered(),
@@ -248,7 +250,10 @@ impl Delivery {
                     (said, asked, None)
                 }
             };
-            let wait = self.wait(attempt, asked, latest);
+            let wait = backoff.next(&mut self.rng).max(asked.unwrap_or_default());
+            // At least what mcpd asked for, but not beyond the latest time.
+            let wait =
+                latest.map_or(wait, |latest| wait.min(latest.saturating_duration_since(Instant::now())));
             debug!(task_id = %self.task.id, key, attempt, ?wait, "result part not taken, sent again: {said}");
             sleep(wait).await;
             attempt += 1;
@@ -287,13 +292,6 @@ impl Delivery {
         let (status, reply) = self.posts.post(key, body.clone()).await;
         span.end(status);
         reply
-    }
-
-    /// How long to wait before the next attempt: at least what mcpd `asked` for, but not beyond `latest`.
-    fn wait(&mut self, attempt: u32, asked: Option<Duration>, latest: Option<Instant>) -> Duration {
-        let base = RETRY_MIN.saturating_mul(1 << attempt.min(16)).min(RETRY_MAX);
-        let wait = (base + base.mul_f64(self.rng.f64() / 2.0)).max(asked.unwrap_or_default());
-        latest.map_or(wait, |latest| wait.min(latest.saturating_duration_since(Instant::now())))
     }
 
     /// An error with a status as long as no chunk has been attempted; in the middle of a stream, or if no status fits, a sentence.

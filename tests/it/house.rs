@@ -62,6 +62,21 @@ fn the_openai_format_is_bytes_in_and_bytes_out() {
 }
 
 #[test]
+fn http_knows_no_other_module() {
+    for (path, text) in source("http") {
+        let stranger = text.lines().find(|line| line.contains("crate::") && !line.contains("crate::http"));
+        assert!(stranger.is_none(), "{path}: {stranger:?}");
+    }
+}
+
+#[test]
+fn only_http_builds_clients() {
+    for place in ["upstream", "provide", "cli"] {
+        assert_knows_none_of(place, &["Client::builder", "ClientBuilder"]);
+    }
+}
+
+#[test]
 fn the_fake_mcpd_shares_nothing_with_the_agent() {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("fake-mcpd/Cargo.toml");
     let text = fs::read_to_string(manifest).unwrap();

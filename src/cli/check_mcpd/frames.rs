@@ -48,7 +48,7 @@ impl Frames {
                 Ok(Some(piece)) => self.parser.push(&piece),
                 Ok(None) => return Ok(None),
                 Err(error) => {
-                    return Err(format!("the stream broke ({})", crate::domain::root_cause(&error)));
+                    return Err(format!("the stream broke ({})", crate::http::root_cause(&error)));
                 }
             }
         }

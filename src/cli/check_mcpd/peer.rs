@@ -169,7 +169,7 @@ async fn send(request: RequestBuilder) -> Result<Response, Broken> {
     match timeout(STEP, request.send()).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => {
-            Err(Broken::Not(format!("it does not answer ({})", crate::domain::root_cause(&error))))
+            Err(Broken::Not(format!("it does not answer ({})", crate::http::root_cause(&error))))
         }
         Err(_) => Err(Broken::Not(format!("it does not answer within {} s", STEP.as_secs()))),
     }

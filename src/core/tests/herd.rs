@@ -38,7 +38,7 @@ fn herd(down: Duration) -> Vec<Duration> {
 
 /// The most of them within any one second, and how many a second on average from the first to the last.
 fn peak_and_mean(calls: &[Duration]) -> (f64, f64) {
-    let within = |from: &Duration| calls.iter().filter(|at| (*from..*from + SECOND).contains(at)).count();
+    let within = |from: &Duration| calls.iter().filter(|at| (*from..*from + SECOND).contains(*at)).count();
     let peak = calls.iter().map(within).max().unwrap_or_default();
     let window = calls[calls.len() - 1] - calls[0];
     (peak as f64, calls.len() as f64 / window.as_secs_f64())

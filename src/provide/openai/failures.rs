@@ -3,19 +3,16 @@
 //! What an error body means is [`provider_failure`]'s to say. Here it gets what only the host knows: where the server is, whose key it
 //! was, and when to try again.
 
-use std::{
-    error::Error,
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{error::Error, fmt, time::Duration};
 
 use bytes::Bytes;
 use memchr::memmem;
-use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::header::{HeaderMap, LOCATION};
 
 use super::http::{BaseUrl, Key};
 use crate::{
-    domain::{Failure, FailureCode, Printable, root_cause},
+    domain::{Failure, FailureCode, Printable},
+    http::{retry_after, root_cause},
     openai::failure::provider_failure,
 };
 
@@ -50,7 +47,7 @@ impl Origin {
             return self.redirected(status, headers);
         }
         let failure = self.about(provider_failure(Some(status), body));
-        let retry_after = retry_after(headers, SystemTime::now());
+        let retry_after = retry_after(headers);
         Failure { retry_after: retry_after.or(failure.retry_after), ..failure }
     }
 
@@ -148,19 +145,6 @@ impl Origin {
 /// What the owner of a server that redirects can do.
 pub(in crate::provide) fn redirect_advice(server: &str, target: &str) -> String {
     format!("{server} redirects to {}; name that address as its url in config.json", Printable(target))
-}
-
-/// `retry-after-ms`, or `Retry-After` in seconds or as a date.
-pub(in crate::provide) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    if let Some(millis) = text("retry-after-ms").and_then(|value| value.parse::<f64>().ok()) {
-        return Duration::try_from_secs_f64(millis / 1000.0).ok();
-    }
-    let value = text(RETRY_AFTER.as_str())?;
-    match value.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
-        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,3 @@
-use reqwest::header::HeaderName;
-
 use super::*;
 
 fn origin(url: &str, is_public: bool) -> Origin {
@@ -67,22 +65,6 @@ fn the_host_of_a_server_of_ones_own_is_hidden_and_a_public_one_is_not() {
     assert_eq!(own.body, br#"{"error":{"message":"upstream (hidden) is down"}}"#.as_slice());
     assert_eq!(own.message, "upstream (hidden) is down");
     assert_eq!(origin("https://llm.corp.example", true).refused(500, &HeaderMap::new(), &body).body, body);
-}
-
-#[test]
-fn when_to_try_again_is_read_in_every_form() {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
-    let read = |name: &'static str, value: &'static str| {
-        let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())]);
-        retry_after(&headers, now)
-    };
-    assert_eq!(read("retry-after", "7"), Some(Duration::from_secs(7)));
-    assert_eq!(read("retry-after", "0.5"), Some(Duration::from_millis(500)));
-    assert_eq!(read("retry-after-ms", "250"), Some(Duration::from_millis(250)));
-    assert_eq!(read("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(77)));
-    for odd in ["-1", "soon", "NaN", "1e99", "Sun, 06 Nov 1974 08:49:37 GMT"] {
-        assert_eq!(read("retry-after", odd), None, "{odd}");
-    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fmt,
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,14 +12,10 @@ use memchr::memmem;
 use reqwest::{
     Client, Url,
     header::{AUTHORIZATION, HeaderValue},
-    redirect,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{
-    credentials::is_loopback,
-    plain_http::{self, PlainClient, Times},
-};
+use crate::http::{ClientError, ClientOptions, Version, client, is_loopback, is_this_machine};
 
 /// How long it may take to make a connection. The answer as a whole has no limit here: the agent decides on that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,39 +27,37 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// reached through proxies, and only clients with TLS read the root certificates (some megabytes).
 #[derive(Debug, Default)]
 pub struct Clients {
+    ca_file: Option<PathBuf>,
     made: Mutex<BTreeMap<(bool, bool), Client>>,
 }
 
 impl Clients {
+    /// Clients that trust the authorities in this PEM file besides the system's.
+    pub fn trusting(ca_file: Option<PathBuf>) -> Self {
+        Self { ca_file, made: Mutex::default() }
+    }
+
     /// The client for a server; made at its first use. Its pool keeps every connection that is given back, so that in a steady state no
     /// request opens one.
     ///
     /// # Errors
-    /// If the system's root certificates cannot be used.
-    pub(in crate::provide) fn for_url(&self, url: &Url) -> Result<Client, reqwest::Error> {
-        let kind @ (loopback, tls) = (is_loopback(url), url.scheme() == "https");
+    /// If the certificates cannot be used.
+    pub(in crate::provide) fn for_url(&self, url: &Url) -> Result<Client, ClientError> {
+        let kind @ (_, tls) = (is_this_machine(url), url.scheme() == "https");
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
-        let mut builder = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .tls_built_in_root_certs(tls)
-            // A redirect would carry the key and the prompt somewhere else.
-            .redirect(redirect::Policy::none());
-        if loopback {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build()?;
+        let options = ClientOptions {
+            connect_timeout: CONNECT_TIMEOUT,
+            idle: IDLE_CONNECTION,
+            version: Version::Negotiated,
+            ca_file: self.ca_file.as_deref().filter(|_| tls),
+        };
+        let client = client(url, options)?;
         made.insert(kind, client.clone());
         Ok(client)
     }
-}
-
-/// The plain client for `url`; `None` if requests need TLS, a proxy, or the credentials in the URL.
-pub(in crate::provide) fn plain_client(url: &Url) -> Option<PlainClient> {
-    plain_http::client(url, Times { connect: CONNECT_TIMEOUT, idle: IDLE_CONNECTION })
 }
 
 /// A server's OpenAI paths, "http://127.0.0.1:11434/v1": never with a slash at its end.

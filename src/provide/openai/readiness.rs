@@ -26,7 +26,8 @@ use super::{
     models::{Models, whole},
 };
 use crate::{
-    domain::{Printable, ProviderState, root_cause},
+    domain::{Printable, ProviderState},
+    http::{read_at_most, root_cause},
     openai::failure::{is_loading, provider_failure},
     provide::providers::Readiness,
 };
@@ -311,22 +312,6 @@ impl From<reqwest::Error> for Away {
     fn from(error: reqwest::Error) -> Self {
         if error.is_timeout() && !error.is_connect() { Self::Late } else { Self::Failed(root_cause(&error)) }
     }
-}
-
-/// The body of `response`, cut off at `limit` bytes.
-pub(in crate::provide) async fn read_at_most(
-    response: &mut reqwest::Response,
-    limit: usize,
-) -> Result<Bytes, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await? {
-        let room = limit - body.len();
-        body.extend_from_slice(&piece[..piece.len().min(room)]);
-        if piece.len() >= room {
-            break;
-        }
-    }
-    Ok(body.into())
 }
 
 fn sentence(state: ProviderState, detail: &str) -> String {

@@ -6,14 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use hyper::Uri;
 use reqwest::{
-    Client, Url,
+    Body, Client, Response, Url,
     header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use tokio::time::{Instant, timeout};
@@ -21,14 +20,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{CannotOpen, Opened, Readiness};
 use crate::{
-    domain::{Failure, FailureCode, Outcome, Printable, root_cause},
+    domain::{Failure, FailureCode, Outcome, Printable},
+    http::{Frames, Outgoing, read_at_most, retry_after, root_cause, was_refused_unprocessed},
     openai::{convert::read_completion, failure::is_loading},
-    plain_http::{self, Answer, BrokenOff, PlainClient},
     provide::{
         config_file::Entry,
         openai::{
-            failures::{MAX_ERROR_BODY_BYTES, Origin, retry_after},
-            http::{BaseUrl, Clients, Key, plain_client},
+            failures::{MAX_ERROR_BODY_BYTES, Origin},
+            http::{BaseUrl, Clients, Key},
             readiness::{Health, Probe, Prober},
             relay::{Form, Relay, form_of, with_model},
             rewrite::{RewrittenRequest, Wanted, rewrite_request},
@@ -40,6 +39,8 @@ use crate::{
 /// A request that fails this soon, before any answer, met a kept connection that the server was just closing: it is sent again, on a new
 /// one. If it fails later, the server itself has failed, and may have worked on the request.
 const STALE_CONNECTION: Duration = Duration::from_millis(250);
+/// How often a request is sent again which the server certainly has not worked on.
+const REPEATS: u32 = 3;
 /// How long the end of an answer may take after its last event, for the connection to be used again.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
 /// First wait for a model that is loading; it doubles up to [`LOADING_MAX`], because each try sends the whole prompt.
@@ -72,10 +73,8 @@ pub(super) fn open(
         start(Prober { client, base, key, model: entry.model.clone(), probe, health: health.clone() })
     });
     let chat = base.chat();
-    let plain = plain_client(&chat).and_then(|client| Some((client, plain_http::target(chat.as_str())?)));
     let provider = Server {
         client,
-        plain,
         chat,
         bearer: key.bearer(),
         origin: Origin::new(&base, entry.url.is_none(), key),
@@ -98,8 +97,6 @@ fn start(prober: Prober) -> DropGuard {
 /// One server with one model.
 struct Server {
     client: Client,
-    /// The client and the target for `chat`, if it can be reached without TLS and without a proxy.
-    plain: Option<(PlainClient, Uri)>,
     chat: Url,
     origin: Origin,
     /// The key as a header.
@@ -115,10 +112,10 @@ struct Server {
 }
 
 /// A request that got no answer.
-struct Unsent {
-    /// Whether it may have been sent on a connection that the server had closed.
-    stale: bool,
-    failure: Failure,
+struct Unanswered {
+    error: reqwest::Error,
+    /// The server cannot have worked on it: it did not get the whole of it, or says so.
+    unprocessed: bool,
 }
 
 /// A refusal, not judged yet.
@@ -151,7 +148,7 @@ impl Server {
 
     /// A successful answer, and the request that it answers. A server that refuses the wish for usage, which is the host's and not the
     /// caller's, is asked again without it.
-    async fn answered(&self, task: &Task) -> Result<(RewrittenRequest, Answer), Failure> {
+    async fn answered(&self, task: &Task) -> Result<(RewrittenRequest, Response), Failure> {
         let usage = !self.refuses_usage.load(Ordering::Relaxed);
         let request = self.request(task, usage)?;
         let refusal = match self.answer(&request, task).await? {
@@ -187,14 +184,14 @@ impl Server {
         &self,
         request: &RewrittenRequest,
         task: &Task,
-    ) -> Result<Result<Answer, Refusal>, Failure> {
+    ) -> Result<Result<Response, Refusal>, Failure> {
         let mut wait = LOADING_MIN;
         loop {
             let mut response = self.send(request, task).await?;
             if response.status().is_success() {
                 return Ok(Ok(response));
             }
-            let body = response.read_at_most(MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
+            let body = read_at_most(&mut response, MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
             let refusal =
                 Refusal { status: response.status().as_u16(), headers: response.headers().clone(), body };
             let loading = is_loading(refusal.status, &refusal.body);
@@ -205,78 +202,84 @@ impl Server {
         }
     }
 
-    async fn send(&self, request: &RewrittenRequest, task: &Task) -> Result<Answer, Failure> {
+    async fn send(&self, request: &RewrittenRequest, task: &Task) -> Result<Response, Failure> {
         let begun = Instant::now();
-        let mut sent = self.post(request, task).await;
-        if sent.as_ref().is_err_and(|unsent| unsent.stale) && begun.elapsed() < STALE_CONNECTION {
-            sent = self.post(request, task).await;
-        }
-        sent.map_err(|unsent| {
+        let mut repeats = 0;
+        loop {
+            let unanswered = match self.post(request, task).await {
+                Ok(response) => return Ok(response),
+                Err(unanswered) => unanswered,
+            };
+            let stale = repeats == 0 && begun.elapsed() < STALE_CONNECTION && is_stale(&unanswered.error);
+            if stale || (unanswered.unprocessed && repeats < REPEATS) {
+                repeats += 1;
+                continue;
+            }
             self.health.doubt();
-            unsent.failure
-        })
+            return Err(self.origin.from_transport(&unanswered.error));
+        }
     }
 
-    async fn post(&self, request: &RewrittenRequest, task: &Task) -> Result<Answer, Unsent> {
+    async fn post(&self, request: &RewrittenRequest, task: &Task) -> Result<Response, Unanswered> {
         let mut headers = headers(task);
         headers.extend(self.bearer.clone().map(|key| (AUTHORIZATION, key)));
-        let body = request.body.clone();
-        let Some((client, target)) = &self.plain else {
-            let post = self.client.post(self.chat.clone()).headers(headers).body(body);
-            return post.send().await.map(Answer::Full).map_err(|error| Unsent {
-                stale: is_stale(&error),
-                failure: self.origin.from_transport(&error),
-            });
-        };
-        client.post(target.clone(), headers, body).await.map(Answer::Plain).map_err(|error| Unsent {
-            stale: matches!(error, plain_http::Error::Lost { kept: true, .. }),
-            failure: match &error {
-                plain_http::Error::Connect(_) => self.origin.unconnected(&error),
-                error => self.origin.broken_off(error),
-            },
+        let (body, progress) = Outgoing::new(request.body.clone());
+        let post = self.client.post(self.chat.clone()).headers(headers).body(Body::wrap(body));
+        post.send().await.map_err(|error| {
+            let broken_off = !progress.is_whole() && !error.is_connect();
+            let unprocessed = broken_off || was_refused_unprocessed(&error);
+            Unanswered { error, unprocessed }
         })
-    }
-
-    fn broken_off(&self, error: &BrokenOff) -> Failure {
-        match error {
-            BrokenOff::Plain(error) => self.origin.broken_off(error),
-            BrokenOff::Full(error) => self.origin.from_transport(error),
-        }
     }
 
     /// Reads an answer as what it is.
-    async fn take(&self, mut response: Answer, request: &RewrittenRequest, chunks: &Chunks) -> Finished {
+    async fn take(&self, response: Response, request: &RewrittenRequest, chunks: &Chunks) -> Finished {
         if let Some(coding) = coding(response.headers()) {
             let what = format!("an answer that is encoded as {}, which nobody asked for", Printable(coding));
             return self.origin.bad_output(what).into();
         }
         let label = label(response.headers(), request.stream);
+        if !request.stream && label == Form::Whole {
+            return self.whole(response, chunks.max_message_bytes()).await;
+        }
+        let mut answer = Frames::new(response);
         let mut begun = BytesMut::new();
         let mut form = (!request.stream).then_some(label);
         while form.is_none() && begun.len() < chunks.max_message_bytes() {
-            match response.chunk().await {
+            match answer.next().await {
                 Ok(Some(piece)) => begun.extend_from_slice(&piece),
                 Ok(None) => break,
-                Err(error) => return self.broken_off(&error).into(),
+                Err(error) => return self.origin.from_transport(&error).into(),
             }
             form = form_of(&begun, label);
         }
         match form.unwrap_or(label) {
-            Form::Events => self.relay(response, &begun, request, chunks).await,
-            Form::Whole => self.whole(response, begun, chunks.max_message_bytes()).await,
+            Form::Events => self.relay(answer, &begun, request, chunks).await,
+            Form::Whole => self.mislabelled(answer, begun, chunks.max_message_bytes()).await,
         }
     }
 
-    /// A whole answer, byte for byte; `begun` is what has come of it.
-    async fn whole(&self, mut response: Answer, mut begun: BytesMut, limit: usize) -> Finished {
-        let body = match response.read_at_most(limit.saturating_sub(begun.len())).await {
-            Ok(body) if begun.is_empty() => body,
-            Ok(rest) => {
-                begun.extend_from_slice(&rest);
-                begun.freeze()
+    /// A whole answer, byte for byte.
+    async fn whole(&self, mut response: Response, limit: usize) -> Finished {
+        match read_at_most(&mut response, limit).await {
+            Ok(body) => self.body(body, limit),
+            Err(error) => self.origin.from_transport(&error).into(),
+        }
+    }
+
+    /// A whole answer where a stream was asked for; `begun` is what has come of it.
+    async fn mislabelled(&self, mut answer: Frames, mut begun: BytesMut, limit: usize) -> Finished {
+        while begun.len() < limit {
+            match answer.next().await {
+                Ok(Some(piece)) => begun.extend_from_slice(&piece),
+                Ok(None) => break,
+                Err(error) => return self.origin.from_transport(&error).into(),
             }
-            Err(error) => return self.broken_off(&error).into(),
-        };
+        }
+        self.body(begun.freeze(), limit)
+    }
+
+    fn body(&self, body: Bytes, limit: usize) -> Finished {
         if body.len() >= limit {
             return self.origin.bad_output(format_args!("an answer of more than {limit} bytes")).into();
         }
@@ -295,7 +298,7 @@ impl Server {
     /// A streamed answer, chunk by chunk; `begun` is what has come of it.
     async fn relay(
         &self,
-        mut response: Answer,
+        mut answer: Frames,
         begun: &[u8],
         request: &RewrittenRequest,
         chunks: &Chunks,
@@ -307,15 +310,15 @@ impl Server {
             if let Err(end) = taken {
                 break end;
             }
-            taken = match response.chunk().await {
+            taken = match answer.next().await {
                 Ok(Some(piece)) => relay.take(&piece).await,
                 Ok(None) => Err(relay.end_of_input().await),
                 Err(_) if relay.is_complete() => Err(Outcome::Complete.into()),
-                Err(error) => Err(self.broken_off(&error).into()),
+                Err(error) => Err(self.origin.from_transport(&error).into()),
             };
         };
         if outcome.outcome == Outcome::Complete {
-            finish_reading(response);
+            finish_reading(answer);
         }
         Finished { usage: relay.usage(), ..outcome }
     }
@@ -329,18 +332,18 @@ impl Refusal {
 
     /// How long the server asks to wait.
     fn asks_to_wait(&self) -> Duration {
-        retry_after(&self.headers, SystemTime::now()).unwrap_or_default()
+        retry_after(&self.headers).unwrap_or_default()
     }
 }
 
 /// Reads what follows the last event, so that the connection goes back to the pool.
-fn finish_reading(mut response: Answer) {
+fn finish_reading(mut answer: Frames) {
     // Usually the end came together with the last event.
-    if matches!(response.chunk().now_or_never(), Some(Ok(None) | Err(_))) {
+    if matches!(answer.next().now_or_never(), Some(Ok(None) | Err(_))) {
         return;
     }
     tokio::spawn(async move {
-        let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+        let rest = async { while let Ok(Some(_)) = answer.next().await {} };
         // A server that continues after the end loses the connection.
         let _ = timeout(TAIL_TIMEOUT, rest).await;
     });

@@ -1,0 +1,147 @@
+//! The one place where Clients are built: for mcpd, for providers and for the commands, whatever the scheme.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use reqwest::{Certificate, Client, ClientBuilder, Url, redirect};
+
+use super::with_causes;
+
+/// What we call ourselves.
+pub(crate) const USER_AGENT: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
+/// Between two pings on an HTTP/2 connection; the same numbers as the bridge's keep-alive.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+/// How long the answer to such a ping may take.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// TCP keep-alive, between two probes and before the first: it detects a dead machine without a byte of HTTP.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+/// This many unanswered probes mean a dead peer: one minute after its last word, instead of eleven with the system's default.
+const TCP_KEEPALIVE_RETRIES: u32 = 3;
+
+/// Which HTTP is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// What the server chooses when a connection is made: HTTP/1.1 without TLS.
+    #[default]
+    Negotiated,
+    /// HTTP/2, which the server is known to speak: requests that come at once then share the making of one connection.
+    Http2,
+}
+
+/// How a Client differs from others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientOptions<'a> {
+    /// For finding the address, TCP and TLS together.
+    pub(crate) connect_timeout: Duration,
+    /// How long an idle connection is kept; at zero none is used for a second request.
+    pub(crate) idle: Duration,
+    /// Which HTTP is spoken.
+    pub(crate) version: Version,
+    /// A PEM file with authorities to trust besides the system's.
+    pub(crate) ca_file: Option<&'a Path>,
+}
+
+/// Why there is no Client.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// A file with authorities cannot be used.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+    /// TLS or the Client itself cannot be set up, for this reason.
+    #[error("cannot set up the HTTP client: {0}")]
+    Client(String),
+}
+
+/// Why a file with authorities cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the CA file {} ({reason})", .path.display())]
+pub(crate) struct CertificatesError {
+    pub(crate) path: PathBuf,
+    pub(crate) reason: String,
+}
+
+/// A Client for servers such as the one at `url`: with TLS or without, on this machine or elsewhere. It follows no redirects, and takes
+/// no proxy to this machine.
+pub(crate) fn client(url: &Url, options: ClientOptions<'_>) -> Result<Client, ClientError> {
+    let builder = builder(url, options)?;
+    builder.build().map_err(|error| ClientError::Client(with_causes(&error)))
+}
+
+fn builder(url: &Url, options: ClientOptions<'_>) -> Result<ClientBuilder, ClientError> {
+    let tls = url.scheme() == "https";
+    let mut builder = Client::builder()
+        .user_agent(USER_AGENT)
+        .connect_timeout(options.connect_timeout)
+        .pool_idle_timeout(options.idle)
+        .tcp_nodelay(true)
+        .tcp_keepalive(TCP_KEEPALIVE)
+        .tcp_keepalive_interval(TCP_KEEPALIVE)
+        .tcp_keepalive_retries(TCP_KEEPALIVE_RETRIES)
+        // Without pings a dead HTTP/2 connection would be shared by every further call, each of which keeps it from becoming idle.
+        .http2_keep_alive_interval(HTTP2_PING)
+        .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
+        // hyper counts a connection with one stream on it as idle once its Client does not keep it for others.
+        .http2_keep_alive_while_idle(true)
+        // The system's authorities cost some milliseconds and a megabyte.
+        .tls_built_in_root_certs(tls)
+        // A redirect could carry the token or a prompt to another origin, and no API that we call needs one.
+        .redirect(redirect::Policy::none());
+    if options.idle.is_zero() {
+        builder = builder.pool_max_idle_per_host(0);
+    }
+    if options.version == Version::Http2 {
+        builder = builder.http2_prior_knowledge();
+    }
+    if is_this_machine(url) {
+        builder = builder.no_proxy();
+    }
+    for certificate in options.ca_file.map(certificates).transpose()?.into_iter().flatten() {
+        builder = builder.add_root_certificate(certificate);
+    }
+    Ok(builder)
+}
+
+/// The authorities in a PEM file.
+fn certificates(path: &Path) -> Result<Vec<Certificate>, CertificatesError> {
+    let bad = |reason: String| CertificatesError { path: path.to_owned(), reason };
+    let pem = fs::read(path).map_err(|error| bad(error.to_string()))?;
+    let found = Certificate::from_pem_bundle(&pem).map_err(|error| bad(with_causes(&error)))?;
+    if found.is_empty() { Err(bad("it has no PEM certificate".to_owned())) } else { Ok(found) }
+}
+
+/// Whether a URL's host is this machine by its name or address, so that nobody can listen in on the way. The unspecified addresses lead
+/// here too.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => is_here(ip.into()),
+        Some(url::Host::Ipv6(ip)) => is_here(ip.to_canonical()),
+        Some(url::Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        None => false,
+    }
+}
+
+fn is_here(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
+
+/// Whether a URL leads to this machine, under its own name in the network too: no proxy belongs in between.
+pub(crate) fn is_this_machine(url: &Url) -> bool {
+    let own = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let named = url.domain().map(|name| name.trim_end_matches('.'));
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    is_loopback(url)
+        || own.zip(named).is_some_and(|(own, named)| {
+            // The machine's name may or may not have its domain, and so may the URL's.
+            own.eq_ignore_ascii_case(named) || !named.contains('.') && short(&own).eq_ignore_ascii_case(named)
+        })
+}
+
+#[cfg(test)]
+mod tests;
