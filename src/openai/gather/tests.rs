@@ -184,3 +184,23 @@ fn a_stream_that_broke_off_or_says_nothing_is_a_failure() {
     silent.push_raw("[DONE]".into()).expect("taken");
     assert_eq!(silent.finish(None).expect_err("it says nothing").code, FailureCode::BadOutput);
 }
+
+#[test]
+fn two_tool_calls_with_one_index_and_different_ids_stay_two() {
+    let mut gather = Gather::new(1 << 20, ChunkEnvelope { id: "c".into(), model: "m".into(), created: 1 });
+    let piece = |call: &str| {
+        format!(r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":[{call}]}},"finish_reason":null}}]}}"#)
+    };
+    for chunk in [
+        piece(r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{\"p\""}}"#),
+        piece(r#"{"index":0,"function":{"arguments":": 1}"}}"#),
+        piece(r#"{"index":0,"id":"b","function":{"name":"f","arguments":"{\"p\": 2}"}}"#),
+        r#"{"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#.to_owned(),
+    ] {
+        gather.push_raw(chunk.into()).expect("taken");
+    }
+    let body: serde_json::Value = serde_json::from_slice(&gather.finish(None).expect("whole")).expect("JSON");
+    let calls = body["choices"][0]["message"]["tool_calls"].as_array().expect("calls");
+    let arguments: Vec<_> = calls.iter().map(|call| call["function"]["arguments"].as_str()).collect();
+    assert_eq!(arguments, [Some(r#"{"p": 1}"#), Some(r#"{"p": 2}"#)]);
+}
