@@ -27,13 +27,15 @@
 //! | [`core`] | every decision, without I/O and without a clock | `domain` |
 //! | [`credentials`] | where mcpd is, and the token for it | `http` |
 //! | [`domain`] | the vocabulary that all modules share: names, tasks, failures; no I/O | |
-//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use | `domain` |
+//! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures | `domain`, `json` |
+//! | [`json`] | JSON as bytes: the scanner for what is read per token, strings in their escaped form | |
+//! | [`sse`] | server-sent events: the one parser | |
 //! | [`pb`] | the bridge's wire types, generated | |
 //! | `platform` | what differs between Linux and macOS: clocks, a tick, file changes, limits | |
 //! | `http` | HTTP as a client speaks it, whoever the server is: Clients and what they trust, bodies, errors, backoff | |
-//! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `openai`, `pb`, `http`, `platform` |
+//! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `json`, `openai`, `pb`, `http`, `platform`, `sse` |
 //! | [`telemetry`] | traces, metrics, the log | `domain` |
-//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `domain`, `openai`, `http`, `telemetry` |
+//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `domain`, `json`, `openai`, `http`, `telemetry` |
 //!
 //! # The path of one task
 //!
@@ -77,9 +79,11 @@ pub mod core;
 pub mod credentials;
 pub mod domain;
 mod http;
+pub mod json;
 pub mod openai;
 mod platform;
 pub mod provide;
+pub mod sse;
 pub mod telemetry;
 pub mod upstream;
 

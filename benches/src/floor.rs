@@ -177,7 +177,7 @@ impl Agent {
 
 /// A chunk as text inside the POST's JSON.
 fn wrap(chunk: &[u8]) -> Bytes {
-    mcprelay::openai::text::wrap_escaped(CHUNK_HEAD, chunk, CHUNK_TAIL)
+    mcprelay::json::text::wrap_escaped(CHUNK_HEAD, chunk, CHUNK_TAIL)
 }
 
 #[tonic::async_trait]

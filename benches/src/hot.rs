@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use eventsource_stream::Parser;
 use mcprelay::{
     domain::{EndKind, Provider, ProviderName, ProviderState, Task},
-    openai::{Stamp, StreamBuffer},
+    openai::{ChunkEnvelope, StreamBuffer},
     pb::{SessionResponse, TaskOffer, session_response::Payload},
     telemetry::{ChannelTrace, Handle, Server, TaskReport, TaskTrace},
     upstream::{
@@ -85,7 +85,8 @@ impl Bench {
             "event: task\ndata: {{\"kind\":\"infer\",\"taskId\":\"0198a5b2-77\",\"llmName\":\"bench\",\"streaming\":true,\"request\":{}}}\n\n",
             spec.body()
         );
-        let stamp = Stamp { id: "chatcmpl-7".to_owned(), model: "bench".to_owned(), created: 1_760_000_000 };
+        let stamp =
+            ChunkEnvelope { id: "chatcmpl-7".to_owned(), model: "bench".to_owned(), created: 1_760_000_000 };
         Self {
             request: spec.body().into(),
             chunks: (0..MERGED).map(|index| chunk(&spec, index)).collect(),

@@ -8,6 +8,8 @@
 pub mod core;
 #[path = "../../src/domain/mod.rs"]
 pub mod domain;
+#[path = "../../src/json/mod.rs"]
+pub mod json;
 #[path = "../../src/openai/mod.rs"]
 pub mod openai;
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::{
     domain::{Delta, ToolCallDelta, Usage},
-    openai::{ChunkError, Pushed, Stamp, StreamBuffer},
+    openai::{ChunkError, Pushed, ChunkEnvelope, StreamBuffer},
     said::said,
 };
 
@@ -158,7 +158,7 @@ struct Run {
 /// Runs one stream.
 pub fn check(script: Script) {
     let limit = usize::from(script.limit);
-    let stamp = Stamp { id: "s".to_owned(), model: "m".to_owned(), created: 1 };
+    let stamp = ChunkEnvelope { id: "s".to_owned(), model: "m".to_owned(), created: 1 };
     let buffer = |limit| StreamBuffer::new(limit, stamp.clone());
     let (plain, escaped, eager) = (buffer(limit), buffer(limit), buffer(usize::MAX));
     let mut run = Run { plain, escaped, eager, limit, sent: Vec::new(), unmerged: Vec::new() };
@@ -168,7 +168,7 @@ pub fn check(script: Script) {
     assert_eq!((run.plain.pending_bytes(), run.plain.pending_parts()), (0, 0));
     if ended || !whole {
         assert_eq!(said(&run.sent), said(&run.unmerged));
-        assert_eq!(run.plain.facts(), run.eager.facts());
+        assert_eq!(run.plain.meta(), run.eager.meta());
     }
 }
 

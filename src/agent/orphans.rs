@@ -11,7 +11,7 @@ use crate::{
     domain::TaskId,
     upstream::{
         client::Mcpd,
-        contract::restart_key,
+        contract::{RESTARTED, restart_key},
         post::{PartReply, ResultPosts},
     },
 };
@@ -20,8 +20,6 @@ use crate::{
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(600);
 /// Wait between those attempts.
 const ORPHAN_RETRY: Duration = Duration::from_secs(2);
-/// What mcpd's caller is told about an orphaned task.
-const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
 
 /// Ends orphaned tasks, each with one error that mcpd drops if it comes twice; `over` is told of each.
 pub(super) async fn end_orphans(mcpd: Mcpd, orphans: Vec<TaskId>, over: mpsc::Sender<TaskId>) {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use clap::Args;
@@ -13,7 +13,7 @@ use crate::{
     config::{HomeArgs, Lookup, Places},
     credentials::CONFIG_FILE,
     provide::{
-        detect::{self, Ports},
+        detect,
         host::{Host, HostConfig},
     },
     telemetry,
@@ -28,6 +28,9 @@ pub struct ProvideArgs {
     /// Look for model servers on their usual ports and print config.json entries for them, instead of serving
     #[arg(long)]
     pub detect: bool,
+    /// PEM file with the certificate authorities to trust besides the system's [default: none]
+    #[arg(long, env = "MCPRELAY_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// What the agent knows this host by; a second one of the same name replaces the first
     #[arg(long, env = "MCPRELAY_CLIENT_ID", value_name = "ID", default_value = "mcprelay/provide")]
     pub client_id: String,
@@ -45,7 +48,8 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let _log = telemetry::init(&settings).map_err(|error| Stop::Failed(error.to_string()))?;
     let mut signals = Signals::new()?;
     let shutdown = CancellationToken::new();
-    let config = HostConfig { client_id: args.client_id, ..HostConfig::new(home, socket) };
+    let config =
+        HostConfig { client_id: args.client_id, ca_file: args.ca_file, ..HostConfig::new(home, socket) };
     let mut host = std::pin::pin!(Host::new(config).run(shutdown.clone()));
     tokio::select! {
         () = &mut host => return Ok(()),
@@ -58,10 +62,10 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
 }
 
 async fn print_detected(config: &Path) -> Result<(), Stop> {
-    let found = detect::detect(Ports::default()).await.map_err(Stop::Failed)?;
+    let found = detect::detect(&detect::usual_places()).await.map_err(Stop::Failed)?;
     if found.is_empty() {
         return Err(Stop::Failed(
-            "no Ollama, llama.cpp, vLLM or LM Studio answers on its usual loopback port; start one, or write its entry by hand"
+            "no model server answers on a usual loopback port; start Ollama, llama.cpp, vLLM, LM Studio or another one, or write its entry by hand"
                 .to_owned(),
         ));
     }

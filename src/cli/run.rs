@@ -99,7 +99,10 @@ fn spawn_host(
     config: &Config,
     shutdown: CancellationToken,
 ) -> (CancellationToken, tokio::task::JoinHandle<()>) {
-    let host =
-        HostConfig { drain_timeout: config.drain_timeout, ..HostConfig::new(&config.home, &config.socket) };
+    let host = HostConfig {
+        drain_timeout: config.drain_timeout,
+        ca_file: config.ca_file.clone(),
+        ..HostConfig::new(&config.home, &config.socket)
+    };
     (shutdown.clone(), tokio::spawn(Host::new(host.built_in()).run(shutdown)))
 }

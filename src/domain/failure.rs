@@ -125,7 +125,7 @@ impl FailureCode {
 pub struct Failure {
     /// Its kind.
     pub code: FailureCode,
-    /// One sentence: what, where, what to do. It may echo a prompt, so it counts as content.
+    /// One sentence for the caller: what, and what to do. It may echo a prompt, so it counts as content.
     pub message: String,
     /// Whether trying again later may help.
     pub retryable: bool,
@@ -135,6 +135,8 @@ pub struct Failure {
     pub http_status: Option<u16>,
     /// The provider's own error body, byte for byte; empty if there is none.
     pub body: Bytes,
+    /// What only the owner reads, in the log and in the status: where it happened and in which words. Empty if the message says it all.
+    pub owner_detail: String,
 }
 
 impl Failure {
@@ -147,7 +149,19 @@ impl Failure {
             retry_after: None,
             http_status: None,
             body: Bytes::new(),
+            owner_detail: String::new(),
         }
+    }
+
+    /// The same with what only the owner reads.
+    #[must_use]
+    pub fn with_owner_detail(self, detail: impl Into<String>) -> Self {
+        Self { owner_detail: detail.into(), ..self }
+    }
+
+    /// What the owner reads: the detail where there is one, else the message.
+    pub fn for_owner(&self) -> &str {
+        if self.owner_detail.is_empty() { &self.message } else { &self.owner_detail }
     }
 
     /// A failure that may not recur after `retry_after`.

@@ -4,6 +4,7 @@ mod failure;
 mod link;
 mod names;
 mod numbers;
+mod private;
 mod provider;
 mod task;
 
@@ -13,6 +14,7 @@ pub use names::{
     BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
 };
 pub use numbers::{NumberMap, NumberSet};
+pub use private::{hide_private, without_private};
 pub use provider::{Provider, ProviderState, Pushed, ServerAddress, SessionHello, Verdict, Verdicts};
 pub use task::{
     Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,

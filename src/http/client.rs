@@ -1,10 +1,10 @@
 //! The one place where Clients are built: for mcpd, for providers and for the commands, whatever the scheme.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use reqwest::{Client, ClientBuilder, Url, redirect};
 
-use super::{Trust, with_causes};
+use super::{CertificatesError, Trust, with_causes};
 
 /// What we call ourselves.
 pub(crate) const USER_AGENT: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
@@ -45,6 +45,12 @@ pub(crate) struct ClientOptions<'a> {
 #[error("cannot set up the HTTP client: {0}")]
 pub(crate) struct ClientError(String);
 
+impl From<CertificatesError> for ClientError {
+    fn from(error: CertificatesError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// A Client for servers such as the one at `url`: with TLS or without, on this machine or elsewhere. It follows no redirects, and takes
 /// no proxy to this machine.
 pub(crate) fn client(url: &Url, options: ClientOptions<'_>) -> Result<Client, ClientError> {
@@ -75,20 +81,40 @@ fn builder(url: &Url, options: ClientOptions<'_>) -> ClientBuilder {
     if options.version == Version::Http2 {
         builder = builder.http2_prior_knowledge();
     }
-    if is_loopback(url) {
+    if is_this_machine(url) {
         builder = builder.no_proxy();
     }
     options.trust.authorities.iter().cloned().fold(builder, ClientBuilder::add_root_certificate)
 }
 
-/// Whether a URL's host is this machine by its name, so that no proxy belongs in between and nobody can listen in.
+/// Whether a URL's host is this machine by its name or address, so that nobody can listen in on the way. The unspecified addresses lead
+/// here too.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(ip)) => is_here(ip.into()),
+        Some(url::Host::Ipv6(ip)) => is_here(ip.to_canonical()),
+        Some(url::Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
         None => false,
     }
+}
+
+fn is_here(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
+
+/// Whether a URL leads to this machine, under its own name in the network too: no proxy belongs in between.
+pub(crate) fn is_this_machine(url: &Url) -> bool {
+    let own = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let named = url.domain().map(|name| name.trim_end_matches('.'));
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    is_loopback(url)
+        || own.zip(named).is_some_and(|(own, named)| {
+            // The machine's name may or may not have its domain, and so may the URL's.
+            own.eq_ignore_ascii_case(named) || !named.contains('.') && short(&own).eq_ignore_ascii_case(named)
+        })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub use self::client::is_loopback;
 pub(crate) use self::{
     backoff::Backoff,
     body::{Frames, ReadError, drain, page_title, read, read_at_most},
-    client::{ClientError, ClientOptions, Version, client},
+    client::{ClientError, ClientOptions, Version, client, is_this_machine},
     error::{is_wrong_protocol, root_cause, was_refused_unprocessed, with_causes},
     headers::{is_html, keep_alive, retry_after},
     idle::IdleLimit,

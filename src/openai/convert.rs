@@ -2,13 +2,15 @@
 
 use bytes::Bytes;
 
-use super::{
-    Facts, Malformed,
-    failure::provider_failure,
-    scan::{self, Scanner},
-    text::member,
+use super::{ResponseMeta, failure::provider_failure, read::is_no_reason};
+use crate::{
+    domain::{Failure, FailureCode},
+    json::{
+        Malformed,
+        scan::{self, Scanner},
+        text::member,
+    },
 };
-use crate::domain::{Failure, FailureCode};
 
 const CHUNK: &[u8] = b"\"chat.completion.chunk\"";
 
@@ -16,8 +18,8 @@ const CHUNK: &[u8] = b"\"chat.completion.chunk\"";
 ///
 /// # Errors
 /// If the body is not a JSON object, or has an `error` instead of an answer.
-pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
-    match Facts::of_completion(body).map_err(bad_body)? {
+pub fn read_completion(body: &Bytes) -> Result<ResponseMeta, Failure> {
+    match ResponseMeta::of_completion(body).map_err(bad_body)? {
         (_, true) => Err(provider_failure(None, body)),
         (facts, false) => Ok(facts),
     }
@@ -28,7 +30,10 @@ pub fn read_completion(body: &Bytes) -> Result<Facts, Failure> {
 ///
 /// # Errors
 /// As [`read_completion`], and if the body has no choices.
-pub fn chunks_from_completion(body: &Bytes, include_usage: bool) -> Result<(Facts, Vec<Bytes>), Failure> {
+pub fn chunks_from_completion(
+    body: &Bytes,
+    include_usage: bool,
+) -> Result<(ResponseMeta, Vec<Bytes>), Failure> {
     let facts = read_completion(body)?;
     let Begun { mut whole, mut usage_only, usage } = Begun::read(body)?;
     put(&mut whole, b"object", CHUNK);
@@ -118,11 +123,13 @@ fn choice(scan: &mut Scanner<'_>, out: &mut Vec<u8>, place: u32) -> Result<(), M
                 member(out, b"delta");
                 calls |= delta(scan, out)?;
             }
-            (b"finish_reason", b'n') => drop(scan.skip()?),
             (name, _) => {
+                let value = scan.skip()?;
+                if name == b"finish_reason" && is_no_reason(scan.of(value)) {
+                    return Ok(());
+                }
                 index |= name == b"index";
                 finish |= name == b"finish_reason";
-                let value = scan.skip()?;
                 put(out, name, scan.of(value));
             }
         }

@@ -7,12 +7,18 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{
-    ChunkError, Facts, Malformed, Pushed, Room, Share, Stamp, StreamBuffer, plain,
-    scan::{self, Scanner},
-    text::member,
+    ChunkEnvelope, ChunkError, MemoryBudget, Pushed, Reservation, ResponseMeta, StreamBuffer, plain,
+    read::is_no_reason,
     value::{MEMBER_COST, Value, index_of, replace},
 };
-use crate::domain::{Delta, Failure, FailureCode, Usage};
+use crate::{
+    domain::{Delta, Failure, FailureCode, Usage},
+    json::{
+        Malformed,
+        scan::{self, Scanner},
+        text::member,
+    },
+};
 
 /// The chunks of one task, on their way to one body.
 pub struct Gather {
@@ -21,7 +27,7 @@ pub struct Gather {
     buffer: StreamBuffer,
     answer: Answer,
     /// What the answer takes; the buffer has its own.
-    share: Share,
+    share: Reservation,
 }
 
 #[derive(Default)]
@@ -40,14 +46,14 @@ struct Choice {
 
 impl Gather {
     /// Gathers at most `limit` bytes, in a room of its own. `stamp` supplies what plain deltas lack.
-    pub fn new(limit: usize, stamp: Stamp) -> Self {
-        Self::within(&Room::new(usize::MAX), limit, stamp)
+    pub fn new(limit: usize, stamp: ChunkEnvelope) -> Self {
+        Self::within(&MemoryBudget::new(usize::MAX), limit, stamp)
     }
 
     /// The same in a room that it shares with others.
-    pub fn within(room: &Room, limit: usize, stamp: Stamp) -> Self {
+    pub fn within(room: &MemoryBudget, limit: usize, stamp: ChunkEnvelope) -> Self {
         let buffer = StreamBuffer::within(room, limit, stamp);
-        Self { limit, buffer, answer: Answer::default(), share: room.share() }
+        Self { limit, buffer, answer: Answer::default(), share: room.reservation() }
     }
 
     /// Takes one chunk, as [`StreamBuffer::push_raw`] does.
@@ -69,8 +75,8 @@ impl Gather {
     }
 
     /// What the output has said about itself so far.
-    pub fn facts(&self) -> &Facts {
-        self.buffer.facts()
+    pub fn meta(&self) -> &ResponseMeta {
+        self.buffer.meta()
     }
 
     /// How many bytes are held.
@@ -92,7 +98,7 @@ impl Gather {
                 "the provider's stream ended without an answer in it",
             ));
         }
-        Ok(self.answer.write(self.buffer.facts().usage))
+        Ok(self.answer.write(self.buffer.meta().usage))
     }
 
     /// The buffer keeps one part, into which the next chunk may merge; the others are taken apart.
@@ -111,7 +117,7 @@ impl Gather {
             self.answer.take(&chunk)?;
         }
         let held = self.answer.held;
-        self.share.claim(held).inspect_err(|_| self.share.keep(held))
+        self.share.reserve(held).inspect_err(|_| self.share.hold(held))
     }
 }
 
@@ -193,6 +199,8 @@ fn keep_last(
     let value = scan.of(value);
     match map.get_mut(name) {
         Some(_) if value == b"null" => {}
+        // An empty reason is none, so it does not replace the one that was given.
+        Some(_) if name == b"finish_reason" && is_no_reason(value) => {}
         Some(old) => replace(old, value, held),
         None => {
             *held += MEMBER_COST + name.len() + value.len();
@@ -218,7 +226,7 @@ impl Choice {
             out.extend_from_slice(value);
         }
         member(out, b"finish_reason");
-        match self.rest.get(b"finish_reason".as_slice()).filter(|reason| reason[..] != b"null"[..]) {
+        match self.rest.get(b"finish_reason".as_slice()).filter(|reason| !is_no_reason(reason)) {
             Some(reason) => out.extend_from_slice(reason),
             None => out.extend_from_slice(if calls { b"\"tool_calls\"" } else { b"\"stop\"" }),
         }

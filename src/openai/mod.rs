@@ -8,48 +8,46 @@
 //! request   what a task asks for, for traces and limits
 //! stream    the pending output of a streaming task: neighbouring chunks merge, everything else passes unchanged
 //!   read      one chunk: what it says, and whether it may merge
-//!   shape     where in a chunk the parts are that merging joins
+//!   errors    how an error is told from an answer
+//!   layout     where in a chunk the parts are that merging joins
 //!   part      a chunk that waits, with what was merged into it
 //! gather    the output of a plain task that is answered by chunks, as one body
 //!   value     a JSON value that grows from chunk to chunk
 //! convert   a finished body as chunks
+//! calls     the indexes of tool calls in plain pieces
 //! plain     chunks and bodies for answers that come in plain fields
-//! facts     what an answer says about itself: usage, model, why it ended
+//! meta      what an answer says about itself: usage, model, why it ended
 //! failure   errors in OpenAI's shape, read and written
-//! room      the memory that all tasks' waiting output together may take
-//!
-//! scan      a JSON reader that says where things are
-//!   skip      where a value ends
-//!   text      JSON strings, escaped and plain
-//! usual     the fast path for objects that serde would otherwise read
+//! budget    the memory that all tasks' waiting output together may take
 //! ```
 
+pub mod budget;
 pub mod convert;
-pub mod facts;
 pub mod failure;
 pub mod gather;
+pub mod meta;
 pub mod plain;
 pub mod request;
-pub mod room;
 pub mod stream;
-pub mod text;
 
-pub(crate) mod scan;
-pub(crate) mod usual;
-
+mod calls;
+mod errors;
+mod layout;
 mod part;
 mod read;
-mod shape;
-mod skip;
 mod value;
 
-pub use facts::Facts;
+pub use budget::{MemoryBudget, Reservation};
 pub use gather::Gather;
-pub use plain::Stamp;
-pub use room::{Room, Share};
+pub use meta::{ChunkMeta, ResponseMeta};
+pub use plain::ChunkEnvelope;
+pub use read::Choices;
 pub use stream::{Pushed, StreamBuffer};
 
-use crate::domain::{Failure, FailureCode};
+use crate::{
+    domain::{Failure, FailureCode},
+    json::Malformed,
+};
 
 /// Why a piece of a provider's output was not taken. It ends the task; what it says never quotes the piece.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,26 +76,6 @@ pub enum ChunkError {
         /// The most that is gathered, in bytes.
         limit: usize,
     },
-}
-
-/// In what way a text is not one JSON object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// It is not UTF-8.
-    #[error("is not valid UTF-8")]
-    NotUtf8,
-    /// A JSON syntax error.
-    #[error("is not valid JSON")]
-    NotJson,
-    /// Valid JSON, but of another type.
-    #[error("is not a JSON object")]
-    NotObject,
-    /// Nested more deeply than 128 levels.
-    #[error("is nested too deep")]
-    TooDeep,
-    /// Longer than 4 GiB.
-    #[error("is too long")]
-    TooLong,
 }
 
 impl From<ChunkError> for Failure {

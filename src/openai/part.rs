@@ -4,10 +4,8 @@ use std::io::Write as _;
 
 use bytes::Bytes;
 
-use super::{
-    scan::Span,
-    shape::{ARGUMENTS, FIELDS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
-};
+use super::layout::{ARGUMENTS, ChunkLayout, FIELDS, Field, LOG_NAMES, LOGS, TEXTS};
+use crate::json::scan::Span;
 
 /// Largest buffer that is kept for the next chunk of the same task, in bytes: room for the tokens that come during a slow POST, and small
 /// compared with the 16 KiB that a task may cost.
@@ -17,13 +15,13 @@ pub(super) const MAX_SPARE: usize = 4096;
 pub(super) struct Part {
     first: Bytes,
     /// `None` if the chunk must be sent as it is.
-    shape: Option<Shape>,
-    more: Option<Box<More>>,
+    layout: Option<ChunkLayout>,
+    more: Option<Box<MergeTail>>,
 }
 
 /// What was merged after the first chunk. It is reused, so that a stream in full flow allocates only what it sends.
 #[derive(Default)]
-pub(super) struct More {
+pub(super) struct MergeTail {
     tails: [Vec<u8>; FIELDS],
     /// Each field of the merged chunk; its range is the one in the first chunk.
     fields: [Field; FIELDS],
@@ -32,24 +30,24 @@ pub(super) struct More {
 }
 
 impl Part {
-    pub(super) fn new(first: Bytes, shape: Option<Shape>) -> Self {
-        Self { first, shape, more: None }
+    pub(super) fn new(first: Bytes, layout: Option<ChunkLayout>) -> Self {
+        Self { first, layout, more: None }
     }
 
     /// Whether it must be sent as it is, with nothing moved past it.
     pub(super) fn is_barrier(&self) -> bool {
-        self.shape.is_none()
+        self.layout.is_none()
     }
 
     /// Whether it contains only a role: then it waits, to be sent together with the first token.
     pub(super) fn is_role_only(&self) -> bool {
         self.more.is_none()
-            && self.shape.as_ref().is_some_and(|shape| !shape.role.is_empty() && shape.says_nothing())
+            && self.layout.as_ref().is_some_and(|layout| !layout.role.is_empty() && layout.says_nothing())
     }
 
     /// Whether it may still grow, and for which choice.
     pub(super) fn index(&self) -> Option<u32> {
-        self.shape.as_ref().map(|shape| shape.index)
+        self.layout.as_ref().map(|layout| layout.index)
     }
 
     /// How many bytes it holds.
@@ -58,42 +56,47 @@ impl Part {
         self.first.len() + tails.map(Vec::len).sum::<usize>()
     }
 
-    /// Whether a chunk of this shape, later and of the same choice, may merge into it.
-    pub(super) fn takes(&self, chunk: &[u8], shape: &Shape) -> bool {
-        let Some(own) = &self.shape else { return false };
+    /// Whether a chunk of this layout, later and of the same choice, may merge into it.
+    pub(super) fn takes(&self, chunk: &[u8], layout: &ChunkLayout) -> bool {
+        let Some(own) = &self.layout else { return false };
         let call = self.more.as_ref().map_or(own.call, |more| more.call);
-        let same_call = call.is_none() || shape.call.is_none() || call == shape.call;
-        same_call && self.takes_role(chunk, shape) && own.same_frame(&self.first, shape, chunk)
+        let same_call = call.is_none() || layout.call.is_none() || call == layout.call;
+        same_call && self.takes_role(chunk, layout) && own.same_frame(&self.first, layout, chunk)
     }
 
     /// A chunk with only a role merges with the text after it. A role that comes with text must be in both chunks, as with Ollama, which
     /// repeats it in every chunk.
-    fn takes_role(&self, chunk: &[u8], shape: &Shape) -> bool {
-        let Some(own) = &self.shape else { return false };
-        if shape.role.is_empty() {
+    fn takes_role(&self, chunk: &[u8], layout: &ChunkLayout) -> bool {
+        let Some(own) = &self.layout else { return false };
+        if layout.role.is_empty() {
             return own.role.is_empty() || own.says_nothing();
         }
-        own.role.of(&self.first) == shape.role.of(chunk)
+        own.role.of(&self.first) == layout.role.of(chunk)
     }
 
     /// Merges a chunk that it takes. Returns by how many bytes it grew.
-    pub(super) fn join(&mut self, chunk: &[u8], shape: &Shape, spare: &mut Option<Box<More>>) -> usize {
-        let Some(own) = &self.shape else { return 0 };
-        let more = self.more.get_or_insert_with(|| More::behind(own, spare));
-        more.call = more.call.or(shape.call);
-        (0..FIELDS).map(|i| more.join(i, shape.fields[i], chunk)).sum()
+    pub(super) fn join(
+        &mut self,
+        chunk: &[u8],
+        layout: &ChunkLayout,
+        spare: &mut Option<Box<MergeTail>>,
+    ) -> usize {
+        let Some(own) = &self.layout else { return 0 };
+        let more = self.more.get_or_insert_with(|| MergeTail::behind(own, spare));
+        more.call = more.call.or(layout.call);
+        (0..FIELDS).map(|i| more.join(i, layout.fields[i], chunk)).sum()
     }
 
     /// Appends to a text that an earlier chunk of this part has too. Returns by how many bytes the part grew.
-    pub(super) fn extend(&mut self, field: usize, text: &[u8], spare: &mut Option<Box<More>>) -> usize {
-        let Some(own) = &self.shape else { return 0 };
-        let more = self.more.get_or_insert_with(|| More::behind(own, spare));
+    pub(super) fn extend(&mut self, field: usize, text: &[u8], spare: &mut Option<Box<MergeTail>>) -> usize {
+        let Some(own) = &self.layout else { return 0 };
+        let more = self.more.get_or_insert_with(|| MergeTail::behind(own, spare));
         more.tails[field].extend_from_slice(text);
         text.len()
     }
 
     /// Returns what can be reused.
-    pub(super) fn recycle(self) -> Option<Box<More>> {
+    pub(super) fn recycle(self) -> Option<Box<MergeTail>> {
         let mut more = self.more?;
         for tail in &mut more.tails {
             if tail.capacity() > MAX_SPARE {
@@ -111,10 +114,10 @@ impl Part {
 
     /// The bytes of the chunk to send, piece by piece.
     pub(super) fn pieces(&self, put: &mut dyn FnMut(&[u8])) {
-        let (Some(own), Some(more)) = (&self.shape, &self.more) else { return put(&self.first) };
+        let (Some(own), Some(more)) = (&self.layout, &self.more) else { return put(&self.first) };
         let merged = Merged { first: &self.first, own, more };
         let mut at = 0;
-        for hole in own.holes {
+        for hole in own.variable {
             put(&self.first[at..hole.start as usize]);
             match hole {
                 _ if hole.is_empty() => {}
@@ -128,8 +131,8 @@ impl Part {
     }
 }
 
-impl More {
-    fn behind(own: &Shape, spare: &mut Option<Box<Self>>) -> Box<Self> {
+impl MergeTail {
+    fn behind(own: &ChunkLayout, spare: &mut Option<Box<Self>>) -> Box<Self> {
         let mut more = spare.take().unwrap_or_default();
         more.fields = own.fields;
         more.call = own.call;
@@ -164,8 +167,8 @@ impl More {
 
 struct Merged<'a> {
     first: &'a [u8],
-    own: &'a Shape,
-    more: &'a More,
+    own: &'a ChunkLayout,
+    more: &'a MergeTail,
 }
 
 impl Merged<'_> {
@@ -175,7 +178,7 @@ impl Merged<'_> {
             open.member(b"role", put);
             put(self.own.role.of(self.first));
         }
-        for idle in self.own.idle.iter().filter(|idle| !idle.is_empty()) {
+        for idle in self.own.nulls.iter().filter(|idle| !idle.is_empty()) {
             open.member(idle.of(self.first), put);
             put(b"null");
         }

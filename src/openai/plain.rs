@@ -2,12 +2,14 @@
 
 use bytes::Bytes;
 
-use super::text::{member, quote_into};
-use crate::domain::{CompletionResult, Delta, ToolCallDelta, Usage};
+use crate::{
+    domain::{CompletionResult, Delta, ToolCallDelta, Usage},
+    json::text::{member, quote_into},
+};
 
 /// What the agent puts into the chunks and bodies that it builds itself. It is the same for all chunks of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct ChunkEnvelope {
     /// The answer's id: `chatcmpl-...`.
     pub id: String,
     /// The model that answers.
@@ -16,7 +18,7 @@ pub struct Stamp {
     pub created: u64,
 }
 
-impl Stamp {
+impl ChunkEnvelope {
     /// Everything before the choices.
     fn head(&self, out: &mut Vec<u8>, object: &str) {
         out.extend_from_slice(b"{\"id\":");
@@ -178,8 +180,8 @@ fn tool_call(out: &mut Vec<u8>, index: Option<u32>, call: &ToolCallDelta) {
 mod tests {
     use super::*;
 
-    fn stamp() -> Stamp {
-        Stamp { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 }
+    fn stamp() -> ChunkEnvelope {
+        ChunkEnvelope { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 }
     }
 
     fn call(arguments: &str) -> ToolCallDelta {

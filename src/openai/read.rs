@@ -1,9 +1,15 @@
 //! One chunk, read once: what it says, and whether it may merge with its neighbours.
+//!
+//! The agent reads every raw chunk like this, and the provider host reads a server's chunks with the same
+//! code, so that the two never differ in what they take for an end or an error.
 
 use super::{
+    errors::ErrorSigns,
+    layout::{ARGUMENTS, ChunkLayout, Field, LOG_NAMES, LOGS, TEXTS},
+};
+use crate::json::{
     Malformed,
     scan::{self, Scanner, Span, number},
-    shape::{ARGUMENTS, Field, LOG_NAMES, LOGS, Shape, TEXTS},
 };
 
 /// How many choices' ends are read from one chunk and kept for one answer: OpenAI's own limit for `n`.
@@ -13,17 +19,49 @@ pub(super) const MAX_CHOICES: usize = 128;
 #[derive(Default)]
 pub(super) struct Reading {
     /// Set if the chunk may merge.
-    pub(super) shape: Option<Shape>,
+    pub(super) layout: Option<ChunkLayout>,
     pub(super) id: Option<Span>,
     pub(super) model: Option<Span>,
     /// The value of `usage`, if it is not null.
     pub(super) usage: Option<Span>,
-    /// The value of `error`, if it is not null.
-    pub(super) error: Option<Span>,
+    /// Whether it is an error, not a piece of an answer.
+    pub(super) is_error: bool,
     /// Whether it contains a piece of the answer.
     pub(super) token: bool,
+    /// Whether it has choices at all; a list without any counts as none.
+    pub(super) any_choice: bool,
+    /// The choices of which it has a piece.
+    pub(super) begun: Choices,
     /// The choices that end here, and why.
     pub(super) finishes: Vec<(u32, Span)>,
+}
+
+/// A set of choices, by their index; those beyond [`MAX_CHOICES`] are not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choices(u128);
+
+const _: () = assert!(MAX_CHOICES <= u128::BITS as usize, "`Choices` keeps a bit for each");
+
+impl Choices {
+    /// Adds one.
+    pub fn insert(&mut self, index: u32) {
+        self.0 |= 1_u128.checked_shl(index).unwrap_or_default();
+    }
+
+    /// Adds all of another set.
+    pub fn add(&mut self, others: Self) {
+        self.0 |= others.0;
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of another set are in it.
+    pub fn contains(self, others: Self) -> bool {
+        others.0 & !self.0 == 0
+    }
 }
 
 /// Reads one chunk.
@@ -56,26 +94,28 @@ mod once {
 #[derive(Default)]
 struct Reader {
     reading: Reading,
-    shape: Shape,
+    layout: ChunkLayout,
     seen: u32,
     barrier: bool,
     created: Span,
-    idle: usize,
+    nulls: usize,
     /// Why the present choice ends; its index may come later.
     finish: Option<Span>,
+    errors: ErrorSigns,
 }
 
 type Step = Result<(), Malformed>;
 
 impl Reader {
     fn finish(mut self) -> Reading {
+        self.reading.is_error = self.errors.is_error(self.reading.any_choice, self.reading.usage.is_some());
         let has = |bits: u32| self.seen & bits == bits;
         let calls = has(once::CALL);
         let whole_call = !calls || has(once::CALL_INDEX | once::ARGUMENTS);
         if has(once::INDEX | once::DELTA) && whole_call && !self.barrier {
-            self.shape.holes = [self.created, self.shape.delta, self.shape.logprobs];
-            self.shape.holes.sort_unstable_by_key(|hole| hole.start);
-            self.reading.shape = Some(self.shape);
+            self.layout.variable = [self.created, self.layout.delta, self.layout.logprobs];
+            self.layout.variable.sort_unstable_by_key(|hole| hole.start);
+            self.reading.layout = Some(self.layout);
         }
         self.reading
     }
@@ -101,10 +141,9 @@ impl Reader {
                 self.reading.usage = not_null(scan)?.or(self.reading.usage);
                 self.barrier |= self.reading.usage.is_some();
             }
-            b"error" => self.reading.error = not_null(scan)?.or(self.reading.error),
             other => {
                 self.barrier |= other.contains(&b'\\');
-                scan.skip()?;
+                self.errors.member(scan, key)?;
             }
         }
         Ok(())
@@ -134,12 +173,14 @@ impl Reader {
 
     fn choice(&mut self, scan: &mut Scanner<'_>) -> Step {
         self.once(once::CHOICE);
-        self.shape.index = 0;
+        self.layout.index = 0;
+        self.reading.any_choice = true;
         self.members(scan, Self::choice_member)?;
+        self.reading.begun.insert(self.layout.index);
         if let Some(reason) = self.finish.take()
             && self.reading.finishes.len() < MAX_CHOICES
         {
-            self.reading.finishes.push((self.shape.index, reason));
+            self.reading.finishes.push((self.layout.index, reason));
         }
         Ok(())
     }
@@ -148,20 +189,20 @@ impl Reader {
         match scan.of(key) {
             b"index" => {
                 self.once(once::INDEX);
-                self.shape.index = self.index(scan)?;
+                self.layout.index = self.index(scan)?;
             }
             b"delta" => {
                 self.once(once::DELTA);
-                self.shape.delta = self.members(scan, Self::delta_member)?;
+                self.layout.delta = self.members(scan, Self::delta_member)?;
             }
             b"finish_reason" => {
                 self.once(once::FINISH);
-                self.finish = string(scan)?;
+                self.finish = reason(scan)?;
                 self.barrier |= self.finish.is_some();
             }
             b"logprobs" => {
                 self.once(once::LOGPROBS);
-                self.shape.logprobs = self.logprobs(scan)?;
+                self.layout.logprobs = self.logprobs(scan)?;
             }
             other => self.barrier |= not_null(scan)?.is_some() || other.contains(&b'\\'),
         }
@@ -172,13 +213,13 @@ impl Reader {
         let name = scan.of(key);
         if let Some(text) = TEXTS.iter().position(|text| *text == name) {
             self.once(once::TEXT << text);
-            self.shape.fields[text] = self.text(scan)?;
+            self.layout.fields[text] = self.text(scan)?;
             return Ok(());
         }
         match name {
             b"role" => self.role(scan, key),
             b"tool_calls" => self.tool_calls(scan),
-            _ if scan.peek()? == b'n' => self.idle(scan, key),
+            _ if scan.peek()? == b'n' => self.null_member(scan, key),
             _ => {
                 self.barrier = true;
                 let value = scan.skip()?;
@@ -191,8 +232,8 @@ impl Reader {
     fn role(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
         self.once(once::ROLE);
         match scan.peek()? {
-            b'"' => self.shape.role = scan.skip()?,
-            b'n' => self.idle(scan, key)?,
+            b'"' => self.layout.role = scan.skip()?,
+            b'n' => self.null_member(scan, key)?,
             _ => {
                 self.barrier = true;
                 scan.skip()?;
@@ -204,7 +245,7 @@ impl Reader {
     fn tool_calls(&mut self, scan: &mut Scanner<'_>) -> Step {
         self.once(once::TOOL_CALLS);
         if scan.peek()? == b'n' {
-            self.shape.fields[ARGUMENTS] = Field::Null;
+            self.layout.fields[ARGUMENTS] = Field::Null;
             return scan.skip().map(drop);
         }
         self.elements(scan, Self::call)?;
@@ -213,13 +254,13 @@ impl Reader {
     }
 
     /// A null carries no information, so it does not keep chunks from merging, as long as both have it.
-    fn idle(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
+    fn null_member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
         scan.skip()?;
-        match self.shape.idle.get_mut(self.idle) {
+        match self.layout.nulls.get_mut(self.nulls) {
             Some(slot) if !key.is_empty() && !scan.of(key).contains(&b'\\') => *slot = key,
             _ => self.barrier = true,
         }
-        self.idle += 1;
+        self.nulls += 1;
         Ok(())
     }
 
@@ -248,7 +289,7 @@ impl Reader {
         match scan.of(key) {
             b"index" => {
                 self.once(once::CALL_INDEX);
-                self.shape.call = Some(self.index(scan)?);
+                self.layout.call = Some(self.index(scan)?);
             }
             b"function" => {
                 self.once(once::FUNCTION);
@@ -265,7 +306,7 @@ impl Reader {
     fn function_member(&mut self, scan: &mut Scanner<'_>, key: Span) -> Step {
         if scan.of(key) == b"arguments" && scan.peek()? == b'"' {
             self.once(once::ARGUMENTS);
-            self.shape.fields[ARGUMENTS] = Field::At(scan.string()?);
+            self.layout.fields[ARGUMENTS] = Field::At(scan.string()?);
         } else {
             self.barrier = true;
             scan.skip()?;
@@ -288,7 +329,7 @@ impl Reader {
         match (log, scan.peek()?) {
             (Some(log), first @ (b'[' | b'n')) => {
                 self.once(once::LOG << log);
-                self.shape.fields[LOGS + log] = if first == b'n' {
+                self.layout.fields[LOGS + log] = if first == b'n' {
                     scan.skip().map(|_| Field::Null)?
                 } else {
                     Field::At(scan.array(|scan| scan.skip().map(drop))?)
@@ -311,8 +352,22 @@ impl Reader {
     }
 }
 
+/// Why a choice ends.
+pub(super) fn reason(scan: &mut Scanner<'_>) -> Result<Option<Span>, Malformed> {
+    let quoted = scan.peek()? == b'"';
+    let value = scan.skip()?;
+    let inner = Span { start: value.start + 1, end: value.end.saturating_sub(1) };
+    Ok((quoted && !is_no_reason(scan.of(value))).then_some(inner))
+}
+
+/// Whether the value of a `finish_reason` says that there is none. Some servers write an empty text, or the text "null", for what OpenAI
+/// writes as null.
+pub(super) fn is_no_reason(value: &[u8]) -> bool {
+    matches!(value, b"null" | b"\"\"" | b"\"null\"")
+}
+
 /// The text of a string; `None` for any other value.
-fn string(scan: &mut Scanner<'_>) -> Result<Option<Span>, Malformed> {
+pub(super) fn string(scan: &mut Scanner<'_>) -> Result<Option<Span>, Malformed> {
     if scan.peek()? == b'"' { scan.string().map(Some) } else { scan.skip().map(|_| None) }
 }
 

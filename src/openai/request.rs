@@ -1,11 +1,13 @@
 //! What a task asks for, read once and shallowly from its body.
 
-use super::{
-    Malformed,
-    scan::{self, Scanner, Span, number},
-    text,
+use crate::{
+    domain::RequestFacts,
+    json::{
+        Malformed,
+        scan::{self, Scanner, Span, number},
+        text,
+    },
 };
-use crate::domain::RequestFacts;
 
 /// Most texts of `stop` that are kept; OpenAI takes four.
 const MAX_STOP: usize = 16;

@@ -23,14 +23,17 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{
-    ChunkError, Facts, Room, Share, Stamp,
+    ChunkEnvelope, ChunkError, MemoryBudget, Reservation, ResponseMeta,
+    calls::CallIndexes,
     failure::provider_failure,
-    part::{MAX_SPARE, More, Part},
+    layout::{ChunkLayout, Field},
+    part::{MAX_SPARE, MergeTail, Part},
     plain, read,
-    shape::{Field, Shape},
-    text,
 };
-use crate::domain::{Delta, Failure, FailureCode, Usage};
+use crate::{
+    domain::{Delta, Failure, FailureCode, Usage},
+    json::text,
+};
 
 /// How many waiting parts are searched for one of the same choice: OpenAI's own limit for `n`.
 const MAX_OPEN: usize = 128;
@@ -54,17 +57,17 @@ pub enum Pushed {
 /// The chunks of one task that wait to be sent.
 pub struct StreamBuffer {
     limit: usize,
-    stamp: Stamp,
+    stamp: ChunkEnvelope,
     queue: VecDeque<Part>,
     /// How many parts have left the queue, which is the number of the queue's first.
     popped: u64,
     /// Nothing more is merged into parts below this number: a barrier came after them.
     closed: u64,
     held: usize,
-    share: Share,
+    share: Reservation,
     template: Option<Template>,
-    spare: Option<Box<More>>,
-    facts: Facts,
+    spare: Option<Box<MergeTail>>,
+    meta: ResponseMeta,
     plain: Plain,
     finished: bool,
 }
@@ -72,7 +75,7 @@ pub struct StreamBuffer {
 /// A chunk that the next one is expected to resemble.
 struct Template {
     chunk: Vec<u8>,
-    shape: Shape,
+    layout: ChunkLayout,
     /// Which text is expected to differ.
     field: usize,
     /// The number of the part that a chunk like this merges into, if it is still there.
@@ -85,17 +88,17 @@ struct Plain {
     head: Vec<u8>,
     chunk: Vec<u8>,
     any: bool,
-    tool_calls: bool,
+    calls: CallIndexes,
 }
 
 impl StreamBuffer {
     /// A buffer that holds at most `limit` bytes, in a room of its own. `stamp` goes into the chunks that are built from plain deltas.
-    pub fn new(limit: usize, stamp: Stamp) -> Self {
-        Self::within(&Room::new(usize::MAX), limit, stamp)
+    pub fn new(limit: usize, stamp: ChunkEnvelope) -> Self {
+        Self::within(&MemoryBudget::new(usize::MAX), limit, stamp)
     }
 
     /// The same in a room that it shares with others.
-    pub fn within(room: &Room, limit: usize, stamp: Stamp) -> Self {
+    pub fn within(room: &MemoryBudget, limit: usize, stamp: ChunkEnvelope) -> Self {
         Self {
             limit,
             stamp,
@@ -103,10 +106,10 @@ impl StreamBuffer {
             popped: 0,
             closed: 0,
             held: 0,
-            share: room.share(),
+            share: room.reservation(),
             template: None,
             spare: None,
-            facts: Facts::default(),
+            meta: ResponseMeta::default(),
             plain: Plain::default(),
             finished: false,
         }
@@ -134,10 +137,10 @@ impl StreamBuffer {
         if self.plain.head.is_empty() {
             self.plain.head = self.stamp.chunk_head();
         }
-        plain::write_chunk(&mut chunk, &self.plain.head, delta, !self.plain.any);
+        let delta = self.plain.calls.renumber(delta);
+        plain::write_chunk(&mut chunk, &self.plain.head, &delta, !self.plain.any);
         let pushed = self.push(&chunk, || Bytes::copy_from_slice(&chunk));
         self.plain.any = true;
-        self.plain.tool_calls |= !delta.tool_calls.is_empty();
         if chunk.capacity() <= MAX_SPARE {
             self.plain.chunk = chunk;
         }
@@ -150,7 +153,7 @@ impl StreamBuffer {
     /// # Errors
     /// If the provider has not ended its output properly, or too much waits.
     pub fn finish(&mut self, usage: Option<Usage>, include_usage: bool) -> Result<(), Failure> {
-        let ended = self.facts.done || !self.facts.finish_reasons.is_empty();
+        let ended = self.meta.is_complete();
         if !ended && !self.plain.any {
             return Err(Failure::new(
                 FailureCode::BadOutput,
@@ -158,13 +161,13 @@ impl StreamBuffer {
             ));
         }
         if !ended {
-            let reason = if self.plain.tool_calls { "tool_calls" } else { "stop" };
+            let reason = if self.plain.calls.any() { "tool_calls" } else { "stop" };
             self.push_delta(&Delta { finish_reason: reason.to_owned(), ..Delta::default() })?;
         }
-        if let Some(usage) = usage.filter(|_| self.plain.any && include_usage && self.facts.usage.is_none()) {
+        if let Some(usage) = usage.filter(|_| self.plain.any && include_usage && self.meta.usage.is_none()) {
             self.push_raw(plain::usage_chunk(&self.plain.head, usage))?;
         }
-        self.facts.usage = self.facts.usage.or(usage);
+        self.meta.usage = self.meta.usage.or(usage);
         self.finished = true;
         Ok(())
     }
@@ -218,19 +221,19 @@ impl StreamBuffer {
     }
 
     /// What the output has said about itself so far.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn meta(&self) -> &ResponseMeta {
+        &self.meta
     }
 
     fn push(&mut self, chunk: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
-        if self.facts.done || self.finished {
+        if self.meta.done || self.finished {
             return Ok(Pushed::Ignored);
         }
         if let Some(text) = self.template.as_ref().and_then(|template| template.text_of(chunk)) {
             return self.push_like_last(text, own);
         }
         if chunk.trim_ascii() == DONE {
-            self.facts.done = true;
+            self.meta.done = true;
             return Ok(Pushed::Done);
         }
         self.push_read(chunk, own)
@@ -246,56 +249,56 @@ impl StreamBuffer {
             self.held += part.extend(field, text, &mut self.spare);
             Pushed::Merged
         } else {
-            let shape = template.shape.resized(field, text.len());
-            let number = self.enqueue(own(), Some(shape))?;
+            let layout = template.layout.resized(field, text.len());
+            let number = self.enqueue(own(), Some(layout))?;
             self.template.iter_mut().for_each(|template| template.part = number);
             Pushed::Queued
         };
-        self.facts.chunks = self.facts.chunks.saturating_add(1);
-        self.facts.first_token |= !text.is_empty();
+        self.meta.chunks = self.meta.chunks.saturating_add(1);
+        self.meta.first_token |= !text.is_empty();
         Ok(pushed)
     }
 
     /// Takes a chunk that must be read.
     fn push_read(&mut self, chunk: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
         let reading = read::read(chunk)?;
-        if reading.error.is_some() {
+        if reading.is_error {
             return Err(ChunkError::Provider(Box::new(provider_failure(None, &own()))));
         }
-        let place = reading.shape.as_ref().and_then(|shape| self.place_for(chunk, shape));
-        let (number, pushed) = match (place, &reading.shape) {
-            (Some(place), Some(shape)) => {
+        let place = reading.layout.as_ref().and_then(|layout| self.place_for(chunk, layout));
+        let (number, pushed) = match (place, &reading.layout) {
+            (Some(place), Some(layout)) => {
                 self.room_for(chunk.len())?;
-                self.held += self.queue[place].join(chunk, shape, &mut self.spare);
+                self.held += self.queue[place].join(chunk, layout, &mut self.spare);
                 (self.popped + place as u64, Pushed::Merged)
             }
-            _ => (self.enqueue(own(), reading.shape)?, Pushed::Queued),
+            _ => (self.enqueue(own(), reading.layout)?, Pushed::Queued),
         };
-        match &reading.shape {
-            Some(shape) => self.template = Template::learn(self.template.take(), chunk, shape, number),
+        match &reading.layout {
+            Some(layout) => self.template = Template::learn(self.template.take(), chunk, layout, number),
             None => self.closed = number + 1,
         }
-        self.facts.chunks = self.facts.chunks.saturating_add(1);
-        self.facts.take(chunk, &reading);
+        self.meta.chunks = self.meta.chunks.saturating_add(1);
+        self.meta.take(chunk, &reading);
         Ok(pushed)
     }
 
     /// The waiting part that a chunk may merge into: the last one of its choice, if it fits and there is no barrier in between.
-    fn place_for(&self, chunk: &[u8], shape: &Shape) -> Option<usize> {
+    fn place_for(&self, chunk: &[u8], layout: &ChunkLayout) -> Option<usize> {
         let open =
             self.queue.iter().enumerate().rev().take(MAX_OPEN).take_while(|(_, part)| !part.is_barrier());
-        let (place, part) = open.into_iter().find(|(_, part)| part.index() == Some(shape.index))?;
-        part.takes(chunk, shape).then_some(place)
+        let (place, part) = open.into_iter().find(|(_, part)| part.index() == Some(layout.index))?;
+        part.takes(chunk, layout).then_some(place)
     }
 
-    fn enqueue(&mut self, chunk: Bytes, shape: Option<Shape>) -> Result<u64, ChunkError> {
+    fn enqueue(&mut self, chunk: Bytes, layout: Option<ChunkLayout>) -> Result<u64, ChunkError> {
         let cost = chunk.len() + PART_COST;
         match self.queue.is_empty() {
-            true => self.share.claim(cost)?,
+            true => self.share.reserve(cost)?,
             false => self.room_for(cost)?,
         }
         self.held += cost;
-        self.queue.push_back(Part::new(chunk, shape));
+        self.queue.push_back(Part::new(chunk, layout));
         Ok(self.popped + self.queue.len() as u64 - 1)
     }
 
@@ -304,14 +307,14 @@ impl StreamBuffer {
         if held > self.limit {
             return Err(ChunkError::Full { limit: self.limit });
         }
-        self.share.claim(held)
+        self.share.reserve(held)
     }
 
     fn take(&mut self) -> Option<Part> {
         let part = self.queue.pop_front()?;
         self.popped += 1;
         self.held -= part.held() + PART_COST;
-        self.share.keep(self.held);
+        self.share.hold(self.held);
         Some(part)
     }
 
@@ -321,17 +324,17 @@ impl StreamBuffer {
 }
 
 impl Template {
-    fn learn(old: Option<Self>, chunk: &[u8], shape: &Shape, part: u64) -> Option<Self> {
-        let field = shape.only_text().filter(|_| chunk.len() <= MAX_SPARE)?;
+    fn learn(old: Option<Self>, chunk: &[u8], layout: &ChunkLayout, part: u64) -> Option<Self> {
+        let field = layout.only_text().filter(|_| chunk.len() <= MAX_SPARE)?;
         let mut copy = old.map(|old| old.chunk).unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(chunk);
-        Some(Self { chunk: copy, shape: *shape, field, part })
+        Some(Self { chunk: copy, layout: *layout, field, part })
     }
 
     /// The text by which `chunk` differs from this one, if it differs by nothing else.
     fn text_of<'a>(&self, chunk: &'a [u8]) -> Option<&'a [u8]> {
-        let Field::At(hole) = self.shape.fields[self.field] else { return None };
+        let Field::At(hole) = self.layout.fields[self.field] else { return None };
         let rest = chunk.strip_prefix(&self.chunk[..hole.start as usize])?;
         let text = rest.strip_suffix(&self.chunk[hole.end as usize..])?;
         text::is_body(text).then_some(text)

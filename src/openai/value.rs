@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
+use crate::json::{
     Malformed,
     scan::{self, Scanner, number},
     text::{around, member},
@@ -29,8 +29,8 @@ pub(super) enum Value {
     List(Vec<u8>),
     /// An object.
     Members(BTreeMap<Vec<u8>, Value>),
-    /// Tool calls, by their index.
-    Calls(BTreeMap<u32, Value>),
+    /// Tool calls, by their index. Some servers number each call 0: then there are several, and the last one grows.
+    Calls(BTreeMap<u32, Vec<Value>>),
 }
 
 impl Value {
@@ -103,7 +103,7 @@ impl Value {
         Ok(())
     }
 
-    /// A call without an index is a new call.
+    /// A call without an index is a new call, and so is one with another id.
     fn add_calls(&mut self, scan: &mut Scanner<'_>, held: &mut usize) -> Result<(), Malformed> {
         let mut own = if let Self::Calls(own) = std::mem::take(self) { own } else { BTreeMap::new() };
         scan.array(|scan| {
@@ -113,15 +113,24 @@ impl Value {
                 return Ok(());
             }
             let next = own.last_key_value().map_or(0, |(last, _)| u32::saturating_add(*last, 1));
-            let index = index_of(call)?.unwrap_or(next);
-            let call_so_far = own.entry(index).or_insert_with(|| {
+            let CallNames { index, id } = CallNames::of(call)?;
+            let index = index.unwrap_or(next);
+            let same_index = own.entry(index).or_default();
+            if same_index.last().is_none_or(|last| last.is_another_call(id)) {
                 *held += MEMBER_COST;
-                Self::Null
-            });
+                same_index.push(Self::Null);
+            }
+            let Some(call_so_far) = same_index.last_mut() else { return Ok(()) };
             call_so_far.absorb(b"", &mut Scanner::new(call)?, held)
         })?;
         *self = Self::Calls(own);
         Ok(())
+    }
+
+    /// Whether a piece with `id`, in its escaped form, belongs to another call than this one.
+    fn is_another_call(&self, id: &[u8]) -> bool {
+        let Self::Members(members) = self else { return false };
+        matches!(members.get(b"id".as_slice()), Some(Self::Text(own)) if !own.is_empty() && !id.is_empty() && own != id)
     }
 
     /// Appends its JSON.
@@ -141,7 +150,7 @@ impl Value {
             }
             Self::Calls(calls) => {
                 let mut separator = b'[';
-                for call in calls.values() {
+                for call in calls.values().flatten() {
                     out.push(separator);
                     separator = b',';
                     call.write_call(out);
@@ -172,6 +181,35 @@ pub(super) fn replace(old: &mut Vec<u8>, new: &[u8], held: &mut usize) {
     *held = *held - old.len() + new.len();
     old.clear();
     old.extend_from_slice(new);
+}
+
+/// What identifies a piece of a tool call.
+#[derive(Default)]
+struct CallNames<'a> {
+    index: Option<u32>,
+    /// In its escaped form; empty if there is none.
+    id: &'a [u8],
+}
+
+impl<'a> CallNames<'a> {
+    fn of(call: &'a [u8]) -> Result<Self, Malformed> {
+        let mut names = Self::default();
+        scan::object(call, |scan, key| {
+            match (scan.of(key), scan.peek()?) {
+                (b"index", _) => {
+                    let value = scan.skip()?;
+                    names.index = number(scan.of(value));
+                }
+                (b"id", b'"') => {
+                    let id = scan.string()?;
+                    names.id = scan.of(id);
+                }
+                _ => drop(scan.skip()?),
+            }
+            Ok(())
+        })?;
+        Ok(names)
+    }
 }
 
 /// The `index` of an object.

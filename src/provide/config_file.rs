@@ -17,6 +17,8 @@ pub struct Entry {
     pub kind: String,
     /// `model`: what the server calls it.
     pub model: String,
+    /// `publishedModel`: what others read in its place, in the list and in answers.
+    pub published_model: Option<String>,
     /// `url`, with or without `/v1`; if absent, the kind's usual address is used.
     pub url: Option<String>,
     /// `tier`; may be empty.
@@ -40,6 +42,7 @@ impl Entry {
             name,
             kind: kind.into(),
             model: model.into(),
+            published_model: None,
             url: None,
             tier: String::new(),
             description: String::new(),
@@ -49,6 +52,27 @@ impl Entry {
             token_delay: None,
         }
     }
+
+    /// The model as others read it in the list: `publishedModel`, or the model. Of a path only the last part is anybody else's business.
+    pub fn listed_model(&self) -> &str {
+        match &self.published_model {
+            Some(published) => published,
+            None if is_path(&self.model) => last_part(&self.model),
+            None => &self.model,
+        }
+    }
+}
+
+/// Whether a server's name for a model is a file's path: "hf.co/x/Qwen3" is none.
+fn is_path(model: &str) -> bool {
+    let drive = model.get(1..3).is_some_and(|rest| matches!(rest, ":\\" | ":/"));
+    let file = model.ends_with(".gguf") && model.contains(['/', '\\']);
+    drive || file || ["/", "./", "../", "~/", "\\\\"].iter().any(|root| model.starts_with(root))
+}
+
+/// The last part of a path, if it has one.
+pub(super) fn last_part(path: &str) -> &str {
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
 /// What a file says.
@@ -145,10 +169,11 @@ impl<'a> Fields<'a> {
         })?;
         let model = match self.text("model") {
             Some(model) => model,
-            None if known.needs_model => return Err(format!("({name}) has no model")),
+            None if known.needs_model() => return Err(format!("({name}) has no model")),
             None => kind.clone(),
         };
         Ok(Entry {
+            published_model: self.text("publishedModel"),
             url: self.text("url"),
             tier: self.text("tier").unwrap_or_default(),
             description: self.text("description").unwrap_or_default(),
@@ -210,10 +235,11 @@ mod tests {
     #[test]
     fn every_key_is_read_and_unknown_ones_are_nobodys_business() {
         let text = r#"{"mcpdUrl":1,"llm":{"x":[],"providers":[{"name":"a","type":"ollama","model":"m","url":"http://h",
-            "tier":"fast","description":"d","publish":true,"maxInFlight":2,"apiKeyEnv":"K","tokenDelayMs":3,"new":{}}]}}"#;
+            "tier":"fast","description":"d","publish":true,"maxInFlight":2,"apiKeyEnv":"K","tokenDelayMs":3,"publishedModel":"p","new":{}}]}}"#;
         let parsed = parse(text.as_bytes()).unwrap();
         let expected = Entry {
             url: Some("http://h".to_owned()),
+            published_model: Some("p".to_owned()),
             tier: "fast".to_owned(),
             description: "d".to_owned(),
             max_in_flight: Some(2),
@@ -222,6 +248,26 @@ mod tests {
             ..Entry::new(ProviderName::new("a").unwrap(), "ollama", "m")
         };
         assert_eq!(parsed, Parsed { entries: vec![expected], warnings: vec![] });
+    }
+
+    #[test]
+    fn of_a_model_that_is_a_path_only_the_last_part_is_listed() {
+        let listed = |model: &str| {
+            Entry::new(ProviderName::new("a").unwrap(), "llamacpp", model).listed_model().to_owned()
+        };
+        for (model, shown) in [
+            ("/home/bob/models/x.gguf", "x.gguf"),
+            ("C:\\models\\x.gguf", "x.gguf"),
+            ("./models/x", "x"),
+            ("models/x.gguf", "x.gguf"),
+            ("hf.co/bartowski/Qwen3", "hf.co/bartowski/Qwen3"),
+            ("meta-llama/Llama-3", "meta-llama/Llama-3"),
+            ("qwen3:8b", "qwen3:8b"),
+        ] {
+            assert_eq!(listed(model), shown);
+        }
+        let entry = Entry::new(ProviderName::new("a").unwrap(), "llamacpp", "/x/y");
+        assert_eq!(Entry { published_model: Some("nice".to_owned()), ..entry }.listed_model(), "nice");
     }
 
     #[test]

@@ -3,36 +3,42 @@
 use std::{collections::HashSet, fmt, time::Duration};
 
 use futures_util::future::join_all;
-use reqwest::{Client, Url};
+use reqwest::{Client, StatusCode, Url};
 use serde::Serialize;
 
-use crate::{domain::counted, http::read_at_most};
-
-use super::openai::{
-    http::{BaseUrl, Clients},
-    readiness::{MAX_ANSWER_BYTES, Models, is_list},
+use super::{
+    config_file::last_part,
+    openai::{
+        http::{BaseUrl, Clients},
+        models::Models,
+        readiness::MAX_ANSWER_BYTES,
+    },
+    providers::KINDS,
 };
+use crate::{domain::counted, http::read_at_most};
 
 /// How long a server on this machine may take to list its models.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the usual servers listen on 127.0.0.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ports {
-    /// Ollama.
-    pub ollama: u16,
-    /// llama.cpp's llama-server.
-    pub llamacpp: u16,
-    /// vLLM.
-    pub vllm: u16,
-    /// LM Studio.
-    pub lmstudio: u16,
+/// A place on this machine to look at: its address, and what usually listens there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The `type` of an entry for a server there, unless its models say otherwise.
+    pub kind: &'static str,
+    /// The `url` of such an entry.
+    pub url: String,
 }
 
-impl Default for Ports {
-    fn default() -> Self {
-        Self { ollama: 11434, llamacpp: 8080, vllm: 8000, lmstudio: 1234 }
+/// Where the kinds of servers that run on this machine listen, each address once.
+pub fn usual_places() -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    for kind in &KINDS {
+        let Some(url) = kind.url().filter(|url| url.starts_with("http://127.0.0.1:")) else { continue };
+        if places.iter().all(|place| place.url != url) {
+            places.push(Place { kind: kind.name, url: url.to_owned() });
+        }
     }
+    places
 }
 
 /// A server that answers.
@@ -44,31 +50,32 @@ pub struct Found {
     pub url: String,
     /// Its models; embedding models are left out.
     pub models: Vec<String>,
+    /// It lists nothing without a key.
+    pub wants_key: bool,
 }
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.models.len() {
-            0 => write!(f, "{} on {}, without a chat model yet", self.kind, self.url),
-            models => write!(f, "{} on {}, with {}", self.kind, self.url, counted(models, "model")),
+        let Self { kind, url, models, wants_key } = self;
+        match models.len() {
+            _ if *wants_key => write!(
+                f,
+                "{kind} on {url}, which wants a key: write its entry by hand, with apiKeyEnv naming the environment variable"
+            ),
+            0 => write!(f, "{kind} on {url}, without a chat model yet"),
+            models => write!(f, "{kind} on {url}, with {}", counted(models, "model")),
         }
     }
 }
 
-/// Asks all four at once.
+/// Asks at all places at once.
 ///
 /// # Errors
 /// If no HTTP client can be made.
-pub async fn detect(ports: Ports) -> Result<Vec<Found>, String> {
+pub async fn detect(places: &[Place]) -> Result<Vec<Found>, String> {
     let here = Url::parse("http://127.0.0.1").expect("a URL");
     let client = Clients::default().for_url(&here).map_err(|error| error.to_string())?;
-    let places = [
-        ("ollama", ports.ollama),
-        ("llamacpp", ports.llamacpp),
-        ("vllm", ports.vllm),
-        ("lmstudio", ports.lmstudio),
-    ];
-    let asked = places.into_iter().map(|(kind, port)| look(&client, kind, port));
+    let asked = places.iter().map(|place| look(&client, place));
     Ok(join_all(asked).await.into_iter().flatten().collect())
 }
 
@@ -81,27 +88,26 @@ pub fn entries(found: &[Found]) -> String {
     serde_json::to_string_pretty(&File { llm: Llm { providers } }).unwrap_or_default()
 }
 
-async fn look(client: &Client, usual: &'static str, port: u16) -> Option<Found> {
-    let url = format!("http://127.0.0.1:{port}");
-    let models = BaseUrl::parse(&url).ok()?.join("models");
-    let mut response = client.get(models).timeout(TIMEOUT).send().await.ok()?.error_for_status().ok()?;
-    let list = read_at_most(&mut response, MAX_ANSWER_BYTES).await.ok()?;
+async fn look(client: &Client, place: &Place) -> Option<Found> {
+    let mut response =
+        client.get(BaseUrl::parse(&place.url).ok()?.join("models")).timeout(TIMEOUT).send().await.ok()?;
+    let found = Found { kind: place.kind, url: place.url.clone(), models: Vec::new(), wants_key: false };
+    if response.status() == StatusCode::UNAUTHORIZED {
+        return Some(Found { wants_key: true, ..found });
+    }
+    if !response.status().is_success() {
+        return None;
+    }
     // Without a list of models, something else listens there.
-    let list: Models = serde_json::from_slice(&list).ok().filter(|_| is_list(&list))?;
-    let kind = list.data.iter().find_map(|model| owner(&model.owned_by)).unwrap_or(usual);
-    let models = list.data.into_iter().map(|model| model.id).filter(|id| can_chat(id)).collect();
-    Some(Found { kind, url, models })
+    let list = Models::read(&read_at_most(&mut response, MAX_ANSWER_BYTES).await.ok()?)?;
+    let kind = list.rows.iter().find_map(|model| owner(&model.owned_by)).unwrap_or(place.kind);
+    let models = list.rows.into_iter().map(|model| model.id).filter(|id| can_chat(id)).collect();
+    Some(Found { kind, models, ..found })
 }
 
 /// The kind of server that names this owner of its models.
 fn owner(owned_by: &str) -> Option<&'static str> {
-    match owned_by {
-        "library" => Some("ollama"),
-        "llamacpp" => Some("llamacpp"),
-        "vllm" => Some("vllm"),
-        "organization_owner" => Some("lmstudio"),
-        _ => None,
-    }
+    KINDS.iter().find(|kind| kind.owners.contains(&owned_by)).map(|kind| kind.name)
 }
 
 /// Embedding models have no chat completions; their names are all that tells them apart.
@@ -139,7 +145,7 @@ impl<'a> Entry<'a> {
 
 /// "ollama" and "llama3.2:3b" make "ollama-llama3.2-3b"; a path gives its last part.
 fn name_of(kind: &str, model: &str) -> String {
-    let last = model.rsplit(['/', '\\']).next().unwrap_or(model).trim_end_matches(".gguf");
+    let last = last_part(model).trim_end_matches(".gguf");
     let plain =
         |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c.to_ascii_lowercase() } else { '-' };
     format!("{kind}-{}", last.chars().map(plain).collect::<String>())
@@ -156,11 +162,13 @@ mod tests {
             kind: "ollama",
             url: "http://127.0.0.1:11434".to_owned(),
             models: vec!["llama3.2:3b".to_owned(), "hf.co/x/Qwen3".to_owned(), "qwen3".to_owned()],
+            wants_key: false,
         };
         let llamacpp = Found {
             kind: "llamacpp",
             url: "http://127.0.0.1:8080".to_owned(),
             models: vec!["/models/Smol LM.gguf".to_owned()],
+            wants_key: false,
         };
         let parsed = config_file::parse(entries(&[ollama, llamacpp]).as_bytes()).unwrap();
         let names: Vec<String> = parsed.entries.iter().map(|entry| entry.name.to_string()).collect();
@@ -170,8 +178,13 @@ mod tests {
 
     #[test]
     fn what_is_found_is_told_in_words() {
-        let found =
-            Found { kind: "vllm", url: "http://127.0.0.1:8000".to_owned(), models: vec!["m".to_owned()] };
+        let url = "http://127.0.0.1:8000".to_owned();
+        let found = Found { kind: "vllm", url, models: vec!["m".to_owned()], wants_key: false };
         assert_eq!(found.to_string(), "vllm on http://127.0.0.1:8000, with 1 model");
+        let closed = Found { wants_key: true, models: Vec::new(), ..found };
+        assert!(
+            closed.to_string().starts_with("vllm on http://127.0.0.1:8000, which wants a key"),
+            "{closed}"
+        );
     }
 }

@@ -38,6 +38,8 @@ pub struct HostConfig {
     pub socket: PathBuf,
     /// [`CLIENT_ID`] or [`BUILT_IN_CLIENT_ID`].
     pub client_id: String,
+    /// A PEM file with authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
     /// The largest message the host accepts, in bytes.
     pub max_message_bytes: u32,
     /// How long running tasks may go on after the host was asked to stop.
@@ -51,6 +53,7 @@ impl HostConfig {
             home: home.into(),
             socket: socket.into(),
             client_id: CLIENT_ID.to_owned(),
+            ca_file: None,
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
             drain_timeout: DRAIN_TIMEOUT,
         }
@@ -94,7 +97,8 @@ impl Host {
             }
             None => (None, follow::follow(self.config.home.join(CONFIG_FILE)).await),
         };
-        let mut serving = Serving { clients: Clients::default(), entries, served: Vec::new() };
+        let mut serving =
+            Serving { clients: Clients::trusting(self.config.ca_file), entries, served: Vec::new() };
         serving.update().await;
         let registrar = Registrar::start(
             RegistrarConfig {
@@ -162,7 +166,7 @@ impl Served {
         let info = domain::Provider {
             name: entry.name.clone(),
             kind: entry.kind.as_str().into(),
-            model: entry.model.as_str().into(),
+            model: entry.listed_model().into(),
             tier: entry.tier.clone(),
             description: entry.description.clone(),
             publish: entry.publish,

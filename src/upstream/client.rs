@@ -32,7 +32,7 @@ use super::{
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
     http::{TrustFiles, drain, is_html, read, retry_after},
-    openai::Room,
+    openai::MemoryBudget,
     telemetry::Server,
 };
 
@@ -84,7 +84,7 @@ pub struct Mcpd {
     /// One permit per result POST that may be under way.
     places: Arc<Semaphore>,
     /// The memory that waiting output may take.
-    room: Room,
+    room: MemoryBudget,
     results: Arc<ResultsHealth>,
 }
 
@@ -102,7 +102,7 @@ impl Mcpd {
             reload,
             shared: Arc::default(),
             places: Arc::new(Semaphore::new(POSTS_AT_ONCE)),
-            room: Room::new(WAITING_LIMIT),
+            room: MemoryBudget::new(WAITING_LIMIT),
             results: Arc::default(),
         }
     }
@@ -313,7 +313,7 @@ impl Mcpd {
     }
 
     /// The memory that waiting output may take.
-    pub fn room(&self) -> &Room {
+    pub fn room(&self) -> &MemoryBudget {
         &self.room
     }
 
@@ -420,8 +420,8 @@ mod tests {
     #[test]
     fn the_output_of_all_tasks_shares_one_room_whichever_mcpd_asked_for_it() {
         let mcpd = Mcpd::new(HttpSettings::default(), Arc::new(|| None));
-        let (mut output, mut others) = (mcpd.room().share(), mcpd.anew().room().share());
-        output.claim(WAITING_LIMIT).expect("it is the limit");
-        assert!(others.claim(WAITING_LIMIT / 4).is_err(), "nothing is left of it");
+        let (mut output, mut others) = (mcpd.room().reservation(), mcpd.anew().room().reservation());
+        output.reserve(WAITING_LIMIT).expect("it is the limit");
+        assert!(others.reserve(WAITING_LIMIT / 4).is_err(), "nothing is left of it");
     }
 }

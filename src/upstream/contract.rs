@@ -1,6 +1,7 @@
 //! Everything that mcpd and the agent have to agree on by name: paths, headers, events, features and JSON.
 //!
-//! No other module of the agent spells out one of these names, so a name that turns out to be different is changed in one line.
+//! No other module of the agent spells out one of these names, so a name that turns out to be different is changed here alone.
+//! Bodies that are written as bytes ([`CHUNK_HEAD`], [`status_body`], [`RESTARTED`]) are tested against [`ResultPart`].
 //! Fields that mcpd adds are ignored, and a field that it leaves out counts as absent, never as an error, unless the type says otherwise.
 
 mod task;
@@ -9,6 +10,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, value::RawValue};
 
@@ -283,6 +285,16 @@ impl ResultPart<'static> {
 pub const CHUNK_HEAD: &[u8] = br#"{"chunk":{"data":""#;
 /// What comes after it.
 pub const CHUNK_TAIL: &[u8] = br#""}}"#;
+
+/// The body that ends a task which a killed agent left behind.
+pub const RESTARTED: &[u8] = br#"{"error":"the agent was restarted while it ran this task; try again"}"#;
+
+/// A [`ResultPart::Status`] around a body that is JSON already, written without a copy for serde.
+pub fn status_body(status: u16, body: &[u8], retry_after_seconds: Option<u64>) -> Bytes {
+    let head = format!(r#"{{"status":{status},"body":"#);
+    let headers = retry_after_seconds.map(|seconds| format!(r#","headers":{{"retry-after":"{seconds}"}}"#));
+    [head.as_bytes(), body, headers.unwrap_or_default().as_bytes(), b"}"].concat().into()
+}
 
 /// One piece of a streamed answer.
 #[derive(Clone, Debug, Serialize)]

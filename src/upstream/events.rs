@@ -1,15 +1,13 @@
 //! The control channel: server-sent events in, typed events out. A [`Channel`] is opened once; to reconnect, the agent makes another.
 
 use std::{
-    future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Poll, ready},
     time::Duration,
 };
 
-use eventsource_stream::{LimitEvents, Refused, limit_events, too_large};
-use futures_util::Stream as _;
+use eventsource_stream::{LimitEvents, Refused, Signal, limit_events, too_large};
+use futures_util::StreamExt as _;
 use reqwest_eventsource::{Error as SourceError, Event as SourceEvent, EventSource, retry::Never};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -72,11 +70,13 @@ pub struct Channel {
 
 /// What a look at the source gave.
 enum Seen {
-    /// No event, but the first byte, or the first keep-alive.
+    /// No event, but bytes.
     Bytes,
     Event(SourceEvent),
     /// An event over the limit, which was skipped.
     Refused(Refused),
+    /// What came is compressed.
+    NoText,
     Ended(Box<SourceError>),
 }
 
@@ -94,7 +94,6 @@ type Opening<'a> = Pin<Box<dyn Future<Output = Result<Source, CallFailure>> + Se
 
 struct Source {
     inner: LimitEvents<EventSource>,
-    received: u64,
     last_byte: Instant,
     /// A keep-alive has come: from then on silence is suspicious. A greeting or a task does not promise further bytes.
     kept_alive: bool,
@@ -152,10 +151,8 @@ impl Channel {
                         return None;
                     }
                 }
+                Seen::NoText => return Some(CallFailure::Passing(COMPRESSED.to_owned(), None)),
                 Seen::Ended(error) => {
-                    if let Some(refused) = source.current.inner.take_refused() {
-                        self.refuse(refused, mcpd).await;
-                    }
                     let silent = source.current.last_byte.elapsed();
                     let end = |detail, in_order| CallFailure::ChannelEnded { detail, in_order, silent };
                     return Some(match *error {
@@ -235,7 +232,7 @@ impl Channel {
         // The agent reconnects by itself: with jitter, with the contract's numbers, and only after a new registration.
         source.set_retry_policy(Box::new(Never));
         let inner = limit_events(source, self.event_limit);
-        let mut source = Source { inner, received: 0, last_byte: Instant::now(), kept_alive: false };
+        let mut source = Source { inner, last_byte: Instant::now(), kept_alive: false };
         let late = || {
             CallFailure::Passing(
                 format!("mcpd did not open the control channel within {} s", OPEN_TIMEOUT.as_secs()),
@@ -244,7 +241,7 @@ impl Channel {
         };
         match timeout(OPEN_TIMEOUT, source.next()).await.map_err(|_| late())? {
             Seen::Ended(error) => Err(self.ended(mcpd, *error).await),
-            Seen::Event(_) | Seen::Refused(_) | Seen::Bytes => Ok(source),
+            Seen::Event(_) | Seen::Refused(_) | Seen::Bytes | Seen::NoText => Ok(source),
         }
     }
 
@@ -252,9 +249,9 @@ impl Channel {
     /// a one never counts as open.
     async fn first_bytes(&self, source: &mut Source) -> Result<Option<Seen>, CallFailure> {
         let first = timeout(GREETING, source.next()).await.ok();
-        match source.inner.is_no_text() {
-            true => Err(CallFailure::Passing(COMPRESSED.to_owned(), None)),
-            false => Ok(first),
+        match first {
+            Some(Seen::NoText) => Err(CallFailure::Passing(COMPRESSED.to_owned(), None)),
+            first => Ok(first),
         }
     }
 
@@ -358,34 +355,25 @@ async fn opened(successor: &mut Option<(Opening<'_>, Instant)>) -> Result<Source
 }
 
 impl Source {
-    /// The next thing worth knowing. Comments are no events, but their bytes are seen.
+    /// The next thing worth knowing. Each of them but the end is a sign of life.
     async fn next(&mut self) -> Seen {
-        poll_fn(|cx| {
-            let polled = Pin::new(&mut self.inner).poll_next(cx);
-            let (first, kept_alive) = (self.received == 0, self.kept_alive);
-            if self.inner.received() != self.received {
-                self.received = self.inner.received();
-                self.last_byte = Instant::now();
-                self.kept_alive |= self.inner.comments() > 0;
-                // The caller has to compute its deadline again, because silence matters now.
-                if polled.is_pending() && (first || self.kept_alive != kept_alive) {
-                    return Poll::Ready(Seen::Bytes);
-                }
-            }
-            if polled.is_pending()
-                && let Some(refused) = self.inner.take_refused()
-            {
-                return Poll::Ready(Seen::Refused(refused));
-            }
-            if let Poll::Ready(Some(Ok(SourceEvent::Message(message)))) = &polled {
+        let event = match self.inner.next().await {
+            Some(Ok(event)) => event,
+            Some(Err(error)) => return Seen::Ended(Box::new(error)),
+            None => return Seen::Ended(Box::new(SourceError::StreamEnded)),
+        };
+        self.last_byte = Instant::now();
+        let SourceEvent::Message(message) = &event else { return Seen::Event(event) };
+        match Signal::of(message) {
+            Some(Signal::Oversized(refused)) => return Seen::Refused(refused),
+            Some(Signal::Bytes) => return Seen::Bytes,
+            Some(Signal::NoText) => return Seen::NoText,
+            Some(Signal::Comment) => self.kept_alive = true,
+            None => {
                 self.kept_alive |= message.event == PING_EVENT;
+                return Seen::Event(event);
             }
-            Poll::Ready(match ready!(polled) {
-                Some(Ok(event)) => Seen::Event(event),
-                Some(Err(error)) => Seen::Ended(Box::new(error)),
-                None => Seen::Ended(Box::new(SourceError::StreamEnded)),
-            })
-        })
-        .await
+        }
+        Seen::Bytes
     }
 }

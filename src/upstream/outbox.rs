@@ -25,7 +25,7 @@ use tokio::{
 use super::contract::{CHUNK_HEAD, CHUNK_TAIL};
 use crate::{
     domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage},
-    openai::{Facts, Room, Share, Stamp},
+    openai::{ChunkEnvelope, MemoryBudget, Reservation, ResponseMeta},
     telemetry::{AnswerContent, TaskReport, TaskTrace},
 };
 
@@ -46,9 +46,9 @@ struct State {
     origin: Origin,
     pending: Pending,
     /// What the part under way takes of the room that all tasks share.
-    under_way: Share,
+    under_way: Reservation,
     /// What a whole answer, received or gathered, takes of it.
-    whole: Share,
+    whole: Reservation,
     end: Option<(End, Instant)>,
     ended_at: Option<Instant>,
     activity: Activity,
@@ -64,11 +64,11 @@ impl State {
     /// The same end; or, if all tasks together hold too much, a failure instead of the answer, or the failure without the provider's body.
     fn with_room_for(&mut self, end: End) -> End {
         match end {
-            End::Answer(outcome) => match self.whole.claim(outcome.held_bytes()) {
+            End::Answer(outcome) => match self.whole.reserve(outcome.held_bytes()) {
                 Ok(()) => End::Answer(outcome),
                 Err(error) => End::Failed(error.into()),
             },
-            End::Failed(failure) => match self.whole.claim(failure.body.len()) {
+            End::Failed(failure) => match self.whole.reserve(failure.body.len()) {
                 Ok(()) => End::Failed(failure),
                 Err(_) => End::Failed(Failure { body: Bytes::new(), ..failure }),
             },
@@ -101,12 +101,12 @@ pub(super) enum Next {
 
 impl Outbox {
     /// An empty outbox for a task that has just come. Its output takes its memory from `room`.
-    pub fn new(task: Arc<Task>, room: &Room, trace: TaskTrace) -> Arc<Self> {
+    pub fn new(task: Arc<Task>, room: &MemoryBudget, trace: TaskTrace) -> Arc<Self> {
         let state = State {
             origin: Origin::new(task, room.clone()),
             pending: Pending::Nothing,
-            under_way: room.share(),
-            whole: room.share(),
+            under_way: room.reservation(),
+            whole: room.reservation(),
             end: None,
             ended_at: None,
             activity: Activity::default(),
@@ -204,7 +204,7 @@ impl Outbox {
         if let Pending::Stream(buffer) = &mut state.pending
             && let Some(part) = buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)
         {
-            state.under_way.keep(part.len());
+            state.under_way.hold(part.len());
             return Some(Next::Part(part));
         }
         state.end.clone().map(|(end, until)| Next::End(end, until))
@@ -258,7 +258,7 @@ impl TaskSink for Outbox {
             return Taken::Broken(error.into());
         }
         state.activity.any_output = true;
-        if state.first_token_at.is_none() && state.pending.facts().is_some_and(|facts| facts.first_token) {
+        if state.first_token_at.is_none() && state.pending.meta().is_some_and(|facts| facts.first_token) {
             state.activity.first_token = true;
             state.first_token_at = Some(now);
         }
@@ -277,7 +277,7 @@ impl Outbox {
     pub(super) fn posted(&self) {
         let mut state = self.lock();
         state.posts += 1;
-        state.under_way.keep(0);
+        state.under_way.hold(0);
     }
 
     /// Waits until the end is decided.
@@ -305,12 +305,12 @@ impl Outbox {
     }
 
     /// What the chunks and bodies that the agent builds itself are marked with.
-    pub(super) fn stamp(&self) -> Stamp {
+    pub(super) fn stamp(&self) -> ChunkEnvelope {
         self.lock().origin.stamp()
     }
 
     /// Notes what a whole answer says about itself.
-    pub(super) fn note(&self, facts: Facts) {
+    pub(super) fn note(&self, facts: ResponseMeta) {
         self.lock().pending = Pending::Gathered(facts);
     }
 
@@ -318,9 +318,9 @@ impl Outbox {
         let usage = self.usage();
         let mut guard = self.lock();
         let state = &mut *guard;
-        let facts = state.pending.begun(&state.origin).facts().cloned().unwrap_or_default();
+        let facts = state.pending.begun(&state.origin).meta().cloned().unwrap_or_default();
         match std::mem::replace(&mut state.pending, Pending::Gathered(facts)) {
-            Pending::Plain(gather) => gather.finish(usage).inspect(|body| state.whole.keep(body.len())),
+            Pending::Plain(gather) => gather.finish(usage).inspect(|body| state.whole.hold(body.len())),
             Pending::Nothing | Pending::Stream(_) | Pending::Gathered(_) => {
                 Err(Failure::new(FailureCode::Internal, "the answer was gathered twice"))
             }
@@ -335,7 +335,7 @@ impl Outbox {
         let Pending::Stream(buffer) = state.pending.begun(&state.origin) else { return Ok(Vec::new()) };
         buffer.finish(usage, include_usage)?;
         let parts: Vec<_> = std::iter::from_fn(|| buffer.pop_escaped(CHUNK_HEAD, CHUNK_TAIL)).collect();
-        state.whole.keep(parts.iter().map(Bytes::len).sum());
+        state.whole.hold(parts.iter().map(Bytes::len).sum());
         Ok(parts)
     }
 
@@ -343,7 +343,7 @@ impl Outbox {
     pub(super) fn summary(&self, end: &End) -> Summary {
         let trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner).take();
         let state = self.lock();
-        let facts = state.pending.facts();
+        let facts = state.pending.meta();
         let reported = facts.and_then(|facts| facts.usage).unwrap_or_default();
         let content = trace.as_ref().is_some_and(TaskTrace::captures_content);
         let summary = Summary {

@@ -15,17 +15,17 @@ use tracing::{debug, warn};
 
 use super::{
     client::Mcpd,
-    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key},
+    contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key, status_body},
     outbox::{Next, Outbox, Summary},
     post::{PartReply, Place, ResultPosts},
 };
 use crate::{
-    domain::{End, Failure, FailureCode, Outcome, Task, TaskKey},
+    domain::{End, Failure, FailureCode, Outcome, Task, TaskKey, hide_private},
     http::Backoff,
+    json::text::wrap_escaped,
     openai::{
         convert,
         failure::{error_object, retry_after_seconds},
-        text::wrap_escaped,
     },
     telemetry::Posts,
 };
@@ -307,7 +307,7 @@ impl Delivery {
     /// An error with a status as long as no chunk has been attempted; in the middle of a stream, or if no status fits, a sentence.
     fn failure_body(&self, failure: &Failure) -> Bytes {
         if (self.task.streaming && self.parts > 0) || failure.code == FailureCode::BadTask {
-            return json(&ResultPart::Error { error: &failure.message });
+            return json(&ResultPart::Error { error: &hide_private(&failure.message) });
         }
         status_body(failure.status(), &error_object(failure), retry_after_seconds(failure))
     }
@@ -319,13 +319,6 @@ fn wrap(chunks: Vec<Bytes>) -> Vec<Bytes> {
 
 fn json(part: &ResultPart<'_>) -> Bytes {
     serde_json::to_vec(part).expect("texts always serialise").into()
-}
-
-/// `{"status","body","headers"?}` around a body that is JSON already.
-fn status_body(status: u16, body: &[u8], retry_after_seconds: Option<u64>) -> Bytes {
-    let head = format!(r#"{{"status":{status},"body":"#);
-    let headers = retry_after_seconds.map(|seconds| format!(r#","headers":{{"retry-after":"{seconds}"}}"#));
-    [head.as_bytes(), body, headers.unwrap_or_default().as_bytes(), b"}"].concat().into()
 }
 
 fn too_large(said: &str, len: usize) -> Failure {

@@ -3,6 +3,7 @@
 mod agent;
 mod detect;
 mod follow;
+mod odd;
 mod openai;
 mod readiness;
 mod registrar;

@@ -76,7 +76,7 @@ async fn a_key_goes_to_the_server_and_nowhere_else() {
     let error = answer.error();
     assert_eq!((error.code(), error.http_status, error.body_json.len()), (ErrorCode::ProviderAuth, None, 0));
     assert!(
-        error.message.contains("environment variable PATH") && !error.message.contains(&secret),
+        error.owner_detail.contains("environment variable PATH") && !error.owner_detail.contains(&secret),
         "{error:?}"
     );
     assert_eq!(server.seen().await.headers["authorization"], format!("Bearer {secret}").as_str());
@@ -154,7 +154,7 @@ async fn an_error_in_the_middle_of_a_stream_is_the_tasks_error() {
 #[tokio::test]
 async fn an_event_over_the_limit_is_an_error() {
     let (_server, mut relay) = streaming(format!("data: {}\n\n", "x".repeat(5 << 20))).await;
-    assert!(relay.ask(STREAM).await.error().message.contains("more than 4194304 bytes"));
+    assert!(relay.ask(STREAM).await.error().message.contains("over the limit of 4194304 bytes"));
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@
 //! `reqwest-eventsource` matches on the three variants of [`EventStreamError`], so there can be no fourth. A
 //! limit's error comes as [`EventStreamError::Parser`], hence as `reqwest_eventsource::Error::Parser`, with
 //! nom's code `TooLarge`; nothing else ever does. [`too_large`] returns its sentence, which names the limit. What is kept of an
-//! event that was dropped is in [`LimitEvents::take_refused`].
+//! event that was dropped comes as a [`Signal`].
 //!
 //! # Other differences from the original
 //!
@@ -29,10 +29,12 @@
 mod limit;
 mod lines;
 mod parser;
+mod signal;
 mod skipped;
 mod stream;
 
 pub use limit::{LimitEvents, limit_events};
-pub use parser::{DEFAULT_EVENT_LIMIT, Event, Parser};
+pub use parser::{DEFAULT_EVENT_LIMIT, Event, Item, Parser};
+pub use signal::Signal;
 pub use skipped::{BEGINNING, ENDING, ENDLESS_FACTOR, ID_LIMIT, Refused, TooLarge};
 pub use stream::{EventStream, EventStreamError, Eventsource, too_large};

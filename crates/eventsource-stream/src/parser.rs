@@ -27,6 +27,22 @@ pub struct Event {
     pub retry: Option<Duration>,
 }
 
+/// What a stream says, in the order of its lines.
+#[derive(Debug, Eq, PartialEq, Clone)]
+pub enum Item {
+    /// A whole event.
+    Event(Event),
+    /// A comment line, which may be a keep-alive.
+    Comment,
+    /// A field that the standard does not have; readers of the standard ignore it.
+    Field {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
 /// Pieces of bytes in, events out. [`Parser::push`] a piece, then call [`Parser::next_event`] until it
 /// has no more; in that order time is linear in the bytes pushed.
 #[derive(Debug)]
@@ -55,12 +71,11 @@ impl Parser {
         self.fields.skips = true;
     }
 
-    /// The next whole event, or none until more is pushed. After an error for which [`Parser::is_over`], the stream must be
-    /// given up.
+    /// The next item, or none until more is pushed. After an error for which [`Parser::is_over`], the stream must be given up.
     ///
     /// # Errors
-    /// If the event or its id is longer than the limit.
-    pub fn next_event(&mut self) -> Result<Option<Event>, TooLarge> {
+    /// If an event or its id is longer than the limit.
+    pub fn next_item(&mut self) -> Result<Option<Item>, TooLarge> {
         while let Some(line) = self.lines.next() {
             match self.fields.take(line) {
                 Ok(None) => {}
@@ -73,6 +88,38 @@ impl Parser {
             self.lines.cut();
         }
         Ok(None)
+    }
+
+    /// The next whole event; what else the stream says is passed over.
+    ///
+    /// # Errors
+    /// As [`Parser::next_item`].
+    pub fn next_event(&mut self) -> Result<Option<Event>, TooLarge> {
+        loop {
+            match self.next_item()? {
+                Some(Item::Event(event)) => return Ok(Some(event)),
+                Some(Item::Comment | Item::Field { .. }) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// At the end of the input: the item that lacks its blank line, or even the end of its last line. The standard drops
+    /// it; whoever knows from its content that it is whole need not.
+    pub fn finish(&mut self) -> Option<Item> {
+        let line = self.lines.unfinished();
+        if self.fields.skipped.is_some() || self.fields.check_room(line.len()).is_err() {
+            return None;
+        }
+        if !line.is_empty() {
+            let head = self.fields.without_bom(line.head());
+            match self.fields.take_line(head) {
+                Ok(None) => {}
+                Ok(item) => return item,
+                Err(_) => return None,
+            }
+        }
+        self.fields.dispatch().map(Item::Event)
     }
 
     /// Whether nothing can be read after the error `why`.
@@ -98,11 +145,6 @@ impl Parser {
     /// What is kept of the event being skipped, when the stream ends before it.
     pub(crate) fn abandon(&mut self) -> Option<Refused> {
         self.fields.abandon(self.lines.unfinished())
-    }
-
-    /// Comments since this was last asked.
-    pub(crate) fn take_comments(&mut self) -> u64 {
-        std::mem::take(&mut self.fields.comments)
     }
 
     /// What one event may take from now on, bytes.
@@ -136,7 +178,6 @@ struct Fields {
     /// An id that counts only once its event is complete.
     new_id: Option<String>,
     last_event_id: String,
-    comments: u64,
 }
 
 impl Fields {
@@ -152,7 +193,6 @@ impl Fields {
             retry: None,
             new_id: None,
             last_event_id: String::new(),
-            comments: 0,
         }
     }
 
@@ -179,7 +219,7 @@ impl Fields {
     }
 
     /// Takes one line, and gives the event that it completes.
-    fn take(&mut self, line: Line<'_>) -> Result<Option<Event>, TooLarge> {
+    fn take(&mut self, line: Line<'_>) -> Result<Option<Item>, TooLarge> {
         let room = self.check_room(line.len());
         self.check_end(line)?;
         let head = self.without_bom(line.head());
@@ -188,10 +228,7 @@ impl Fields {
                 Err(why) if self.skips && is_part_of_event(field(head).0) => {
                     self.skipped = Some(Skipped::new(why, self.data.take()));
                 }
-                Err(_) if self.skips => {
-                    self.comments += u64::from(head.starts_with(b":"));
-                    return Ok(None);
-                }
+                Err(_) if self.skips => return Ok(comment(head)),
                 taken => return taken,
             }
         }
@@ -199,21 +236,20 @@ impl Fields {
     }
 
     /// Skips one line of an event over its limit; the error comes at the event's end.
-    fn skip_line(&mut self, head: &[u8], line: Line<'_>) -> Result<Option<Event>, TooLarge> {
+    fn skip_line(&mut self, head: &[u8], line: Line<'_>) -> Result<Option<Item>, TooLarge> {
         let Some(skipped) = &mut self.skipped else { return Ok(None) };
         if line.is_empty() {
             self.refused = self.refuse(true);
             return self.refused.as_ref().map_or(Ok(None), |refused| Err(refused.why));
         }
         skipped.bytes += line.len();
-        self.comments += u64::from(head.starts_with(b":"));
         match field(head) {
             (b"data", value) => skipped.add(value, line),
             // A type that is cut here is longer than any that a reader knows.
             (b"event", value) => self.event = lossy(&value[..value.len().min(BEGINNING)]),
             _ => {}
         }
-        Ok(None)
+        Ok(comment(head))
     }
 
     /// Ends the event being skipped, if there is one. Its id does not count.
@@ -258,19 +294,18 @@ impl Fields {
         line.strip_prefix(BOM).filter(|_| first).unwrap_or(line)
     }
 
-    fn take_line(&mut self, line: &[u8]) -> Result<Option<Event>, TooLarge> {
+    fn take_line(&mut self, line: &[u8]) -> Result<Option<Item>, TooLarge> {
         if line.is_empty() {
-            return Ok(self.dispatch());
+            return Ok(self.dispatch().map(Item::Event));
         }
-        self.comments += u64::from(line[0] == b':');
         let (name, value) = field(line);
-        self.take_field(name, value)?;
-        Ok(None)
+        self.take_field(name, value)
     }
 
-    /// Takes one field. A comment is a field with no name: ignored like any unknown one.
-    fn take_field(&mut self, name: &[u8], value: &[u8]) -> Result<(), TooLarge> {
+    /// Takes one field. A comment is a field with no name.
+    fn take_field(&mut self, name: &[u8], value: &[u8]) -> Result<Option<Item>, TooLarge> {
         match name {
+            b"" => return Ok(Some(Item::Comment)),
             b"data" => self.add_data(value)?,
             b"event" => {
                 let room = self.room_beside(self.data_len());
@@ -278,9 +313,10 @@ impl Fields {
             }
             b"id" if !value.contains(&0) => self.new_id = Some(decode(value, ID_LIMIT).ok_or(TooLarge::Id)?),
             b"retry" => self.retry = milliseconds(value).or(self.retry),
-            _ => {}
+            b"id" => {}
+            _ => return Ok(Some(Item::Field { name: lossy(name), value: lossy(value) })),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn add_data(&mut self, value: &[u8]) -> Result<(), TooLarge> {
@@ -318,6 +354,11 @@ impl Fields {
             retry: self.retry.take(),
         })
     }
+}
+
+/// The item that a line is whose content does not matter.
+fn comment(line: &[u8]) -> Option<Item> {
+    line.starts_with(b":").then_some(Item::Comment)
 }
 
 /// A line's name and value.

@@ -1,7 +1,8 @@
 //! The original's public face: a stream of bytes becomes a stream of events.
 
-use crate::limit::{count_comments, count_received, current_limit, keep_refused};
-use crate::parser::{DEFAULT_EVENT_LIMIT, Event, Parser};
+use crate::limit::current_limit;
+use crate::parser::{DEFAULT_EVENT_LIMIT, Event, Item, Parser};
+use crate::signal::Signal;
 use crate::skipped::TooLarge;
 use futures_core::Stream;
 use nom::error::{Error as NomError, ErrorKind};
@@ -14,15 +15,29 @@ use std::task::{Context, Poll, ready};
 pin_project! {
     /// A stream of events. It ends with its source, after a transport error and after an event over the
     /// limit, which under [`limit_events`](crate::limit_events) is dropped instead; an event that its source left incomplete is dropped.
-    pub struct EventStream<S> {
+    pub struct EventStream<S: Stream> {
         #[pin]
         source: S,
         parser: Parser,
-        ended: bool,
+        // Whether what is no event is told as a [`Signal`].
+        signals: bool,
+        // A piece came, and nothing in it was told yet.
+        quiet: bool,
+        // No byte has come yet.
+        untouched: bool,
+        end: Option<End<S::Item>>,
     }
 }
 
-impl<S> EventStream<S> {
+/// Why nothing more is read.
+enum End<I> {
+    /// The source has ended, or failed with this item.
+    Source(Option<I>),
+    TooLarge(TooLarge),
+    Told,
+}
+
+impl<S: Stream> EventStream<S> {
     /// Events of `source`, under the limit of the [`limit_events`](crate::limit_events) around this call or
     /// else [`DEFAULT_EVENT_LIMIT`](crate::DEFAULT_EVENT_LIMIT).
     pub fn new(source: S) -> Self {
@@ -32,7 +47,7 @@ impl<S> EventStream<S> {
         if limit.is_some() {
             parser.skip_oversized();
         }
-        Self { source, parser, ended: false }
+        Self { source, parser, signals: limit.is_some(), quiet: false, untouched: true, end: None }
     }
 
     /// Sets what one event may take, bytes; see [`Parser::new`] for what counts.
@@ -60,37 +75,54 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
-        if *this.ended {
-            return Poll::Ready(None);
-        }
-        let last = loop {
-            let next = this.parser.next_event();
-            count_comments(this.parser.take_comments());
-            match next {
-                Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
-                Ok(None) => {}
-                Err(error) if this.parser.is_over(error) => break Some(Err(error.into())),
-                Err(_) => {
-                    this.parser.take_refused().into_iter().for_each(keep_refused);
-                    // The error's variants all end the stream under `reqwest-eventsource`, so there is no item to say it with.
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+        while this.end.is_none() {
+            let told = match this.parser.next_item() {
+                Ok(Some(Item::Event(event))) => Some(event),
+                Ok(Some(Item::Comment)) if *this.signals => Some(Signal::Comment.into_event()),
+                Ok(Some(Item::Comment | Item::Field { .. })) => continue,
+                Ok(None) => this.quiet.then(|| Signal::Bytes.into_event()),
+                Err(why) if this.parser.is_over(why) => {
+                    *this.end = Some(End::TooLarge(why));
+                    break;
                 }
+                Err(_) => this.parser.take_refused().map(|refused| Signal::Oversized(refused).into_event()),
+            };
+            *this.quiet = false;
+            if let Some(event) = told {
+                return Poll::Ready(Some(Ok(event)));
             }
             match ready!(this.source.as_mut().poll_next(cx)) {
                 Some(Ok(piece)) => {
-                    count_received(piece.as_ref());
+                    if std::mem::replace(this.untouched, false)
+                        && *this.signals
+                        && !begins_as_text(piece.as_ref())
+                    {
+                        *this.end = Some(End::Source(None));
+                        return Poll::Ready(Some(Ok(Signal::NoText.into_event())));
+                    }
+                    *this.quiet = *this.signals;
                     this.parser.push(piece.as_ref());
                 }
-                Some(Err(error)) => break Some(Err(EventStreamError::Transport(error))),
-                None => break None,
+                last => *this.end = Some(End::Source(last)),
             }
-        };
-        *this.ended = true;
-        this.parser.abandon().into_iter().for_each(keep_refused);
+        }
+        let refused = this.parser.abandon();
         this.parser.discard();
-        Poll::Ready(last)
+        if let Some(refused) = refused.filter(|_| *this.signals) {
+            return Poll::Ready(Some(Ok(Signal::Oversized(refused).into_event())));
+        }
+        Poll::Ready(match this.end.replace(End::Told) {
+            Some(End::Source(Some(Err(error)))) => Some(Err(EventStreamError::Transport(error))),
+            Some(End::TooLarge(why)) => Some(Err(why.into())),
+            Some(End::Source(_) | End::Told) | None => None,
+        })
     }
+}
+
+/// Whether bytes can be the beginning of a stream of events, which is text. Compressed ones begin with a magic number.
+fn begins_as_text(piece: &[u8]) -> bool {
+    let piece = piece.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(piece);
+    piece.iter().take(2).all(|byte| matches!(byte, b'\t' | b'\r' | b'\n' | b' '..=b'~'))
 }
 
 /// Why a stream of events ended early.
@@ -129,7 +161,7 @@ pub fn too_large(error: &NomError<String>) -> Option<&str> {
 }
 
 /// Turns streams of bytes into streams of events.
-pub trait Eventsource: Sized {
+pub trait Eventsource: Stream + Sized {
     /// The events of this stream of bytes.
     fn eventsource(self) -> EventStream<Self>;
 }

@@ -1,6 +1,6 @@
 //! An unmodified reqwest-eventsource over a raw TCP server: the patch is in place, and its limit has a way in.
 
-use eventsource_stream::{DEFAULT_EVENT_LIMIT, ENDLESS_FACTOR, limit_events, too_large};
+use eventsource_stream::{DEFAULT_EVENT_LIMIT, ENDLESS_FACTOR, Refused, Signal, limit_events, too_large};
 use futures_util::{Stream, StreamExt};
 use reqwest_eventsource::{Error, Event, EventSource, retry};
 use std::time::Duration;
@@ -50,7 +50,20 @@ async fn next_data(events: &mut (impl Stream<Item = Result<Event, Error>> + Unpi
     loop {
         match next(events).await.expect("the stream is open").expect("no error") {
             Event::Open => {}
+            Event::Message(message) if Signal::of(&message).is_some() => {}
             Event::Message(message) => return message.data,
+        }
+    }
+}
+
+/// What is kept of the next event over the limit; what comes before it is passed over.
+async fn next_refused(events: &mut (impl Stream<Item = Result<Event, Error>> + Unpin)) -> Refused {
+    loop {
+        let event = next(events).await.expect("the stream is open").expect("no error");
+        if let Event::Message(message) = event
+            && let Some(Signal::Oversized(refused)) = Signal::of(&message)
+        {
+            return refused;
         }
     }
 }
@@ -86,11 +99,10 @@ async fn a_limit_given_from_outside_drops_the_event_and_the_stream_goes_on() {
     let (source, hold) = serve(vec![b"data:small\n\n".to_vec(), large.into_bytes()]).await;
     let mut limited = limit_events(source, 1000);
     assert_eq!(next_data(&mut limited).await, "small");
-    assert_eq!(next_data(&mut limited).await, "next");
-    let refused = limited.take_refused().expect("what is kept of it");
+    let refused = next_refused(&mut limited).await;
     assert_eq!((refused.event.as_str(), refused.bytes), ("large", "data: ".len() + 2000));
     assert_eq!(refused.why.to_string(), "an event of the stream is over the limit of 1000 bytes");
-    assert_eq!(limited.take_refused(), None);
+    assert_eq!(next_data(&mut limited).await, "next");
     drop(hold);
     assert!(matches!(next(&mut limited).await, Some(Err(Error::StreamEnded))));
 }
@@ -101,8 +113,8 @@ async fn an_event_without_end_ends_the_stream_and_what_is_kept_of_it_can_be_had(
     let (source, _hold) = serve(endless).await;
     let mut limited = limit_events(source, 1000);
     let why = "an event of the stream is over the limit of 1000 bytes and has no end after 64 times as many";
+    let refused = next_refused(&mut limited).await;
     assert_eq!(refusal(&mut limited).await, why);
-    let refused = limited.take_refused().expect("what is kept of it");
     assert!(refused.event == "task" && refused.beginning.starts_with("beginx"), "{refused:?}");
     assert_eq!(refused.ending, "");
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::openai::convert::chunks_from_completion;
 
 fn gather() -> Gather {
-    Gather::new(1 << 20, Stamp { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 })
+    Gather::new(1 << 20, ChunkEnvelope { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 })
 }
 
 fn gathered<S: AsRef<str>>(chunks: &[S]) -> serde_json::Value {
@@ -114,7 +114,7 @@ fn plain_deltas_are_gathered_too_and_the_usage_is_added() {
     for content in ["He", "llo"] {
         gather.push_delta(&Delta { content: content.to_owned(), ..Delta::default() }).expect("taken");
     }
-    assert_eq!(gather.facts().chunks, 2);
+    assert_eq!(gather.meta().chunks, 2);
     let whole = gather.finish(Some(Usage::new(Some(1), Some(2)))).expect("it ended");
     let expected = r#"{"created":7,"id":"chatcmpl-1","model":"tiny","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#;
     assert_eq!(whole, expected);
@@ -153,7 +153,8 @@ fn an_answer_past_the_limit_is_too_large_and_not_a_slow_consumer() {
     for piece in [r#"{"index":0,"delta":{"content":"0123456789"}}"#, r#"{"index":0,"delta":{"n":[123456]}}"#]
     {
         let piece = choice(piece);
-        let mut gather = Gather::new(4000, Stamp { id: String::new(), model: String::new(), created: 0 });
+        let mut gather =
+            Gather::new(4000, ChunkEnvelope { id: String::new(), model: String::new(), created: 0 });
         let error =
             (0..10_000).find_map(|_| gather.push_raw(piece.clone().into()).err()).expect("there is a limit");
         assert_eq!(error, ChunkError::TooLarge { limit: 4000 });
@@ -163,7 +164,7 @@ fn an_answer_past_the_limit_is_too_large_and_not_a_slow_consumer() {
 
 #[test]
 fn repeated_values_do_not_fill_it() {
-    let mut gather = Gather::new(8000, Stamp { id: String::new(), model: String::new(), created: 0 });
+    let mut gather = Gather::new(8000, ChunkEnvelope { id: String::new(), model: String::new(), created: 0 });
     for i in 0..5000 {
         let chunk = format!(
             r#"{{"id":"c{i}","x":{i},"choices":[{{"index":0,"delta":{{"flag":{i},"type":"t{i}"}}}}]}}"#
@@ -181,4 +182,24 @@ fn a_stream_that_broke_off_or_says_nothing_is_a_failure() {
     let mut silent = gather();
     silent.push_raw("[DONE]".into()).expect("taken");
     assert_eq!(silent.finish(None).expect_err("it says nothing").code, FailureCode::BadOutput);
+}
+
+#[test]
+fn two_tool_calls_with_one_index_and_different_ids_stay_two() {
+    let mut gather = Gather::new(1 << 20, ChunkEnvelope { id: "c".into(), model: "m".into(), created: 1 });
+    let piece = |call: &str| {
+        format!(r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":[{call}]}},"finish_reason":null}}]}}"#)
+    };
+    for chunk in [
+        piece(r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{\"p\""}}"#),
+        piece(r#"{"index":0,"function":{"arguments":": 1}"}}"#),
+        piece(r#"{"index":0,"id":"b","function":{"name":"f","arguments":"{\"p\": 2}"}}"#),
+        r#"{"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#.to_owned(),
+    ] {
+        gather.push_raw(chunk.into()).expect("taken");
+    }
+    let body: serde_json::Value = serde_json::from_slice(&gather.finish(None).expect("whole")).expect("JSON");
+    let calls = body["choices"][0]["message"]["tool_calls"].as_array().expect("calls");
+    let arguments: Vec<_> = calls.iter().map(|call| call["function"]["arguments"].as_str()).collect();
+    assert_eq!(arguments, [Some(r#"{"p": 1}"#), Some(r#"{"p": 2}"#)]);
 }

@@ -14,8 +14,8 @@ fn done_is_swallowed_and_what_follows_is_ignored() {
     assert_eq!(buffer.push_raw(" [DONE]\r\n".into()), Ok(Pushed::Done));
     assert_eq!(buffer.push_raw(text("c").into()), Ok(Pushed::Ignored));
     assert_eq!(drained(&mut buffer), [text("ab")]);
-    assert!(buffer.facts().done);
-    assert_eq!(buffer.facts().chunks, 2);
+    assert!(buffer.meta().done);
+    assert_eq!(buffer.meta().chunks, 2);
 }
 
 #[test]
@@ -94,18 +94,19 @@ fn the_facts_are_read_from_the_chunks() {
         ),
     ] {
         buffer.push_raw(piece.into()).expect("taken");
-        assert_eq!(buffer.facts().first_token, token);
+        assert_eq!(buffer.meta().first_token, token);
     }
-    let expected = Facts {
+    let expected = ResponseMeta {
         chunks: 5,
         first_token: true,
         done: false,
+        begun: buffer.meta().begun,
         finish_reasons: vec![(0, "length".to_owned())],
         usage: Some(Usage::new(Some(3), Some(4))),
         response_id: Some("c1".to_owned()),
         model: Some("m".to_owned()),
     };
-    assert_eq!(buffer.facts(), &expected);
+    assert_eq!(buffer.meta(), &expected);
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn every_kind_of_piece_is_a_first_token() {
     ] {
         let mut buffer = buffer();
         buffer.push_raw(chunk(delta).into()).expect("taken");
-        assert!(buffer.facts().first_token, "{delta}");
+        assert!(buffer.meta().first_token, "{delta}");
     }
 }
 
@@ -138,7 +139,7 @@ fn raw_output_must_end_by_itself() {
         let usage = Usage::new(Some(1), None);
         assert_eq!(whole.finish(Some(usage), true), Ok(()));
         assert_eq!(whole.pending_parts(), sent, "nothing is added to raw output");
-        assert_eq!(whole.facts().usage, Some(usage));
+        assert_eq!(whole.meta().usage, Some(usage));
         assert_eq!(whole.push_raw(text("b").into()), Ok(Pushed::Ignored));
     }
 }
@@ -195,7 +196,7 @@ fn plain_tool_calls_end_with_tool_calls_unless_the_provider_says_otherwise() {
     let mut given = tests::buffer();
     given.push_delta(&Delta { finish_reason: "length".to_owned(), ..delta("x") }).expect("taken");
     given.finish(None, false).expect("it ends");
-    assert_eq!(given.facts().finish_reasons, [(0, "length".to_owned())]);
+    assert_eq!(given.meta().finish_reasons, [(0, "length".to_owned())]);
     assert_eq!(drained(&mut given).len(), 1);
 }
 

@@ -33,7 +33,9 @@ pub fn mergeable(chunk: &str) -> Option<Parsed> {
     let known = |key: &str| matches!(key, "index" | "delta" | "logprobs");
     let logs: Option<Members> = parse(choice.get("logprobs").map_or("null", |l| l.get()))?;
     let logs = logs.unwrap_or_default();
-    let others_null = choice.iter().all(|(key, value)| known(key) || is_null(value))
+    let no_reason =
+        |key: &str, value: &RawValue| key == "finish_reason" && matches!(value.get(), "\"\"" | "\"null\"");
+    let others_null = choice.iter().all(|(key, value)| known(key) || is_null(value) || no_reason(key, value))
         && top.get("usage").is_none_or(|usage| is_null(usage))
         && logs.keys().all(|key| matches!(key.as_str(), "content" | "refusal"));
     let call = match delta.get("tool_calls").filter(|calls| !is_null(calls)) {
@@ -62,12 +64,12 @@ fn only_arguments(calls: &str) -> Option<u32> {
 
 /// What must be equal in two chunks that merge.
 fn frame(parsed: &Parsed) -> Vec<(String, String)> {
-    let idle = |key: &str, value| is_null(value) && !TEXTS.contains(&key) && key != "tool_calls";
+    let nulls = |key: &str, value| is_null(value) && !TEXTS.contains(&key) && key != "tool_calls";
     let top = parsed.top.iter().filter(|(key, _)| !matches!(key.as_str(), "created" | "choices"));
     let choice = parsed.choice.iter().filter(|(key, _)| !matches!(key.as_str(), "delta" | "logprobs"));
     let logprobs = ("logprobs".to_owned(), parsed.choice.contains_key("logprobs").to_string());
     top.chain(choice)
-        .chain(parsed.delta.iter().filter(|(key, value)| idle(key, value)))
+        .chain(parsed.delta.iter().filter(|(key, value)| nulls(key, value)))
         .map(|(key, value)| (key.clone(), value.get().to_owned()))
         .chain([logprobs])
         .collect()

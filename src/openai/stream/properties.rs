@@ -15,7 +15,7 @@ fn text(chunk: &Bytes) -> String {
 }
 
 fn a_buffer() -> StreamBuffer {
-    StreamBuffer::new(1 << 22, Stamp { id: String::new(), model: String::new(), created: 0 })
+    StreamBuffer::new(1 << 22, ChunkEnvelope { id: String::new(), model: String::new(), created: 0 })
 }
 
 /// A part as it left the buffer is what the model put together.
@@ -78,7 +78,7 @@ proptest! {
             let chunk = Bytes::from(chunk.clone());
             prop_assert_eq!(fast.push_raw(chunk.clone()), slow.push_raw(chunk));
         }
-        prop_assert_eq!(fast.facts(), slow.facts());
+        prop_assert_eq!(fast.meta(), slow.meta());
         prop_assert_eq!(fast.pending_bytes(), slow.pending_bytes());
         while let Some(part) = fast.pop_escaped(b"<", b">") {
             prop_assert_eq!(Some(part), slow.pop_escaped(b"<", b">"));

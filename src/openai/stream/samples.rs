@@ -63,6 +63,7 @@ fn a_choice() -> impl Strategy<Value = String> {
     let end = prop_oneof![
         16 => Just(""),
         4 => Just(r#","finish_reason":null"#),
+        1 => Just(r#","finish_reason":"""#),
         1 => Just(r#","finish_reason":"stop""#),
         1 => Just(r#","stop_reason":null"#),
         1 => Just(r#","token_ids":[7]"#),

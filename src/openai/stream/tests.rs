@@ -5,8 +5,8 @@ use crate::openai::Malformed;
 
 const LIMIT: usize = 1 << 20;
 
-pub(super) fn stamp() -> Stamp {
-    Stamp { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 }
+pub(super) fn stamp() -> ChunkEnvelope {
+    ChunkEnvelope { id: "chatcmpl-1".to_owned(), model: "tiny".to_owned(), created: 7 }
 }
 
 pub(super) fn buffer() -> StreamBuffer {

@@ -1,68 +1,45 @@
 use super::*;
 
-fn failure(status: u16, body: &str) -> Failure {
-    from_answer(
-        "http://x/v1",
+fn origin(url: &str, is_public: bool) -> Origin {
+    Origin::new(&BaseUrl::parse(url).unwrap(), is_public, Key::default())
+}
+
+fn refused(status: u16, body: &str) -> Failure {
+    origin("http://127.0.0.1:8000", false).refused(
         status,
         &HeaderMap::new(),
-        Bytes::copy_from_slice(body.as_bytes()),
-        &Key::default(),
+        &Bytes::copy_from_slice(body.as_bytes()),
     )
 }
 
 #[test]
-fn each_refusal_keeps_its_meaning() {
-    use FailureCode as Code;
-    for (status, body, code, retryable) in [
-        (400, r#"{"error":{"message":"bad tool"}}"#, Code::InvalidRequest, false),
-        (422, r#"{"detail":"bad field"}"#, Code::InvalidRequest, false),
-        (404, r#"{"error":{"message":"model \"x\" not found"}}"#, Code::ModelNotFound, false),
-        (408, "", Code::ProviderTimeout, true),
-        (413, "", Code::TooLarge, false),
-        (429, r#"{"error":{"message":"slow down"}}"#, Code::RateLimited, true),
-        (429, r#"{"error":{"message":"pay","code":"insufficient_quota"}}"#, Code::RateLimited, false),
-        (500, "oops", Code::Internal, false),
-        (502, "", Code::Internal, false),
-        (503, r#"{"error":{"message":"busy"}}"#, Code::Unavailable, true),
-        (504, "", Code::ProviderTimeout, true),
-        (529, r#"{"error":{"type":"overloaded_error","message":"Overloaded"}}"#, Code::Overloaded, true),
-        (307, "", Code::Internal, false),
-    ] {
-        let failure = failure(status, body);
-        assert_eq!((failure.code, failure.retryable), (code, retryable), "{status} {body}");
-        assert_eq!(failure.http_status, Some(status).filter(|s| *s >= 400), "{status}");
-        assert_eq!(failure.body, if body.starts_with('{') { body } else { "" }, "{status}");
-    }
+fn a_refusal_names_the_server_to_its_owner_alone() {
+    let failure = refused(500, r#"{"error":{"message":"CUDA out of memory"}}"#);
+    assert_eq!(failure.message, "CUDA out of memory");
+    assert_eq!(failure.owner_detail, "http://127.0.0.1:8000/v1: it answered 500: CUDA out of memory");
+    assert_eq!(failure.http_status, Some(500));
 }
 
 #[test]
-fn a_prompt_that_does_not_fit_is_told_whatever_the_servers_words() {
-    for body in [
-        // OpenAI, vLLM, llama.cpp, LM Studio.
-        r#"{"error":{"message":"x","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
-        r#"{"error":{"message":"This model's maximum context length is 4096 tokens.","type":"BadRequestError","code":400}}"#,
-        r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"exceed_context_size_error","n_ctx":256}}"#,
-        r#"{"error":"Trying to keep the first 9 tokens when the context length is 4"}"#,
-    ] {
-        let failure = failure(400, body);
-        assert_eq!((failure.code, failure.status()), (FailureCode::ContextLength, 400), "{body}");
-        assert_eq!(failure.body, body);
-    }
+fn a_401_is_about_the_key_and_a_403_about_what_the_server_says() {
+    let key = refused(401, r#"{"error":{"message":"Incorrect API key provided: sk-abc"}}"#);
+    assert_eq!((key.code, key.status()), (FailureCode::ProviderAuth, 502));
+    assert!(key.body.is_empty() && !key.message.contains("sk-abc"), "{key:?}");
+    assert!(key.owner_detail.contains("apiKeyEnv"), "{key:?}");
+    let region = refused(403, r#"{"error":{"message":"Country not supported"}}"#);
+    assert!(region.owner_detail.ends_with("it answered 403: Country not supported"), "{region:?}");
+    assert!(!region.owner_detail.contains("key") && !region.message.contains("Country"), "{region:?}");
+    let moderation = refused(403, r#"{"error":{"message":"flagged for moderation","code":403}}"#);
+    assert_eq!((moderation.code, moderation.status()), (FailureCode::ContentFiltered, 403));
 }
 
 #[test]
-fn a_content_filter_is_told() {
-    let body = r#"{"error":{"code":"content_filter","message":"filtered"}}"#;
-    assert_eq!(failure(400, body).code, FailureCode::ContentFiltered);
-}
-
-#[test]
-fn refused_credentials_are_our_fault_and_say_nothing_of_the_key() {
-    for status in [401, 403] {
-        let failure = failure(status, r#"{"error":{"message":"Incorrect API key provided: sk-abc"}}"#);
-        assert_eq!((failure.code, failure.status()), (FailureCode::ProviderAuth, 502));
-        assert!(failure.body.is_empty() && !failure.message.contains("sk-abc"), "{failure:?}");
-    }
+fn a_redirect_names_its_target_to_the_owner() {
+    let headers = HeaderMap::from_iter([(LOCATION, "https://h/v2".parse().unwrap())]);
+    let failure = origin("http://127.0.0.1:8000", false).refused(308, &headers, &Bytes::new());
+    assert_eq!((failure.code, failure.http_status), (FailureCode::Unavailable, None));
+    assert!(failure.owner_detail.contains("redirects to https://h/v2"), "{failure:?}");
+    assert!(!failure.message.contains("https://"), "{failure:?}");
 }
 
 #[test]
@@ -71,25 +48,31 @@ fn a_body_or_message_that_quotes_the_key_stays_here() {
     let key = Key::from_env(Some("PATH")).unwrap();
     let secret = std::env::var("PATH").unwrap();
     let body = serde_json::json!({"error": {"message": format!("bad key {}", secret.trim())}}).to_string();
-    let failure = from_answer("http://x/v1", 400, &HeaderMap::new(), body.into(), &key);
-    assert!(failure.body.is_empty());
-    assert_eq!(failure.message, "http://x/v1 answered 400");
+    let origin = Origin::new(&BaseUrl::parse("http://x/v1").unwrap(), false, key);
+    for failure in
+        [origin.refused(500, &HeaderMap::new(), &body.clone().into()), origin.reported(&body.clone().into())]
+    {
+        assert!(failure.body.is_empty());
+        assert_eq!(failure.message, "the provider reported an error");
+        assert!(!failure.owner_detail.contains(secret.trim()), "{failure:?}");
+    }
+}
+
+#[test]
+fn the_host_of_a_server_of_ones_own_is_hidden_and_a_public_one_is_not() {
+    let body = Bytes::from_static(br#"{"error":{"message":"upstream llm.corp.example is down"}}"#);
+    let own = origin("https://llm.corp.example", false).refused(500, &HeaderMap::new(), &body);
+    assert_eq!(own.body, br#"{"error":{"message":"upstream (hidden) is down"}}"#.as_slice());
+    assert_eq!(own.message, "upstream (hidden) is down");
+    assert_eq!(origin("https://llm.corp.example", true).refused(500, &HeaderMap::new(), &body).body, body);
 }
 
 #[test]
 fn an_error_in_a_stream_takes_its_status_from_its_body() {
+    let origin = origin("http://127.0.0.1:8000", false);
     let chunk = Bytes::from_static(br#"{"error":{"code":429,"message":"slow down"}}"#);
-    assert_eq!(from_error_chunk("http://x/v1", chunk, &Key::default()).code, FailureCode::RateLimited);
+    assert_eq!(origin.reported(&chunk).code, FailureCode::RateLimited);
     let chunk = Bytes::from_static(br#"{"error":{"message":"CUDA out of memory"}}"#);
-    let failure = from_error_chunk("http://x/v1", chunk.clone(), &Key::default());
+    let failure = origin.reported(&chunk);
     assert_eq!((failure.code, failure.status(), failure.body), (FailureCode::Internal, 502, chunk));
-}
-
-#[test]
-fn only_a_503_that_says_so_is_a_loading_model() {
-    assert!(is_loading(
-        503,
-        br#"{"error":{"message":"Loading model","type":"unavailable_error","code":503}}"#
-    ));
-    assert!(!is_loading(503, b"no backend") && !is_loading(500, b"loading"));
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fmt,
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::http::{ClientError, ClientOptions, Trust, Version, client, is_loopback};
+use crate::http::{ClientError, ClientOptions, Trust, Version, client, is_loopback, is_this_machine};
 
 /// How long it may take to make a connection. The answer as a whole has no limit here: the agent decides on that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,23 +27,28 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// reached through proxies, and only clients with TLS read the root certificates (some megabytes).
 #[derive(Debug, Default)]
 pub struct Clients {
+    ca_file: Option<PathBuf>,
     made: Mutex<BTreeMap<(bool, bool), Client>>,
 }
 
 impl Clients {
+    /// Clients that trust the authorities in this PEM file besides the system's.
+    pub fn trusting(ca_file: Option<PathBuf>) -> Self {
+        Self { ca_file, made: Mutex::default() }
+    }
+
     /// The client for a server; made at its first use. Its pool keeps every connection that is given back, so that in a steady state no
     /// request opens one.
     ///
     /// # Errors
-    /// If the system's root certificates cannot be used.
+    /// If the certificates cannot be used.
     pub(in crate::provide) fn for_url(&self, url: &Url) -> Result<Client, ClientError> {
-        let kind = (is_loopback(url), url.scheme() == "https");
+        let kind @ (_, tls) = (is_this_machine(url), url.scheme() == "https");
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
-        // Without a file of our own there is nothing that can be wrong with it.
-        let trust = &Trust::load(url, None).unwrap_or_default();
+        let trust = &Trust::load(url, self.ca_file.as_deref().filter(|_| tls))?;
         let (connect_timeout, idle, version) = (CONNECT_TIMEOUT, IDLE_CONNECTION, Version::Negotiated);
         let options = ClientOptions { connect_timeout, idle, version, trust };
         let client = client(url, options)?;
@@ -51,12 +57,16 @@ impl Clients {
     }
 }
 
-/// The base of a server's OpenAI paths, "http://127.0.0.1:11434/v1": never with a slash at its end.
+/// A server's OpenAI paths, "http://127.0.0.1:11434/v1": never with a slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::provide) struct BaseUrl(Url);
+pub(in crate::provide) struct BaseUrl {
+    /// With the query that the owner wrote, which goes with every request: Azure names its version there.
+    url: Url,
+}
 
 impl BaseUrl {
-    /// Accepts what people write: with or without `/v1`, with or without a trailing slash, even with `/chat/completions`.
+    /// Accepts what people write: with or without `/v1`, with or without a trailing slash. An address that is written out to
+    /// `/chat/completions` is used as it is.
     ///
     /// # Errors
     /// A sentence for people, without credentials that the URL may contain.
@@ -65,45 +75,56 @@ impl BaseUrl {
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err("is not an http:// or https:// URL".to_owned());
         }
-        let path = url.path().trim_end_matches('/');
-        let path = path.strip_suffix("/chat/completions").unwrap_or(path).trim_end_matches('/').to_owned();
-        let versioned = path.split('/').any(is_version);
-        url.set_path(&if versioned { path } else { format!("{path}/v1") });
-        url.set_query(None);
+        let path = url.path().trim_end_matches('/').to_owned();
+        let base = match path.strip_suffix("/chat/completions") {
+            Some(written_out) => written_out.to_owned(),
+            None if path.split('/').any(is_version) => path,
+            None => format!("{path}/v1"),
+        };
+        url.set_path(&base);
         url.set_fragment(None);
-        Ok(Self(url))
+        Ok(Self { url })
+    }
+
+    /// Where chats go.
+    pub(in crate::provide) fn chat(&self) -> Url {
+        self.join("chat/completions")
     }
 
     /// A path under the base: `join("models")`.
     pub(in crate::provide) fn join(&self, path: &str) -> Url {
-        let mut url = self.0.clone();
-        url.set_path(&format!("{}/{path}", self.0.path()));
-        url
+        self.with_path(&format!("{}/{path}", self.url.path().trim_end_matches('/')))
     }
 
     /// A path of the server itself: `root("health")`.
     pub(in crate::provide) fn root(&self, path: &str) -> Url {
-        let mut url = self.0.clone();
-        url.set_path(&format!("{}/{path}", self.0.path().trim_end_matches("/v1")));
-        url
+        self.with_path(&format!("{}/{path}", self.url.path().trim_end_matches('/').trim_end_matches("/v1")))
     }
 
     /// Whether it leads to this machine.
     pub(in crate::provide) fn is_loopback(&self) -> bool {
-        is_loopback(&self.0)
+        is_loopback(&self.url)
     }
 
     /// The URL as such.
     pub(in crate::provide) fn url(&self) -> &Url {
-        &self.0
+        &self.url
+    }
+
+    fn with_path(&self, path: &str) -> Url {
+        let mut url = self.url.clone();
+        url.set_path(path);
+        url
     }
 }
 
 impl fmt::Display for BaseUrl {
-    /// Without the credentials that it may contain.
+    /// Without the credentials and the query that it may contain.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let port = self.0.port().map(|port| format!(":{port}")).unwrap_or_default();
-        write!(f, "{}://{}{port}{}", self.0.scheme(), self.0.host_str().unwrap_or_default(), self.0.path())
+        let Self { url } = self;
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let path = url.path().trim_end_matches('/');
+        write!(f, "{}://{}{port}{path}", url.scheme(), url.host_str().unwrap_or_default())
     }
 }
 
@@ -193,6 +214,28 @@ mod tests {
         }
         assert_eq!(base("https://example.com/v1beta/openai/"), "https://example.com/v1beta/openai");
         assert_eq!(base("http://[::1]/llm"), "http://[::1]/llm/v1");
+    }
+
+    #[test]
+    fn an_address_that_is_written_out_is_used_as_it_is_with_its_query() {
+        for (written, chat, models) in [
+            (
+                "https://models.example/inference/chat/completions",
+                "https://models.example/inference/chat/completions",
+                "https://models.example/inference/models",
+            ),
+            (
+                "https://x.example/openai/deployments/d/chat/completions?api-version=2024-10-21",
+                "https://x.example/openai/deployments/d/chat/completions?api-version=2024-10-21",
+                "https://x.example/openai/deployments/d/models?api-version=2024-10-21",
+            ),
+            ("http://h/chat/completions/", "http://h/chat/completions", "http://h/models"),
+            ("http://h?key=1", "http://h/v1/chat/completions?key=1", "http://h/v1/models?key=1"),
+        ] {
+            let base = BaseUrl::parse(written).unwrap();
+            assert_eq!((base.chat().as_str(), base.join("models").as_str()), (chat, models));
+            assert!(!base.to_string().contains('?'), "{base}");
+        }
     }
 
     #[test]

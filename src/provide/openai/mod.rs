@@ -3,15 +3,15 @@
 //! ```text
 //! http       a server's base URL, the owner's key, the HTTP clients
 //! readiness  whether a server can work now
-//! splice     the request: the entry's model and the wish for usage put into the caller's body
-//! sse        the event stream of an answer
-//! peek       what a chunk or an answer says besides its text
+//! models     a server's list of models
+//! rewrite    the request: the entry's model, the stream and the usage put into the caller's body
+//! relay      the answer: its events, chunk by chunk
 //! failures   what a server's refusal means
 //! ```
 
 pub(super) mod failures;
 pub(super) mod http;
-pub(super) mod peek;
+pub(super) mod models;
 pub(super) mod readiness;
-pub(super) mod splice;
-pub(super) mod sse;
+pub(super) mod relay;
+pub(super) mod rewrite;

@@ -4,23 +4,31 @@
 //! server is elsewhere ([`REMOTE_INTERVAL`]), and about one per second while the server is not well ([`RETRY_INTERVAL`]). In between,
 //! nothing wakes up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use reqwest::{Client, StatusCode, Url};
-use serde::Deserialize;
+use reqwest::{Client, Url, header::LOCATION};
+use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
 
 use super::{
-    failures,
+    failures::redirect_advice,
     http::{BaseUrl, Key},
+    models::{Models, whole},
 };
 use crate::{
-    domain::ProviderState,
+    domain::{Printable, ProviderState},
     http::{read_at_most, root_cause},
+    openai::failure::{is_loading, provider_failure},
     provide::providers::Readiness,
 };
 
@@ -36,8 +44,9 @@ const LONG_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 const LONG_AWAY: Duration = Duration::from_secs(60);
 /// The shortest time between two questions, however many requests fail.
 const FLOOR: Duration = Duration::from_millis(100);
-/// How long one question may take: even a server whose threads are all computing answers in this time.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one question may take: a server that computes with all its threads, or builds its list from many files, answers in this time.
+/// One that does one thing at a time need not: while a request to it is under way, a late answer means nothing.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most that is read of an answer, in bytes: a list of some thousand models.
 pub(in crate::provide) const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// Anthropic requires the version of its interface, even for the list of models.
@@ -59,15 +68,42 @@ pub(in crate::provide) enum Probe {
 pub(in crate::provide) struct Health {
     state: watch::Sender<Readiness>,
     ask: Notify,
+    /// Requests that are under way now.
+    running: AtomicUsize,
+}
+
+/// A request to the server, as long as it is under way.
+#[derive(Debug)]
+pub(in crate::provide) struct UnderWay<'a>(&'a AtomicUsize);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Health {
     pub(in crate::provide) fn new(readiness: Readiness) -> Arc<Self> {
-        Arc::new(Self { state: watch::Sender::new(readiness), ask: Notify::new() })
+        Arc::new(Self {
+            state: watch::Sender::new(readiness),
+            ask: Notify::new(),
+            running: AtomicUsize::new(0),
+        })
     }
 
     pub(in crate::provide) fn watch(&self) -> watch::Receiver<Readiness> {
         self.state.subscribe()
+    }
+
+    /// A request begins; it lasts as long as what is returned.
+    pub(in crate::provide) fn request(&self) -> UnderWay<'_> {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        UnderWay(&self.running)
+    }
+
+    /// Whether the server has a reason to be late.
+    fn is_busy(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0
     }
 
     /// A request could not reach the server: ask at once.
@@ -76,8 +112,8 @@ impl Health {
     }
 
     /// A request met a model that is loading: waits until it is known to be ready (true) or gone (false). The page that is asked
-    /// may call ready what the chat calls loading, so the next request waits as long as the next question would.
-    pub(in crate::provide) async fn loaded(&self) -> bool {
+    /// may call ready what the chat calls loading, so the next request waits for `wait` at least.
+    pub(in crate::provide) async fn loaded(&self, wait: Duration) -> bool {
         let asked = Instant::now();
         self.set(Readiness::new(ProviderState::Loading, "the model is loading"));
         self.ask.notify_one();
@@ -85,7 +121,7 @@ impl Health {
         let settled = state.wait_for(|readiness| readiness.state != ProviderState::Loading).await;
         let ready = settled.is_ok_and(|readiness| readiness.state == ProviderState::Ready);
         if ready {
-            sleep_until(asked + RETRY_INTERVAL).await;
+            sleep_until(asked + wait).await;
         }
         ready
     }
@@ -118,7 +154,12 @@ impl Prober {
         let mut well = Instant::now();
         loop {
             let asked = Instant::now();
-            let readiness = self.ask().await;
+            let was_busy = self.health.is_busy();
+            let readiness = match self.ask().await {
+                Err(Away::Late) if was_busy || self.health.is_busy() => self.health.state.borrow().clone(),
+                Err(away) => Readiness::new(ProviderState::Unavailable, self.absence(&away)),
+                Ok(readiness) => readiness,
+            };
             let state = readiness.state;
             if state == ProviderState::Ready {
                 well = asked;
@@ -143,85 +184,98 @@ impl Prober {
         }
     }
 
-    async fn ask(&self) -> Readiness {
+    async fn ask(&self) -> Result<Readiness, Away> {
         let first = match self.probe {
             Probe::LlamaCpp => self.base.root("health"),
             Probe::Models | Probe::AnthropicModels => self.base.join("models"),
         };
-        let (status, body) = match self.get(first).await {
-            Ok(answer) => answer,
-            Err(away) => return Readiness::new(ProviderState::Unavailable, away),
-        };
-        match self.judge(status, &body) {
-            Some(trouble) => trouble,
-            None => self.capabilities(body).await,
+        let page = self.get(first).await?;
+        match self.judge(&page) {
+            Some(trouble) => Ok(trouble),
+            None if self.probe == Probe::LlamaCpp => Ok(self.llamacpp().await),
+            None => Ok(self.capabilities(&page, None)),
         }
     }
 
     /// What is wrong, going by the answer to the first question; `None` if nothing is.
-    fn judge(&self, status: StatusCode, body: &[u8]) -> Option<Readiness> {
+    fn judge(&self, page: &Page) -> Option<Readiness> {
         let base = &self.base;
         let unavailable = |detail| Some(Readiness::new(ProviderState::Unavailable, detail));
-        match status.as_u16() {
-            503 if self.probe == Probe::LlamaCpp || failures::is_loading(503, body) => {
+        match page.status {
+            503 if is_loading(503, &page.body) || self.is_bare_loading(page) => {
                 Some(Readiness::new(ProviderState::Loading, "the model is loading"))
             }
-            401 | 403 => unavailable(match self.key.variable() {
+            300..=399 => unavailable(redirect_advice(&base.to_string(), &page.location)),
+            401 => unavailable(match self.key.variable() {
                 Some(variable) => format!("{base} refuses the key in {variable}"),
                 None => format!("{base} wants a key; name its variable as apiKeyEnv"),
             }),
+            403 => unavailable(self.refusal(page)),
+            // A server without such a page answers nevertheless, which is what matters.
+            501 => None,
             status @ 500.. => unavailable(format!("{base} answers {status}")),
-            200 if self.probe != Probe::LlamaCpp => self.no_list(body),
-            // A server without such a page, or one that limits requests, answers nevertheless, which is what matters.
             _ => None,
         }
     }
 
-    /// What is wrong with a page that should be a list of models: another program may listen where the server did.
-    fn no_list(&self, body: &[u8]) -> Option<Readiness> {
-        let detail = || {
-            let base = &self.base;
-            format!("{base} answers, but not with a list of models; check its url in config.json")
-        };
-        let unavailable = || Readiness::new(ProviderState::Unavailable, detail());
-        (!is_list(body)).then(unavailable)
+    /// llama.cpp's page of its health says 503 for nothing else; words are not needed, but other words than these mean something else.
+    fn is_bare_loading(&self, page: &Page) -> bool {
+        self.probe == Probe::LlamaCpp && page.body.trim_ascii().is_empty()
+    }
+
+    /// What the server says about a refusal, which need not be about the key.
+    fn refusal(&self, page: &Page) -> String {
+        let failure = provider_failure(Some(page.status), &page.body);
+        let words = if self.key.is_in(failure.owner_detail.as_bytes()) { "" } else { &failure.owner_detail };
+        format!("{} refuses to list its models: {}", self.base, Printable(words))
+    }
+
+    /// llama.cpp tells its context on a page of its own, for the one model that it serves. Its router serves several, each with its own.
+    async fn llamacpp(&self) -> Readiness {
+        let list = self.get(self.base.join("models")).await.unwrap_or_default();
+        let props = self.get(self.base.root("props")).await.unwrap_or_default();
+        let is_router = Models::read(&list.body).is_some_and(|models| models.only().is_none());
+        let props: Value = serde_json::from_slice(&props.body).unwrap_or_default();
+        let context = props.pointer("/default_generation_settings/n_ctx").and_then(whole);
+        self.capabilities(&list, context.filter(|_| !is_router))
     }
 
     /// What the server tells about the model. It is ready whatever comes of this, unless it turns out to be another program.
-    async fn capabilities(&self, first: Bytes) -> Readiness {
-        let mut ready = Readiness::new(ProviderState::Ready, "");
-        let (models, props) = match self.probe {
-            Probe::Models | Probe::AnthropicModels => (first, Bytes::new()),
-            Probe::LlamaCpp => {
-                (self.page(self.base.join("models")).await, self.page(self.base.root("props")).await)
+    fn capabilities(&self, list: &Page, context: Option<u32>) -> Readiness {
+        let base = &self.base;
+        let models = match (list.status, Models::read(&list.body)) {
+            (200, Some(models)) => models,
+            (200, None) => {
+                let detail =
+                    format!("{base} answers, but not with a list of models; check its url in config.json");
+                return Readiness::new(ProviderState::Unavailable, detail);
             }
+            (404, _) => {
+                let detail = format!(
+                    "{base} has no list of models (404); if chats fail too, check its url in config.json"
+                );
+                return Readiness { context_tokens: context, ..Readiness::new(ProviderState::Ready, detail) };
+            }
+            _ => return Readiness { context_tokens: context, ..Readiness::new(ProviderState::Ready, "") },
         };
-        if let Some(other) =
-            self.no_list(&models).filter(|_| self.probe == Probe::LlamaCpp && !models.is_empty())
-        {
-            return other;
-        }
-        let models: Models = serde_json::from_slice(&models).unwrap_or_default();
-        let props: Props = serde_json::from_slice(&props).unwrap_or_default();
-        let ours = models.data.iter().find(|model| model.is(&self.model));
-        if ours.is_none() && !models.data.is_empty() && self.probe != Probe::LlamaCpp {
-            ready.detail = format!("{} does not list the model {}", self.base, self.model);
-        }
-        // llama.cpp serves one model, under whatever name it is asked for.
-        let ours = ours.or(models.data.first().filter(|_| self.probe == Probe::LlamaCpp));
-        ready.context_tokens =
-            props.default_generation_settings.n_ctx.or_else(|| ours.and_then(Model::context_tokens));
-        ready
+        let only = models.only().filter(|_| self.probe == Probe::LlamaCpp);
+        let ours = models.named(&self.model).or(only);
+        let detail = match ours {
+            None if !models.rows.is_empty() => format!("{base} does not list the model {}", self.model),
+            _ => String::new(),
+        };
+        let context_tokens = context.or_else(|| ours?.context_tokens);
+        Readiness { context_tokens, ..Readiness::new(ProviderState::Ready, detail) }
     }
 
-    async fn page(&self, url: Url) -> Bytes {
-        match self.get(url).await {
-            Ok((status, body)) if status.is_success() => body,
-            _ => Bytes::new(),
+    fn absence(&self, away: &Away) -> String {
+        match away {
+            Away::Late => format!("{} does not answer within {} s", self.base, PROBE_TIMEOUT.as_secs()),
+            Away::Failed(why) => format!("{} does not answer: {why}", self.base),
         }
     }
 
-    async fn get(&self, url: Url) -> Result<(StatusCode, Bytes), String> {
+    async fn get(&self, url: Url) -> Result<Page, Away> {
         let mut request = self.key.authorize(self.client.get(url)).timeout(PROBE_TIMEOUT);
         if self.probe == Probe::AnthropicModels {
             request = request.header(ANTHROPIC_VERSION.0, ANTHROPIC_VERSION.1);
@@ -229,13 +283,34 @@ impl Prober {
                 request = request.header("x-api-key", key);
             }
         }
-        let away = |error: &reqwest::Error| match error.is_timeout() {
-            true => format!("{} does not answer within {} s", self.base, PROBE_TIMEOUT.as_secs()),
-            false => format!("{} does not answer: {}", self.base, root_cause(error)),
-        };
-        let mut response = request.send().await.map_err(|error| away(&error))?;
-        let body = read_at_most(&mut response, MAX_ANSWER_BYTES).await.map_err(|error| away(&error))?;
-        Ok((response.status(), body))
+        let mut response = request.send().await?;
+        let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        let (status, location) = (response.status().as_u16(), location.unwrap_or("nowhere").to_owned());
+        let body = read_at_most(&mut response, MAX_ANSWER_BYTES).await?;
+        Ok(Page { status, location, body })
+    }
+}
+
+/// An answer to a question; without a status there was none.
+#[derive(Debug, Default)]
+struct Page {
+    status: u16,
+    /// Where a redirect leads.
+    location: String,
+    body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Away {
+    /// None came in time.
+    Late,
+    Failed(String),
+}
+
+impl From<reqwest::Error> for Away {
+    fn from(error: reqwest::Error) -> Self {
+        if error.is_timeout() && !error.is_connect() { Self::Late } else { Self::Failed(root_cause(&error)) }
     }
 }
 
@@ -244,70 +319,5 @@ fn sentence(state: ProviderState, detail: &str) -> String {
         (ProviderState::Ready, "") => "ready".to_owned(),
         (ProviderState::Ready, detail) => format!("ready, but {detail}"),
         (_, detail) => format!("not ready: {detail}"),
-    }
-}
-
-/// Whether a page is a list of models, in any of the shapes that servers give it: OpenAI's `data`, which older Ollamas leave null,
-/// `models`, or a bare array as at Together.
-pub(in crate::provide) fn is_list(page: &[u8]) -> bool {
-    match serde_json::from_slice(page) {
-        Ok(serde_json::Value::Object(members)) => {
-            ["data", "models"].iter().any(|name| members.contains_key(*name))
-        }
-        Ok(page) => page.is_array(),
-        Err(_) => false,
-    }
-}
-
-/// The list of models, in the dialects that carry a context length.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(in crate::provide) struct Models {
-    pub(in crate::provide) data: Vec<Model>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(in crate::provide) struct Model {
-    pub(in crate::provide) id: String,
-    pub(in crate::provide) owned_by: String,
-    /// vLLM.
-    max_model_len: Option<u32>,
-    /// OpenRouter and others.
-    context_length: Option<u32>,
-    /// llama.cpp.
-    meta: Option<Meta>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Meta {
-    /// What the server was started with; newer versions only.
-    n_ctx: Option<u32>,
-    n_ctx_train: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Props {
-    default_generation_settings: Generation,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Generation {
-    n_ctx: Option<u32>,
-}
-
-impl Model {
-    /// Ollama lists "llama3:latest" and Gemini "models/gemini-…" for what people write without it.
-    fn is(&self, name: &str) -> bool {
-        let bare = |id: &str| id.trim_start_matches("models/").trim_end_matches(":latest").to_owned();
-        bare(&self.id) == bare(name)
-    }
-
-    fn context_tokens(&self) -> Option<u32> {
-        let llamacpp = self.meta.as_ref().and_then(|meta| meta.n_ctx.or(meta.n_ctx_train));
-        self.max_model_len.or(self.context_length).or(llamacpp).filter(|tokens| *tokens > 0)
     }
 }

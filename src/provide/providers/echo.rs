@@ -8,12 +8,11 @@ use serde_json::Value;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{CannotOpen, Kind, Opened, Readiness};
+use super::{Opened, Readiness};
 use crate::{
     domain::{Failure, FailureCode, Outcome, ProviderState, Usage},
     provide::{
         config_file::Entry,
-        openai::http::Clients,
         task::{Chunks, Finished, NotSent, Provider, Task},
     },
 };
@@ -23,14 +22,12 @@ const TOKEN_DELAY: Duration = Duration::from_millis(5);
 /// What the answer begins with, so that nobody takes the echo for a model's opinion.
 const PREFIX: &str = "You said:";
 
-pub(super) const KINDS: &[Kind] = &[Kind { name: "echo", needs_model: false, open }];
-
-fn open(entry: &Entry, _clients: &Clients) -> Result<Opened, CannotOpen> {
+pub(super) fn open(entry: &Entry) -> Opened {
     let provider =
         Arc::new(Echo { model: entry.model.clone(), token_delay: entry.token_delay.unwrap_or(TOKEN_DELAY) });
     // It never changes, so the other end is not needed.
     let (_, readiness) = watch::channel(Readiness::new(ProviderState::Ready, ""));
-    Ok(Opened { provider, readiness })
+    Opened { provider, readiness }
 }
 
 /// The embedded provider. One token is one word.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use super::{GATHER_LIMIT, OUTBOX_LIMIT};
 use crate::{
     domain::Task,
-    openai::{Facts, Gather, Room, Stamp, StreamBuffer},
+    openai::{ChunkEnvelope, Gather, MemoryBudget, ResponseMeta, StreamBuffer},
 };
 
 /// The task whose output it is.
@@ -13,20 +13,20 @@ pub(super) struct Origin {
     task: Arc<Task>,
     /// When the task came.
     since: SystemTime,
-    room: Room,
+    room: MemoryBudget,
 }
 
 impl Origin {
     /// A task that has just come. Its output takes its memory from `room`.
-    pub(super) fn new(task: Arc<Task>, room: Room) -> Self {
+    pub(super) fn new(task: Arc<Task>, room: MemoryBudget) -> Self {
         Self { task, since: SystemTime::now(), room }
     }
 
     /// What the chunks and bodies that the agent builds itself are marked with.
-    pub(super) fn stamp(&self) -> Stamp {
+    pub(super) fn stamp(&self) -> ChunkEnvelope {
         let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (id, model) = (format!("chatcmpl-{}", self.task.id), self.task.llm.clone());
-        Stamp { id, model, created: since.as_secs() }
+        ChunkEnvelope { id, model, created: since.as_secs() }
     }
 }
 
@@ -37,7 +37,7 @@ pub(super) enum Pending {
     Stream(Box<StreamBuffer>),
     Plain(Box<Gather>),
     /// The gathered answer is being sent; this is what it said about itself.
-    Gathered(Facts),
+    Gathered(ResponseMeta),
 }
 
 impl Pending {
@@ -54,17 +54,17 @@ impl Pending {
     }
 
     /// What the output has said about itself.
-    pub(super) fn facts(&self) -> Option<&Facts> {
+    pub(super) fn meta(&self) -> Option<&ResponseMeta> {
         match self {
             Self::Nothing => None,
-            Self::Stream(buffer) => Some(buffer.facts()),
-            Self::Plain(gather) => Some(gather.facts()),
+            Self::Stream(buffer) => Some(buffer.meta()),
+            Self::Plain(gather) => Some(gather.meta()),
             Self::Gathered(facts) => Some(facts),
         }
     }
 
     /// Pieces so far.
     pub(super) fn chunks(&self) -> u32 {
-        self.facts().map_or(0, |facts| facts.chunks)
+        self.meta().map_or(0, |facts| facts.chunks)
     }
 }

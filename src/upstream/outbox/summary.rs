@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{EndKind, Failure, Usage},
-    openai::Facts,
+    openai::ResponseMeta,
     telemetry::{TaskReport, TraceId},
 };
 
@@ -32,7 +32,7 @@ impl Summary {
     pub(super) fn report<'a>(
         &self,
         failure: Option<&'a Failure>,
-        facts: Option<&'a Facts>,
+        facts: Option<&'a ResponseMeta>,
     ) -> TaskReport<'a> {
         TaskReport {
             failure,

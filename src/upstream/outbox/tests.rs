@@ -10,7 +10,7 @@ use crate::{
 const ROOM: usize = 256 << 10;
 const OUTPUT: usize = 100 << 10;
 
-fn outbox(room: &Room, streaming: bool) -> Arc<Outbox> {
+fn outbox(room: &MemoryBudget, streaming: bool) -> Arc<Outbox> {
     let task = Arc::new(Task {
         id: TaskId::new("t").expect("a good id"),
         llm: "llm".to_owned(),
@@ -48,7 +48,7 @@ fn end_of(outbox: &Outbox) -> End {
 #[test]
 fn what_all_tasks_hold_together_is_bounded_for_streams_and_gathered_answers() {
     for streaming in [true, false] {
-        let room = Room::new(ROOM);
+        let room = MemoryBudget::new(ROOM);
         let outboxes: Vec<_> = (0..3).map(|_| outbox(&room, streaming)).collect();
         assert_eq!(outboxes[0].output(output()), Taken::Accepted);
         assert_eq!(outboxes[1].output(output()), Taken::Accepted);
@@ -61,7 +61,7 @@ fn what_all_tasks_hold_together_is_bounded_for_streams_and_gathered_answers() {
 
 #[test]
 fn a_stream_that_grows_token_by_token_meets_the_bound_too() {
-    let room = Room::new(ROOM);
+    let room = MemoryBudget::new(ROOM);
     let outbox = outbox(&room, true);
     let token = || Output::Delta(Delta { content: "0123456789".repeat(100), ..Delta::default() });
     let taken = (0..10_000).take_while(|_| outbox.output(token()) == Taken::Accepted).count();
@@ -70,7 +70,7 @@ fn a_stream_that_grows_token_by_token_meets_the_bound_too() {
 
 #[test]
 fn a_gathered_answer_that_was_taken_apart_meets_the_bound_too() {
-    let room = Room::new(ROOM);
+    let room = MemoryBudget::new(ROOM);
     let outbox = outbox(&room, false);
     // What belongs to another choice is not merged into the part that waits.
     let choice = |n: usize| {
@@ -84,7 +84,7 @@ fn a_gathered_answer_that_was_taken_apart_meets_the_bound_too() {
 
 #[test]
 fn a_part_under_way_takes_room_until_mcpd_has_it() {
-    let room = Room::new(ROOM);
+    let room = MemoryBudget::new(ROOM);
     let (first, second) = (outbox(&room, true), outbox(&room, true));
     for _ in 0..2 {
         assert_eq!(first.output(output()), Taken::Accepted);
@@ -101,7 +101,7 @@ fn a_part_under_way_takes_room_until_mcpd_has_it() {
 
 #[test]
 fn a_whole_answer_without_room_ends_as_a_slow_consumer() {
-    let room = Room::new(ROOM);
+    let room = MemoryBudget::new(ROOM);
     let outboxes: Vec<_> = (0..3).map(|_| outbox(&room, false)).collect();
     let answer = || End::Answer(Outcome::Body(vec![b'x'; OUTPUT].into()));
     outboxes.iter().for_each(|outbox| outbox.end(answer(), soon()));
@@ -112,7 +112,7 @@ fn a_whole_answer_without_room_ends_as_a_slow_consumer() {
 
 #[test]
 fn a_failure_without_room_for_the_providers_own_words_says_so_in_ours() {
-    let room = Room::new(ROOM);
+    let room = MemoryBudget::new(ROOM);
     let outboxes: Vec<_> = (0..3).map(|_| outbox(&room, false)).collect();
     let failure = || Failure {
         body: vec![b' '; OUTPUT].into(),
@@ -127,7 +127,7 @@ fn a_failure_without_room_for_the_providers_own_words_says_so_in_ours() {
 
 #[test]
 fn a_small_answer_always_has_room() {
-    let room = Room::new(0);
+    let room = MemoryBudget::new(0);
     let (stream, plain) = (outbox(&room, true), outbox(&room, false));
     let small = Output::Delta(Delta { content: "hello".to_owned(), ..Delta::default() });
     assert_eq!(stream.output(small), Taken::Accepted);
@@ -138,7 +138,7 @@ fn a_small_answer_always_has_room() {
 #[test]
 fn an_answer_that_is_whole_takes_room_until_its_task_is_over() {
     for streaming in [true, false] {
-        let room = Room::new(ROOM);
+        let room = MemoryBudget::new(ROOM);
         let outbox = outbox(&room, streaming);
         assert_eq!(outbox.output(output()), Taken::Accepted);
         let answer = match streaming {
@@ -154,7 +154,7 @@ fn an_answer_that_is_whole_takes_room_until_its_task_is_over() {
 
 #[test]
 fn what_comes_after_the_end_is_counted_and_not_sent() {
-    let outbox = outbox(&Room::new(ROOM), true);
+    let outbox = outbox(&MemoryBudget::new(ROOM), true);
     let failed = End::Failed(Failure::new(FailureCode::IdleTokenTimeout, "nothing came"));
     outbox.end(failed.clone(), soon());
     assert_eq!((outbox.output(output()), outbox.late()), (Taken::Closed, 1));
@@ -164,11 +164,11 @@ fn what_comes_after_the_end_is_counted_and_not_sent() {
 #[test]
 fn a_failed_task_keeps_its_reason_for_the_owner_and_not_the_words_that_may_quote_the_prompt() {
     let reason = |code, message: &str| {
-        let outbox = outbox(&Room::new(ROOM), true);
+        let outbox = outbox(&MemoryBudget::new(ROOM), true);
         outbox.summary(&End::Failed(Failure::new(code, message))).reason
     };
     assert_eq!(reason(FailureCode::ProviderLost, "it went away").as_deref(), Some("it went away"));
     let refused = reason(FailureCode::InvalidRequest, "cannot read 'my prompt'");
     assert_eq!(refused.as_deref(), Some("status 400, invalid_request_error, invalid_request"));
-    assert_eq!(outbox(&Room::new(ROOM), true).summary(&End::Nobody).reason, None);
+    assert_eq!(outbox(&MemoryBudget::new(ROOM), true).summary(&End::Nobody).reason, None);
 }

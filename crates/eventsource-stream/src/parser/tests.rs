@@ -122,3 +122,35 @@ fn an_event_that_the_stream_leaves_without_its_end_has_no_ending() {
     assert_eq!((refused.event.as_str(), refused.ending.as_str()), ("task", ""));
     assert!(refused.beginning.starts_with("{x"), "{}", refused.beginning);
 }
+
+#[test]
+fn what_lacks_its_last_line_end_can_be_had_at_the_end_of_the_input() {
+    for (stream, left) in [
+        (
+            "data: a\ndata: b",
+            Some(Item::Event(Event { data: "a\nb".into(), event: "message".into(), ..Event::default() })),
+        ),
+        (
+            "data: a\n",
+            Some(Item::Event(Event { data: "a".into(), event: "message".into(), ..Event::default() })),
+        ),
+        ("error: x", Some(Item::Field { name: "error".into(), value: "x".into() })),
+        ("data: a\n\n", None),
+        ("event: a", None),
+    ] {
+        let mut parser = Parser::new(100);
+        parser.push(stream.as_bytes());
+        while parser.next_item().expect("within the limit").is_some() {}
+        assert_eq!(parser.finish(), left, "{stream:?}");
+    }
+}
+
+#[test]
+fn comments_and_unknown_fields_are_items_of_their_own() {
+    let mut parser = Parser::new(100);
+    parser.push(b": ping\nerror: {}\nid: 1\nretry: x\ndata: a\n\n");
+    let items: Vec<_> = std::iter::from_fn(|| parser.next_item().expect("within the limit")).collect();
+    let event = Event { data: "a".into(), event: "message".into(), id: "1".into(), retry: None };
+    let field = Item::Field { name: "error".into(), value: "{}".into() };
+    assert_eq!(items, [Item::Comment, field, Item::Event(event)]);
+}

@@ -1,12 +1,16 @@
 //! What an answer says about itself: for traces, the status, and the rules about how an answer may end.
 
-use crate::domain::Usage;
-
 use super::{
-    Malformed,
-    read::{MAX_CHOICES, Reading},
-    scan::{self, Span, number},
-    text,
+    errors::ErrorSigns,
+    read::{self, Choices, MAX_CHOICES, Reading},
+};
+use crate::{
+    domain::Usage,
+    json::{
+        Malformed,
+        scan::{self, Span, number},
+        text,
+    },
 };
 
 /// Longest response id, model name or finish reason that is kept, in bytes: they become attributes of traces.
@@ -14,13 +18,15 @@ const MAX_WORD: usize = 256;
 
 /// What an answer has said about itself so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct ResponseMeta {
     /// Chunks taken, not counting `[DONE]`.
     pub chunks: u32,
     /// Whether there was a piece of the answer itself: text, reasoning, a refusal or a tool call.
     pub first_token: bool,
     /// Whether `[DONE]` was seen.
     pub done: bool,
+    /// The choices that have begun.
+    pub begun: Choices,
     /// Each choice that has ended, and why; at most 128, each at most 256 bytes long.
     pub finish_reasons: Vec<(u32, String)>,
     /// What the provider counted.
@@ -31,33 +37,39 @@ pub struct Facts {
     pub model: Option<String>,
 }
 
-impl Facts {
-    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise accepted as it is. Also returns whether it has
-    /// an `error` instead of an answer.
+impl ResponseMeta {
+    /// Whether the output is complete: the server said so, or each choice that began has ended.
+    pub fn is_complete(&self) -> bool {
+        let mut ended = Choices::default();
+        self.finish_reasons.iter().for_each(|(index, _)| ended.insert(*index));
+        self.done || (!self.finish_reasons.is_empty() && ended.contains(self.begun))
+    }
+
+    /// Reads a whole `chat.completion` body, which must be one JSON object and is otherwise accepted as it is. Also returns
+    /// whether it is an error where an answer should be.
     pub(super) fn of_completion(body: &[u8]) -> Result<(Self, bool), Malformed> {
-        let mut facts = Self::default();
-        let (mut error, mut choices) = (false, false);
+        let mut meta = Self::default();
+        let (mut errors, mut choices, mut usage) = (ErrorSigns::default(), 0, false);
         scan::object(body, |scan, key| {
-            error |= scan.of(key) == b"error" && scan.peek()? != b'n';
-            choices |= scan.of(key) == b"choices";
             match scan.of(key) {
-                b"id" => facts.response_id = word(scan)?,
-                b"model" => facts.model = word(scan)?,
-                b"usage" => facts.usage = read_usage(scan)?,
+                b"id" => meta.response_id = word(scan)?,
+                b"model" => meta.model = word(scan)?,
+                b"usage" => {
+                    usage |= scan.peek()? != b'n';
+                    meta.usage = read_usage(scan)?;
+                }
                 b"choices" if scan.peek()? == b'[' => {
-                    let mut next = 0;
                     scan.array(|scan| {
-                        facts.ended(scan, next)?;
-                        next += 1;
-                        Ok(())
+                        choices += 1;
+                        meta.ended(scan, choices - 1)
                     })?;
                 }
-                _ => drop(scan.skip()?),
+                _ => errors.member(scan, key)?,
             }
             Ok(())
         })?;
-        facts.first_token = true;
-        Ok((facts, error && !choices))
+        meta.first_token = true;
+        Ok((meta, errors.is_error(choices > 0, usage)))
     }
 
     fn ended(&mut self, scan: &mut scan::Scanner<'_>, place: u32) -> Result<(), Malformed> {
@@ -71,7 +83,10 @@ impl Facts {
                     let value = scan.skip()?;
                     index = number(scan.of(value)).unwrap_or(place);
                 }
-                b"finish_reason" => reason = word(scan)?,
+                b"finish_reason" => {
+                    reason = read::reason(scan)?
+                        .and_then(|span| text::unescape_text(scan.text_of(span), MAX_WORD));
+                }
                 _ => drop(scan.skip()?),
             }
             Ok(())
@@ -86,6 +101,7 @@ impl Facts {
     pub(super) fn take(&mut self, chunk: &[u8], reading: &Reading) {
         let word = |span: Option<Span>| span.and_then(|span| text::unescape(span.of(chunk), MAX_WORD));
         self.first_token |= reading.token;
+        self.begun.add(reading.begun);
         if self.response_id.is_none() {
             self.response_id = word(reading.id);
         }
@@ -107,6 +123,40 @@ impl Facts {
         if !known && self.finish_reasons.len() < MAX_CHOICES {
             self.finish_reasons.push((index, reason));
         }
+    }
+}
+
+/// What one chunk says beside its text: what the provider host has to know of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkMeta {
+    /// It is an error, not a piece of an answer.
+    pub is_error: bool,
+    /// The choices of which it has a piece.
+    pub begun: Choices,
+    /// The choices that end here.
+    pub ended: Choices,
+    /// It has nothing but the usage, readable or not: no choice is in it.
+    pub only_usage: bool,
+    /// What the server counted.
+    pub usage: Option<Usage>,
+}
+
+impl ChunkMeta {
+    /// Reads one chunk.
+    ///
+    /// # Errors
+    /// If it is not one JSON object.
+    pub fn read(chunk: &[u8]) -> Result<Self, Malformed> {
+        let reading = read::read(chunk)?;
+        let mut ended = Choices::default();
+        reading.finishes.iter().for_each(|(index, _)| ended.insert(*index));
+        Ok(Self {
+            is_error: reading.is_error,
+            begun: reading.begun,
+            ended,
+            only_usage: reading.usage.is_some() && !reading.any_choice,
+            usage: reading.usage.and_then(|span| usage(span.of(chunk))),
+        })
     }
 }
 
@@ -171,7 +221,7 @@ mod tests {
     fn a_whole_body_tells_its_facts() {
         let body = br#"{"id":"c1","model":"m","choices":[{"finish_reason":"stop"},{"index":4,"finish_reason":"length"},{"finish_reason":null},7],
             "usage":{"prompt_tokens":3,"completion_tokens":4294967296,"total_tokens":9}}"#;
-        let (facts, _) = Facts::of_completion(body).expect("an object");
+        let (facts, _) = ResponseMeta::of_completion(body).expect("an object");
         assert_eq!(facts.finish_reasons, [(0, "stop".to_owned()), (4, "length".to_owned())]);
         assert_eq!(facts.usage, Some(Usage { input_tokens: Some(3), ..Usage::default() }));
         assert_eq!((facts.response_id.as_deref(), facts.model.as_deref()), (Some("c1"), Some("m")));
@@ -179,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_choices_is_not_kept() {
-        let mut facts = Facts::default();
+        let mut facts = ResponseMeta::default();
         (0..10_000).for_each(|choice| facts.finished(choice, "stop".to_owned()));
         assert_eq!(facts.finish_reasons.len(), MAX_CHOICES);
     }

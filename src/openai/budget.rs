@@ -14,22 +14,22 @@ const UNCOUNTED: usize = 16 << 10;
 /// By how much a share grows and shrinks, in bytes: a thousand tokens, and small compared with the 4 MiB of one task.
 const STEP: usize = 64 << 10;
 
-/// A bound on the bytes that all its [`Share`]s hold together. Clones are the same room.
+/// A bound on the bytes that all its [`Reservation`]s hold together. Clones are the same room.
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct MemoryBudget {
     limit: usize,
     taken: Arc<AtomicUsize>,
 }
 
-impl Room {
+impl MemoryBudget {
     /// A room for `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { limit, taken: Arc::default() }
     }
 
     /// A share of it that holds nothing yet.
-    pub fn share(&self) -> Share {
-        Share { room: self.clone(), counted: 0 }
+    pub fn reservation(&self) -> Reservation {
+        Reservation { room: self.clone(), counted: 0 }
     }
 
     /// How many bytes its shares have taken.
@@ -38,19 +38,19 @@ impl Room {
     }
 }
 
-/// What one holder takes of a [`Room`]; returned when it is dropped.
+/// What one holder takes of a [`MemoryBudget`]; returned when it is dropped.
 #[derive(Debug)]
-pub struct Share {
-    room: Room,
+pub struct Reservation {
+    room: MemoryBudget,
     counted: usize,
 }
 
-impl Share {
+impl Reservation {
     /// Makes this a share of `held` bytes, unless that is more than the room has left.
     ///
     /// # Errors
     /// If there is no more room; the share stays as it was.
-    pub fn claim(&mut self, held: usize) -> Result<(), ChunkError> {
+    pub fn reserve(&mut self, held: usize) -> Result<(), ChunkError> {
         let wanted = counted(held);
         if wanted > self.counted && self.room.taken() + (wanted - self.counted) > self.room.limit {
             return Err(ChunkError::NoRoom { limit: self.room.limit });
@@ -60,7 +60,7 @@ impl Share {
     }
 
     /// Makes this a share of `held` bytes that are held already, whether there is room or not.
-    pub fn keep(&mut self, held: usize) {
+    pub fn hold(&mut self, held: usize) {
         self.set(counted(held));
     }
 
@@ -74,7 +74,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.set(0);
     }
@@ -90,32 +90,32 @@ mod tests {
 
     #[test]
     fn what_one_share_gives_back_another_can_have() {
-        let room = Room::new(4 * STEP);
-        let (mut one, mut other) = (room.share(), room.share());
-        one.claim(3 * STEP).expect("there is room");
-        assert_eq!(other.claim(2 * STEP), Err(ChunkError::NoRoom { limit: 4 * STEP }));
+        let room = MemoryBudget::new(4 * STEP);
+        let (mut one, mut other) = (room.reservation(), room.reservation());
+        one.reserve(3 * STEP).expect("there is room");
+        assert_eq!(other.reserve(2 * STEP), Err(ChunkError::NoRoom { limit: 4 * STEP }));
         assert_eq!(room.taken(), 3 * STEP, "what was refused is not counted");
-        one.claim(2 * STEP).expect("it is less");
-        other.claim(2 * STEP).expect("there is room again");
+        one.reserve(2 * STEP).expect("it is less");
+        other.reserve(2 * STEP).expect("there is room again");
         drop((one, other));
         assert_eq!(room.taken(), 0);
     }
 
     #[test]
     fn what_a_task_holds_anyway_is_not_counted() {
-        let room = Room::new(0);
-        let mut share = room.share();
-        share.claim(UNCOUNTED).expect("it is not counted");
-        assert!(share.claim(UNCOUNTED + 1).is_err());
+        let room = MemoryBudget::new(0);
+        let mut share = room.reservation();
+        share.reserve(UNCOUNTED).expect("it is not counted");
+        assert!(share.reserve(UNCOUNTED + 1).is_err());
     }
 
     #[test]
     fn what_is_here_already_is_counted_beyond_the_limit() {
-        let room = Room::new(STEP);
-        let mut share = room.share();
-        share.keep(3 * STEP);
+        let room = MemoryBudget::new(STEP);
+        let mut share = room.reservation();
+        share.hold(3 * STEP);
         assert_eq!(room.taken(), 3 * STEP);
-        assert!(room.share().claim(STEP).is_err());
-        share.claim(2 * STEP).expect("to hold less is never refused");
+        assert!(room.reservation().reserve(STEP).is_err());
+        share.reserve(2 * STEP).expect("to hold less is never refused");
     }
 }

@@ -81,7 +81,7 @@ pub fn quote_into(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Begins a member of the object that is being written; `name` is in its escaped form.
-pub(super) fn member(out: &mut Vec<u8>, name: &[u8]) {
+pub(crate) fn member(out: &mut Vec<u8>, name: &[u8]) {
     // No JSON value ends with an opening brace, so one means that this is the first member.
     if out.last() != Some(&b'{') {
         out.push(b',');
@@ -91,19 +91,19 @@ pub(super) fn member(out: &mut Vec<u8>, name: &[u8]) {
 }
 
 /// Appends `inner` between two bytes.
-pub(super) fn around(out: &mut Vec<u8>, open: u8, inner: &[u8], close: u8) {
+pub(crate) fn around(out: &mut Vec<u8>, open: u8, inner: &[u8], close: u8) {
     out.push(open);
     out.extend_from_slice(inner);
     out.push(close);
 }
 
 /// The text whose escaped form is `body`, cut to at most `limit` bytes; `None` if it contains half a surrogate pair.
-pub(super) fn unescape(body: &[u8], limit: usize) -> Option<String> {
+pub(crate) fn unescape(body: &[u8], limit: usize) -> Option<String> {
     unescape_text(std::str::from_utf8(body).ok()?, limit)
 }
 
 /// The same for a body that is known to be UTF-8.
-pub(super) fn unescape_text(body: &str, limit: usize) -> Option<String> {
+pub(crate) fn unescape_text(body: &str, limit: usize) -> Option<String> {
     if !body.as_bytes().contains(&b'\\') {
         return Some(body[..body.floor_char_boundary(limit)].to_owned());
     }
@@ -114,7 +114,7 @@ pub(super) fn unescape_text(body: &str, limit: usize) -> Option<String> {
 
 /// How far a string's escaped form extends from the start of `bytes`: to the quote that ends it, or to the end. `None` if it has a control
 /// character or an escape that JSON does not know. The caller has to check for UTF-8.
-pub(super) fn body_len(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn body_len(bytes: &[u8]) -> Option<usize> {
     body_len_from(bytes, 0)
 }
 
@@ -132,7 +132,7 @@ fn body_len_from(bytes: &[u8], mut at: usize) -> Option<usize> {
 
 /// The position of the quote that ends the string whose escaped form begins at `at`. `None` as for [`body_len`], and if there is no quote.
 #[inline]
-pub(super) fn closing_quote(bytes: &[u8], at: usize) -> Option<usize> {
+pub(crate) fn closing_quote(bytes: &[u8], at: usize) -> Option<usize> {
     // Most strings are short names. They are handled here, without a call and without registers to save.
     let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) else { return far_quote(bytes, at, 0) };
     let run = plain_run_in(block);
@@ -146,7 +146,7 @@ fn far_quote(bytes: &[u8], at: usize, seen: usize) -> Option<usize> {
 }
 
 /// Whether `bytes` may stand between the quotes of a JSON string.
-pub(super) fn is_body(bytes: &[u8]) -> bool {
+pub(crate) fn is_body(bytes: &[u8]) -> bool {
     body_len(bytes) == Some(bytes.len()) && std::str::from_utf8(bytes).is_ok()
 }
 

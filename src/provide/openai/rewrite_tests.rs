@@ -3,9 +3,13 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 
-fn spliced(body: &str) -> String {
-    let spliced = splice(&Bytes::copy_from_slice(body.as_bytes()), "m\"1").unwrap();
-    String::from_utf8(spliced.body.to_vec()).unwrap()
+fn rewrite(body: &Bytes, model: &str) -> Result<RewrittenRequest, serde_json::Error> {
+    rewrite_request(body, Wanted { model, stream: false, usage: true })
+}
+
+fn rewritten(body: &str) -> String {
+    let rewritten = rewrite(&Bytes::copy_from_slice(body.as_bytes()), "m\"1").unwrap();
+    String::from_utf8(rewritten.body.to_vec()).unwrap()
 }
 
 #[test]
@@ -13,18 +17,18 @@ fn only_the_top_level_model_is_replaced_where_it_stands() {
     let body = r#" { "messages" : [{"model":"inner","content":"\"model\":\"x\""}], "model" : "virtual" ,"z":1.50e3 } "#;
     let expected =
         r#" { "messages" : [{"model":"inner","content":"\"model\":\"x\""}], "model" : "m\"1" ,"z":1.50e3 } "#;
-    assert_eq!(spliced(body), expected);
+    assert_eq!(rewritten(body), expected);
 }
 
 #[test]
 fn a_missing_model_is_put_first() {
-    assert_eq!(spliced(r#"{"n":1}"#), r#"{"model":"m\"1","n":1}"#);
-    assert_eq!(spliced("{ }"), r#"{"model":"m\"1" }"#);
+    assert_eq!(rewritten(r#"{"n":1}"#), r#"{"model":"m\"1","n":1}"#);
+    assert_eq!(rewritten("{ }"), r#"{"model":"m\"1" }"#);
 }
 
 #[test]
 fn a_model_that_is_there_twice_or_under_an_escaped_key_is_replaced_everywhere() {
-    assert_eq!(spliced(r#"{"model":"a","mod\u0065l":null}"#), r#"{"model":"m\"1","mod\u0065l":"m\"1"}"#);
+    assert_eq!(rewritten(r#"{"model":"a","mod\u0065l":null}"#), r#"{"model":"m\"1","mod\u0065l":"m\"1"}"#);
 }
 
 #[test]
@@ -59,24 +63,27 @@ fn a_stream_asks_for_usage_and_remembers_whose_wish_it_was() {
         (r#""stream_options":"odd""#, r#""model":"m","stream":true,"stream_options":"odd""#, true),
     ] {
         let body = format!(r#"{{"model":"v","stream":true,{options}}}"#);
-        let spliced = splice(&body.into(), "m").unwrap();
-        assert_eq!(spliced.body, format!("{{{expected}}}"));
-        assert_eq!((spliced.stream, spliced.usage_is_ours), (true, ours), "{options}");
+        let rewritten = rewrite(&body.into(), "m").unwrap();
+        assert_eq!(rewritten.body, format!("{{{expected}}}"));
+        assert_eq!((rewritten.stream, rewritten.usage_is_ours), (true, ours), "{options}");
     }
 }
 
 #[test]
 fn without_a_stream_no_options_are_added() {
     for body in [r#"{"model":"v"}"#, r#"{"model":"v","stream":false}"#, r#"{"model":"v","stream":null}"#] {
-        let spliced = splice(&Bytes::from(body), "v").unwrap();
-        assert_eq!((spliced.body, spliced.stream, spliced.usage_is_ours), (Bytes::from(body), false, false));
+        let rewritten = rewrite(&Bytes::from(body), "v").unwrap();
+        assert_eq!(
+            (rewritten.body, rewritten.stream, rewritten.usage_is_ours),
+            (Bytes::from(body), false, false)
+        );
     }
 }
 
 #[test]
 fn what_is_no_object_is_an_error() {
     for body in ["", "[]", "\"x\"", "{", "{\"a\":}", "{} {}", "\u{feff}{}"] {
-        assert!(splice(&Bytes::from(body), "m").is_err(), "{body:?}");
+        assert!(rewrite(&Bytes::from(body), "m").is_err(), "{body:?}");
     }
 }
 
@@ -135,10 +142,10 @@ proptest! {
             .collect();
         let body = format!("{{{}}}", members.iter().map(|(key, _, text)| format!("{} : {text}", json!(key))).collect::<Vec<_>>().join(" ,\n"));
 
-        let spliced = splice(&Bytes::from(body.clone()), "the-model").unwrap();
+        let rewritten = rewrite(&Bytes::from(body.clone()), "the-model").unwrap();
 
         // Every member that is not ours to change is in the output with the same bytes, and the output is JSON with our values.
-        let out = String::from_utf8(spliced.body.to_vec()).unwrap();
+        let out = String::from_utf8(rewritten.body.to_vec()).unwrap();
         let parsed: Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(&parsed["model"], &json!("the-model"));
         for (key, value, text) in &members {
@@ -151,9 +158,9 @@ proptest! {
         }
         let options = members.iter().find(|(key, ..)| key == "stream_options").map(|(_, value, _)| value);
         let asked = options.is_some_and(|options| options["include_usage"] == json!(true));
-        prop_assert_eq!(spliced.stream, stream == Some(true));
-        prop_assert_eq!(spliced.usage_is_ours, spliced.stream && !asked);
-        match (spliced.stream, options) {
+        prop_assert_eq!(rewritten.stream, stream == Some(true));
+        prop_assert_eq!(rewritten.usage_is_ours, rewritten.stream && !asked);
+        match (rewritten.stream, options) {
             (true, None | Some(Value::Null | Value::Object(_))) => {
                 prop_assert_eq!(&parsed["stream_options"]["include_usage"], &json!(true));
             }
@@ -162,70 +169,31 @@ proptest! {
     }
 }
 
-/// A request, more or less; bytes, because what is not looked at need not be UTF-8.
-fn a_request() -> impl Strategy<Value = Vec<u8>> {
-    let name = prop::sample::select(vec![
-        "model",
-        "stream",
-        "stream_options",
-        "include_usage",
-        "messages",
-        r"mod\u0065l",
-        r"\ud83d",
-    ]);
-    let odd: Vec<&[u8]> = vec![
-        b"true",
-        b"false",
-        b"null",
-        br#""m""#,
-        br#"{"include_usage":true}"#,
-        b" { } ",
-        b"[[1.50,{}]]",
-        b"1e999",
-        b"\"\xff\"",
-        b"\"\\ud83d\"",
-        b"\"\x01\"",
-        b"[1,]",
-        b"{",
-        b"007",
-        br#"{"include_us\u0061ge":false,"include_usage" : true}"#,
-    ];
-    let value = prop_oneof![
-        4 => prop::sample::select(odd).prop_map(<[u8]>::to_vec),
-        1 => any_json().prop_map(|value| value.to_string().into_bytes()),
-        1 => Just([vec![b'['; 200], vec![b']'; 200]].concat()),
-    ];
-    let member =
-        (name, value).prop_map(|(name, value)| [format!("\"{name}\": ").as_bytes(), &value].concat());
-    (prop::collection::vec(member, 0..5), prop::sample::select(vec!["}", "}", "}\n", "", "}}"]))
-        .prop_map(|(members, end)| [b"{", members.join(&b","[..]).as_slice(), end.as_bytes()].concat())
+#[test]
+fn what_needs_no_change_is_not_copied() {
+    let body = Bytes::from_static(br#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#);
+    assert_eq!(rewrite(&body, "m").unwrap().body.as_ptr(), body.as_ptr());
 }
 
-proptest! {
-    #[test]
-    fn a_request_is_read_as_serde_reads_it(body in a_request()) {
-        let by_serde = serde_json::from_slice::<Request<'_>>(&body);
-        if let Ok(usual) = Request::usual(&body) {
-            prop_assert_eq!(by_serde.as_ref().ok(), Some(&usual));
-        }
-        let error = |error: serde_json::Error| error.to_string();
-        prop_assert_eq!(Request::read(&body).map_err(error), by_serde.map_err(error));
-    }
-
-    #[test]
-    fn options_are_read_as_serde_reads_them(body in a_request()) {
-        let Ok(text) = std::str::from_utf8(&body) else { return Ok(()) };
-        let by_serde = serde_json::from_str::<Options<'_>>(text);
-        if let Ok(usual) = Options::usual(text) {
-            prop_assert_eq!(by_serde.as_ref().ok(), Some(&usual));
-        }
-        let error = |error: serde_json::Error| error.to_string();
-        prop_assert_eq!(Options::read(text).map_err(error), by_serde.map_err(error));
+#[test]
+fn a_caller_who_wants_a_stream_gets_one_whatever_the_body_says() {
+    let with = |body: &str| {
+        let wanted = Wanted { model: "m", stream: true, usage: false };
+        String::from_utf8(
+            rewrite_request(&Bytes::copy_from_slice(body.as_bytes()), wanted).unwrap().body.to_vec(),
+        )
+        .unwrap()
+    };
+    for body in ["{}", r#"{"stream":false}"#, r#"{"model":"v","stream":null,"stream":false}"#, r#"{"n":1}"#] {
+        let sent: Value = serde_json::from_str(&with(body)).unwrap();
+        assert_eq!((&sent["stream"], &sent["model"]), (&json!(true), &json!("m")), "{body}");
+        assert!(sent.get("stream_options").is_none(), "{body}");
     }
 }
 
 #[test]
-fn what_needs_no_change_is_not_copied() {
-    let body = Bytes::from_static(br#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#);
-    assert_eq!(splice(&body, "m").unwrap().body.as_ptr(), body.as_ptr());
+fn an_empty_request_for_a_stream_becomes_three_members() {
+    let wanted = Wanted { model: "m", stream: true, usage: true };
+    let sent = rewrite_request(&Bytes::from_static(b"{ }"), wanted).unwrap().body;
+    assert_eq!(sent, r#"{"model":"m","stream":true,"stream_options":{"include_usage":true} }"#);
 }

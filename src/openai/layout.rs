@@ -1,6 +1,6 @@
 //! Where in a chunk the parts are that merging joins with those of its neighbours.
 
-use super::scan::Span;
+use crate::json::scan::Span;
 
 /// How many members merging joins, of a delta, its tool call and the logprobs. They are numbered in the order in which they are written.
 pub(super) const FIELDS: usize = 7;
@@ -12,7 +12,7 @@ pub(super) const ARGUMENTS: usize = 4;
 pub(super) const LOG_NAMES: [&[u8]; 2] = [b"content", b"refusal"];
 pub(super) const LOGS: usize = 5;
 /// How many unknown members of a delta may be null; servers that write out every field of their class have three.
-pub(super) const MAX_IDLE: usize = 4;
+pub(super) const MAX_NULLS: usize = 4;
 
 /// One joinable member of a chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,14 +28,14 @@ pub(super) enum Field {
 
 /// Where in a chunk the parts are that merging joins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(super) struct ChunkLayout {
     /// The choice's index.
     pub(super) index: u32,
     /// The tool call's index, if there is a tool call.
     pub(super) call: Option<u32>,
     /// The values that need not be equal for two chunks to merge: `created`, `delta`, `logprobs`. Sorted; an absent one is
     /// empty.
-    pub(super) holes: [Span; 3],
+    pub(super) variable: [Span; 3],
     /// The value of `delta`.
     pub(super) delta: Span,
     /// The value of `logprobs`; empty where there is none.
@@ -43,23 +43,23 @@ pub(super) struct Shape {
     /// The delta's role, with its quotes; empty where there is none.
     pub(super) role: Span,
     /// Unknown keys of the delta whose value is null.
-    pub(super) idle: [Span; MAX_IDLE],
+    pub(super) nulls: [Span; MAX_NULLS],
     pub(super) fields: [Field; FIELDS],
 }
 
-impl Shape {
-    /// Whether everything that two chunks say besides their holes is the same.
+impl ChunkLayout {
+    /// Whether everything that two chunks say besides their variable is the same.
     pub(super) fn same_frame(&self, chunk: &[u8], other: &Self, other_chunk: &[u8]) -> bool {
         let (mut at, mut other_at) = (0, 0);
-        for (hole, other_hole) in self.holes.iter().zip(&other.holes) {
+        for (hole, other_hole) in self.variable.iter().zip(&other.variable) {
             if chunk[at..hole.start as usize] != other_chunk[other_at..other_hole.start as usize] {
                 return false;
             }
             (at, other_at) = (hole.end as usize, other_hole.end as usize);
         }
-        let idle = self.idle.iter().zip(&other.idle);
+        let nulls = self.nulls.iter().zip(&other.nulls);
         chunk[at..] == other_chunk[other_at..]
-            && idle.map(|(a, b)| (a.of(chunk), b.of(other_chunk))).all(|(a, b)| a == b)
+            && nulls.map(|(a, b)| (a.of(chunk), b.of(other_chunk))).all(|(a, b)| a == b)
     }
 
     /// Whether it contains nothing of the answer itself.
@@ -74,13 +74,13 @@ impl Shape {
         (found.next().is_none() && only < LOGS).then_some(only)
     }
 
-    /// The shape of the same chunk whose text `field` is `len` bytes long.
+    /// The layout of the same chunk whose text `field` is `len` bytes long.
     pub(super) fn resized(mut self, field: usize, len: usize) -> Self {
         let Field::At(text) = self.fields[field] else { return self };
         let moved = |at: u32| if at >= text.end { at - text.end + text.start + len as u32 } else { at };
         let shift = |span: &mut Span| *span = Span { start: moved(span.start), end: moved(span.end) };
         [&mut self.delta, &mut self.logprobs, &mut self.role].into_iter().for_each(shift);
-        self.holes.iter_mut().chain(&mut self.idle).for_each(shift);
+        self.variable.iter_mut().chain(&mut self.nulls).for_each(shift);
         for (i, value) in self.fields.iter_mut().enumerate() {
             match value {
                 Field::At(span) if i == field => span.end = moved(span.end),

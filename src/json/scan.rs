@@ -48,12 +48,6 @@ impl<'a> Scanner<'a> {
         Ok(Self::at_start(text))
     }
 
-    /// Reads a text, which needs no check for UTF-8.
-    pub(crate) fn of_text(text: &'a str) -> Scan<Self> {
-        check_length(text.as_bytes())?;
-        Ok(Self::at_start(text))
-    }
-
     fn at_start(text: &'a str) -> Self {
         Self { whole: text, text: text.as_bytes(), at: 0, depth: 0 }
     }
@@ -246,7 +240,7 @@ mod tests {
             let text = format!("{space}{text}, 1");
             let mut values = serde_json::Deserializer::from_str(&text).into_iter::<Box<serde_json::value::RawValue>>();
             let expected = values.next().expect("there is something").ok();
-            let mut scan = Scanner::of_text(&text).expect("it is short");
+            let mut scan = Scanner::new(text.as_bytes()).expect("it is short");
             let found = scan.skip().ok().map(|span| scan.text_of(span));
             // Serde looks behind a value too, which here is for the caller.
             if let Some(expected) = expected {
