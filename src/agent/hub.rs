@@ -340,6 +340,9 @@ impl Hub {
         if self.credentials.have_changed() {
             self.read_credentials();
         }
+        if self.parts.mcpd.follow_authorities() {
+            self.feed_link(LinkInput::AuthoritiesChanged);
+        }
     }
 
     fn read_credentials(&mut self) {

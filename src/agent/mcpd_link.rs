@@ -143,6 +143,11 @@ impl McpdLink {
         Ok(UrlChange::Other)
     }
 
+    /// Follows the files with certificate authorities; whether there is something new to be tried.
+    pub(super) fn follow_authorities(&self) -> bool {
+        self.mcpd.follow_authorities()
+    }
+
     /// Does what the core wants of the link.
     pub(super) fn carry_out(&mut self, effect: LinkEffect) {
         match effect {

@@ -1,6 +1,9 @@
 //! How commands call mcpd: one client, and one sentence for each way a call can fail.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use secrecy::ExposeSecret as _;
@@ -11,8 +14,11 @@ use super::Stop;
 use crate::{
     config::{Lookup, McpdArgs},
     credentials::{self, Credentials, McpdUrl},
-    http::{self, ClientError, ClientOptions, ReadError, Version, read_at_most, root_cause},
-    upstream::{connect::UNKNOWN_ISSUER, contract},
+    http::{self, ClientOptions, ReadError, Trust, Version, page_title, read_at_most},
+    upstream::{
+        contract,
+        explain::{Explained, Way},
+    },
 };
 
 /// How long a connection may take, TLS included: an mcpd across the world answers within a second.
@@ -31,28 +37,19 @@ const MAX_REPLY_BYTES: usize = 64 * 1024 * 1024;
 pub struct Mcpd {
     client: Client,
     credentials: Credentials,
+    ca_file: Option<PathBuf>,
 }
 
 /// Why a call to mcpd gave no usable result. Never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// No answer at all.
-    #[error("mcpd at {url} does not answer ({why}): check that it runs, and --mcpd-url")]
+    #[error("{what}: {advice}")]
     NoAnswer {
-        /// Where it should be.
-        url: McpdUrl,
-        /// The innermost cause.
-        why: String,
-    },
-    /// Its certificate is from an authority that nobody here knows.
-    #[error(
-        "nobody here knows the authority of the certificate at {url} ({why}): pass its PEM file as --ca-file"
-    )]
-    Untrusted {
-        /// Where it is.
-        url: McpdUrl,
-        /// What TLS says.
-        why: String,
+        /// What is so.
+        what: String,
+        /// What to do about it.
+        advice: String,
     },
     /// The token is not accepted.
     #[error("mcpd at {url} refuses the token ({status}): log in again with mcpctl, or set MCPRELAY_TOKEN")]
@@ -117,7 +114,7 @@ impl Mcpd {
         let sources = mcpd.sources(home, env)?;
         let credentials = credentials::load(&sources).map_err(|problem| Stop::Failed(problem.to_string()))?;
         let client = client(&credentials.url, mcpd.ca_file.as_deref())?;
-        Ok(Self { client, credentials })
+        Ok(Self { client, credentials, ca_file: mcpd.ca_file.clone() })
     }
 
     /// Where it is.
@@ -178,11 +175,8 @@ impl Mcpd {
 
     /// The error for a call that got no answer.
     pub fn no_answer(&self, error: &reqwest::Error) -> CallError {
-        let (url, why) = (self.url().clone(), root_cause(error));
-        match why.contains(UNKNOWN_ISSUER) {
-            true => CallError::Untrusted { url, why },
-            false => CallError::NoAnswer { url, why },
-        }
+        let Explained { what, advice } = Way::to(self.url().as_str(), self.ca_file.as_deref()).explain(error);
+        CallError::NoAnswer { what, advice }
     }
 
     /// The error for an answer that cannot be an mcpd's.
@@ -193,20 +187,15 @@ impl Mcpd {
 
 /// A client that sends the token nowhere else.
 fn client(url: &McpdUrl, ca_file: Option<&Path>) -> Result<Client, Stop> {
-    let options = ClientOptions {
-        connect_timeout: CONNECT_TIMEOUT,
-        idle: IDLE_CONNECTION,
-        version: Version::Negotiated,
-        ca_file,
-    };
-    http::client(url.as_url(), options).map_err(|error| match error {
-        ClientError::Certificates(bad) => Stop::Usage(format!(
-            "--ca-file (MCPRELAY_CA_FILE) {} cannot be used ({}): pass a readable PEM file",
-            bad.path.display(),
-            bad.reason
-        )),
-        ClientError::Client(why) => Stop::Failed(format!("cannot set up TLS: {why}")),
-    })
+    let trust = &Trust::load(url.as_url(), ca_file).map_err(|bad| {
+        let (path, reason) = (bad.path.display(), bad.reason);
+        Stop::Usage(format!(
+            "--ca-file (MCPRELAY_CA_FILE) {path} cannot be used ({reason}): pass a readable PEM file"
+        ))
+    })?;
+    let (connect_timeout, idle, version) = (CONNECT_TIMEOUT, IDLE_CONNECTION, Version::Negotiated);
+    let options = ClientOptions { connect_timeout, idle, version, trust };
+    http::client(url.as_url(), options).map_err(|error| Stop::Failed(error.to_string()))
 }
 
 fn location(response: &Response) -> String {
@@ -217,7 +206,10 @@ fn location(response: &Response) -> String {
 /// What an error reply says, in one of the usual shapes, cut to the length of a sentence; empty if it says nothing readable.
 pub async fn error_message(mut response: Response) -> String {
     let body = read_at_most(&mut response, MAX_ERROR_CHARS * 16).await.unwrap_or_default();
-    serde_json::from_slice(&body).map(|json| message_in(&json)).unwrap_or_default()
+    match serde_json::from_slice(&body) {
+        Ok(json) => message_in(&json),
+        Err(_) => page_title(&String::from_utf8_lossy(&body)).unwrap_or_default().to_owned(),
+    }
 }
 
 /// The message in `{"error": {"message"}}`, `{"error": "..."}`, `{"message": "..."}` or FastAPI's `{"detail": ...}`, which is a text or a list

@@ -143,6 +143,7 @@ impl Link {
                 }
             }
             LinkInput::Woke => self.woke(now),
+            LinkInput::AuthoritiesChanged => self.retry.end_wait(),
         }
         self.step(now, effects);
     }

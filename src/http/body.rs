@@ -61,6 +61,12 @@ pub(crate) async fn drain(mut response: Response, limit: usize) {
     }
 }
 
+/// The title of a page, which is where an ingress says what is wrong.
+pub(crate) fn page_title(page: &str) -> Option<&str> {
+    let (_, rest) = page.split_once("<title>")?;
+    Some(rest.split_once("</title>")?.0)
+}
+
 /// A streamed answer, read in as few pieces as it takes: what has come by the time that somebody looks is one piece.
 #[derive(Debug)]
 pub(crate) struct Frames {

@@ -1,14 +1,10 @@
 //! The one place where Clients are built: for mcpd, for providers and for the commands, whatever the scheme.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
-use reqwest::{Certificate, Client, ClientBuilder, Url, redirect};
+use reqwest::{Client, ClientBuilder, Url, redirect};
 
-use super::with_causes;
+use super::{Trust, with_causes};
 
 /// What we call ourselves.
 pub(crate) const USER_AGENT: &str = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
@@ -40,38 +36,22 @@ pub(crate) struct ClientOptions<'a> {
     pub(crate) idle: Duration,
     /// Which HTTP is spoken.
     pub(crate) version: Version,
-    /// A PEM file with authorities to trust besides the system's.
-    pub(crate) ca_file: Option<&'a Path>,
+    /// The authorities.
+    pub(crate) trust: &'a Trust,
 }
 
-/// Why there is no Client.
+/// TLS or a Client cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
-    /// A file with authorities cannot be used.
-    #[error(transparent)]
-    Certificates(#[from] CertificatesError),
-    /// TLS or the Client itself cannot be set up, for this reason.
-    #[error("cannot set up the HTTP client: {0}")]
-    Client(String),
-}
-
-/// Why a file with authorities cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot use the CA file {} ({reason})", .path.display())]
-pub(crate) struct CertificatesError {
-    pub(crate) path: PathBuf,
-    pub(crate) reason: String,
-}
+#[error("cannot set up the HTTP client: {0}")]
+pub(crate) struct ClientError(String);
 
 /// A Client for servers such as the one at `url`: with TLS or without, on this machine or elsewhere. It follows no redirects, and takes
 /// no proxy to this machine.
 pub(crate) fn client(url: &Url, options: ClientOptions<'_>) -> Result<Client, ClientError> {
-    let builder = builder(url, options)?;
-    builder.build().map_err(|error| ClientError::Client(with_causes(&error)))
+    builder(url, options).build().map_err(|error| ClientError(with_causes(&error)))
 }
 
-fn builder(url: &Url, options: ClientOptions<'_>) -> Result<ClientBuilder, ClientError> {
-    let tls = url.scheme() == "https";
+fn builder(url: &Url, options: ClientOptions<'_>) -> ClientBuilder {
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(options.connect_timeout)
@@ -85,8 +65,8 @@ fn builder(url: &Url, options: ClientOptions<'_>) -> Result<ClientBuilder, Clien
         .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
         // hyper counts a connection with one stream on it as idle once its Client does not keep it for others.
         .http2_keep_alive_while_idle(true)
-        // The system's authorities cost some milliseconds and a megabyte.
-        .tls_built_in_root_certs(tls)
+        // They come with `Trust`, so that Clients which are made later trust the same.
+        .tls_built_in_root_certs(false)
         // A redirect could carry the token or a prompt to another origin, and no API that we call needs one.
         .redirect(redirect::Policy::none());
     if options.idle.is_zero() {
@@ -98,18 +78,7 @@ fn builder(url: &Url, options: ClientOptions<'_>) -> Result<ClientBuilder, Clien
     if is_loopback(url) {
         builder = builder.no_proxy();
     }
-    for certificate in options.ca_file.map(certificates).transpose()?.into_iter().flatten() {
-        builder = builder.add_root_certificate(certificate);
-    }
-    Ok(builder)
-}
-
-/// The authorities in a PEM file.
-fn certificates(path: &Path) -> Result<Vec<Certificate>, CertificatesError> {
-    let bad = |reason: String| CertificatesError { path: path.to_owned(), reason };
-    let pem = fs::read(path).map_err(|error| bad(error.to_string()))?;
-    let found = Certificate::from_pem_bundle(&pem).map_err(|error| bad(with_causes(&error)))?;
-    if found.is_empty() { Err(bad("it has no PEM certificate".to_owned())) } else { Ok(found) }
+    options.trust.authorities.iter().cloned().fold(builder, ClientBuilder::add_root_certificate)
 }
 
 /// Whether a URL's host is this machine by its name, so that no proxy belongs in between and nobody can listen in.

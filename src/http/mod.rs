@@ -8,14 +8,18 @@ mod error;
 mod headers;
 mod idle;
 mod outgoing;
+mod proxy;
+mod trust;
 
 pub use self::client::is_loopback;
 pub(crate) use self::{
     backoff::Backoff,
-    body::{Frames, ReadError, drain, read, read_at_most},
+    body::{Frames, ReadError, drain, page_title, read, read_at_most},
     client::{ClientError, ClientOptions, Version, client},
     error::{is_wrong_protocol, root_cause, was_refused_unprocessed, with_causes},
     headers::{is_html, keep_alive, retry_after},
     idle::IdleLimit,
     outgoing::{Outgoing, Progress},
+    proxy::{ProxySetting, proxy},
+    trust::{CertificatesError, Trust, TrustFiles},
 };

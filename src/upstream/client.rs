@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,21 +14,23 @@ use reqwest::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
+use tracing::{info, warn};
 
 use super::{
-    connect::{HttpError, HttpSettings},
+    connect::{HttpError, HttpSettings, channel_client},
     contract::{
         Conflicts, HEARTBEAT_PATH, HeartbeatRequest, IDEMPOTENT_RESULTS, PublishedProvider, REGISTER_PATH,
         RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
+    explain::Way,
     outbox::WAITING_LIMIT,
     pool::{ClientPool, NoAnswer, Post},
     post::POSTS_AT_ONCE,
-    reply::{JSON, REPLY_LIMIT, describe, looks_like_html, no_answer},
+    reply::{JSON, REPLY_LIMIT, Reader, describe, looks_like_html, no_answer},
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
-    http::{drain, is_html, read, retry_after},
+    http::{TrustFiles, drain, is_html, read, retry_after},
     openai::Room,
     telemetry::Server,
 };
@@ -65,6 +68,9 @@ pub(super) struct Connected {
     /// For result POSTs.
     pub(super) results: Arc<ClientPool>,
     channel: Client,
+    /// How the files with the authorities were when they were read last.
+    trust_files: Arc<TrustFiles>,
+    ca_file: Option<PathBuf>,
     idempotent: bool,
 }
 
@@ -122,7 +128,9 @@ impl Mcpd {
 
     fn connect(&self, access: &Access, token: HeaderValue) -> Result<Connected, HttpError> {
         let url: Url = access.url.parse().map_err(|_| HttpError::Url(access.url.clone()))?;
-        let pool = |most| ClientPool::new(self.settings.clone(), url.clone(), most).map(Arc::new);
+        let (trust, trust_files) = self.settings.trust(&url);
+        let trust = trust?;
+        let pool = |most| ClientPool::new(trust.clone(), url.clone(), most).map(Arc::new);
         Ok(Connected {
             server: Server::of(&access.url),
             url: access.url.as_str().into(),
@@ -130,9 +138,35 @@ impl Mcpd {
             secret: access.token.clone(),
             calls: pool(1)?,
             results: pool(RESULT_CLIENTS)?,
-            channel: self.settings.channel(&url)?,
+            channel: channel_client(&url, &trust)?,
+            trust_files: Arc::new(trust_files),
+            ca_file: self.settings.ca_file.clone(),
             idempotent: false,
         })
+    }
+
+    /// Follows the files with the authorities: after a change further connections trust what they hold now, if that can be used.
+    /// Returns whether there is something new to be tried.
+    pub fn follow_authorities(&self) -> bool {
+        let Some(c) = self.connected() else { return false };
+        let Ok(url) = c.url.parse() else { return false };
+        if self.settings.trust_files(&url) == *c.trust_files {
+            return false;
+        }
+        let access = Access { url: c.url.to_string(), token: c.secret.clone() };
+        match self.connect(&access, c.token.clone()) {
+            Ok(connected) => {
+                info!("the certificate authorities have changed, and are used from now on");
+                self.replace(Connected { idempotent: c.idempotent, ..connected });
+                true
+            }
+            Err(error) => {
+                warn!("{error}; until that is mended, the authorities that were read before are used");
+                let trust_files = Arc::new(self.settings.trust_files(&url));
+                self.replace(Connected { trust_files, ..Connected::clone(&c) });
+                false
+            }
+        }
     }
 
     /// Where mcpd is, once that is known.
@@ -254,7 +288,7 @@ impl Mcpd {
     /// The meaning of a reply that is not the expected one (the contract's table).
     async fn failure(&self, c: &Connected, what: &str, response: Response) -> CallFailure {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
-        let detail = describe(what, status, response, &c.secret).await;
+        let detail = describe(what, Reader::Owner, status, response, &c.secret).await;
         match status.as_u16() {
             401 | 403 => CallFailure::Unauthorized { detail, changed: self.refresh(c) },
             404 | 410 => CallFailure::Unknown(detail),
@@ -309,6 +343,10 @@ impl Mcpd {
 }
 
 impl Connected {
+    fn way(&self) -> Way<'_> {
+        Way::to(&self.url, self.ca_file.as_deref())
+    }
+
     fn drop_connections(&self) {
         self.calls.clear();
         self.results.clear();
@@ -330,7 +368,7 @@ impl Connected {
         self.calls
             .post(post, limit)
             .await
-            .map_err(|unanswered| passing(no_answer(&self.url, &unanswered.why)))
+            .map_err(|unanswered| passing(no_answer(&self.way(), &unanswered.why)))
     }
 
     /// Bounds a call. One without a whole reply in its time leaves connections that may be dead; the results' may have died with it.
@@ -341,7 +379,7 @@ impl Connected {
     ) -> Result<T, CallFailure> {
         timeout(limit, call).await.unwrap_or_else(|_| {
             self.drop_connections();
-            Err(CallFailure::Passing(no_answer(&self.url, &NoAnswer::Late(limit)), None))
+            Err(CallFailure::Passing(no_answer(&self.way(), &NoAnswer::Late(limit)), None))
         })
     }
 }

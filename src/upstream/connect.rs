@@ -4,10 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use reqwest::{Client, Url};
 
-use crate::http::{self, ClientError, ClientOptions, Version};
+use crate::http::{self, CertificatesError, ClientError, ClientOptions, Trust, TrustFiles, Version};
 
-/// What rustls says about a certificate that no trusted authority has signed.
-pub const UNKNOWN_ISSUER: &str = "UnknownIssuer";
 /// For TCP and TLS together: a peer that needs longer is considered unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,29 +34,47 @@ pub enum HttpError {
     #[error("{0:?} is not a URL")]
     Url(String),
     /// TLS or the client itself cannot be set up.
-    #[error("cannot set up the HTTP client: {0}")]
+    #[error("{0}")]
     Client(String),
 }
 
 impl From<ClientError> for HttpError {
     fn from(error: ClientError) -> Self {
-        match error {
-            ClientError::Certificates(bad) => Self::CaFile { path: bad.path, reason: bad.reason },
-            ClientError::Client(why) => Self::Client(why),
-        }
+        Self::Client(error.to_string())
+    }
+}
+
+impl From<CertificatesError> for HttpError {
+    fn from(bad: CertificatesError) -> Self {
+        Self::CaFile { path: bad.path, reason: bad.reason }
     }
 }
 
 impl HttpSettings {
-    /// A Client for requests to the mcpd at `url`, which keeps idle connections for `idle`.
-    pub(super) fn client(&self, url: &Url, idle: Duration, version: Version) -> Result<Client, HttpError> {
-        let ca_file = self.ca_file.as_deref();
-        let options = ClientOptions { connect_timeout: CONNECT_TIMEOUT, idle, version, ca_file };
-        Ok(http::client(url, options)?)
+    /// The authorities for the mcpd at `url`, as the files are now, and how those were.
+    pub(super) fn trust(&self, url: &Url) -> (Result<Trust, HttpError>, TrustFiles) {
+        let files = self.trust_files(url);
+        (Trust::load(url, self.ca_file.as_deref()).map_err(HttpError::from), files)
     }
 
-    /// The Client for the control channel, which makes a connection for each.
-    pub(super) fn channel(&self, url: &Url) -> Result<Client, HttpError> {
-        self.client(url, Duration::ZERO, Version::Negotiated)
+    /// How the files with the authorities are now.
+    pub(super) fn trust_files(&self, url: &Url) -> TrustFiles {
+        TrustFiles::look(url, self.ca_file.as_deref())
     }
+}
+
+/// A Client for requests to the mcpd at `url`, which keeps idle connections for `idle`.
+pub(super) fn client(
+    url: &Url,
+    trust: &Trust,
+    idle: Duration,
+    version: Version,
+) -> Result<Client, HttpError> {
+    let options = ClientOptions { connect_timeout: CONNECT_TIMEOUT, idle, version, trust };
+    Ok(http::client(url, options)?)
+}
+
+/// The Client for the control channel, which makes a connection for each.
+pub(super) fn channel_client(url: &Url, trust: &Trust) -> Result<Client, HttpError> {
+    client(url, trust, Duration::ZERO, Version::Negotiated)
 }

@@ -13,7 +13,7 @@ use futures_util::Stream as _;
 use reqwest_eventsource::{Error as SourceError, Event as SourceEvent, EventSource, retry::Never};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -22,6 +22,7 @@ use super::{
     Event,
     client::Mcpd,
     contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, ReadFacts, TASK_EVENT},
+    explain::plain,
     task_event::{BadTask, oversized_task, read_task},
 };
 use crate::{
@@ -31,6 +32,13 @@ use crate::{
 
 /// How long mcpd may take to answer the request that opens the channel.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the first bytes of a channel are waited for before it counts as open without them.
+const GREETING: Duration = Duration::from_secs(1);
+/// What the status says of a channel that is no text.
+const COMPRESSED: &str = "the control channel is compressed on its way, which nobody asked for; turn compression off for \
+                          mcpd's path in the proxy there (nginx: gzip off)";
+/// How long a channel is still read after another one has taken its place.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// An event. A task comes with how it was handed over.
 pub type Delivered = (Event, Option<Handover>);
 
@@ -72,6 +80,18 @@ enum Seen {
     Ended(Box<SourceError>),
 }
 
+/// A channel as it is read. One that is silent and has never shown a keep-alive is checked by opening another one, so for a while there
+/// are two.
+struct Reading<'a> {
+    current: Source,
+    /// The one before, until it ends or its time is over: mcpd may have said something on it.
+    former: Option<(Source, Instant)>,
+    /// The one that is to take its place, and when its opening began.
+    successor: Option<(Opening<'a>, Instant)>,
+}
+
+type Opening<'a> = Pin<Box<dyn Future<Output = Result<Source, CallFailure>> + Send + 'a>>;
+
 struct Source {
     inner: LimitEvents<EventSource>,
     received: u64,
@@ -91,16 +111,24 @@ impl Channel {
 
     /// Why the channel ended; `None` if it was cancelled.
     async fn run_inner(&self, mcpd: &Mcpd, cancelled: &CancellationToken) -> Option<CallFailure> {
-        let mut source = match cancelled.run_until_cancelled(self.open(mcpd)).await? {
+        let source = match cancelled.run_until_cancelled(self.open(mcpd)).await? {
             Ok(source) => source,
+            Err(why) => return Some(why),
+        };
+        let mut source = Reading { current: source, former: None, successor: None };
+        let mut first = match cancelled.run_until_cancelled(self.first_bytes(&mut source.current)).await? {
+            Ok(first) => first,
             Err(why) => return Some(why),
         };
         self.emit(Event::ChannelOpened(self.epoch)).await;
         let mut proved = false;
         loop {
-            let seen = match cancelled.run_until_cancelled(self.next(&mut source)).await? {
-                Ok(seen) => seen,
-                Err(silent) => return Some(silent),
+            let seen = match first.take() {
+                Some(first) => first,
+                None => match cancelled.run_until_cancelled(self.next(&mut source, mcpd)).await? {
+                    Ok(seen) => seen,
+                    Err(silent) => return Some(silent),
+                },
             };
             if !matches!(seen, Seen::Ended(_)) && !std::mem::replace(&mut proved, true) {
                 self.emit(Event::ChannelProved(self.epoch)).await;
@@ -125,7 +153,7 @@ impl Channel {
                     }
                 }
                 Seen::Ended(error) => {
-                    if let Some(refused) = source.inner.take_refused() {
+                    if let Some(refused) = source.current.inner.take_refused() {
                         self.refuse(refused, mcpd).await;
                     }
                     return Some(self.ended(mcpd, *error).await);
@@ -157,21 +185,40 @@ impl Channel {
     }
 
     /// What comes next, unless the channel is silent for too long.
-    async fn next(&self, source: &mut Source) -> Result<Seen, CallFailure> {
+    async fn next<'a>(&'a self, reading: &mut Reading<'a>, mcpd: &'a Mcpd) -> Result<Seen, CallFailure> {
         loop {
-            // A channel that never sends anything is left to TCP's keep-alive.
-            let silent_until = source.last_byte + self.idle_timeout;
+            let silent_until = reading.current.last_byte + self.idle_timeout;
             tokio::select! {
                 biased;
-                seen = source.next() => return Ok(seen),
-                () = sleep_until(silent_until), if source.kept_alive => {
-                    if source.last_byte + self.idle_timeout <= Instant::now() {
-                        let text = format!("the control channel was silent for {} s", self.idle_timeout.as_secs());
-                        return Err(CallFailure::Passing(text, None));
+                seen = reading.current.next() => match (seen, reading.successor.take()) {
+                    // mcpd ends a channel in whose place it has opened another one.
+                    (Seen::Ended(_), Some((opening, _))) => reading.current = opening.await?,
+                    (seen, successor) => {
+                        reading.successor = successor;
+                        return Ok(seen);
+                    }
+                },
+                Some(seen) = last_words(&mut reading.former), if reading.former.is_some() => return Ok(seen),
+                opened = opened(&mut reading.successor), if reading.successor.is_some() => reading.succeed(opened)?,
+                () = sleep_until(silent_until), if reading.successor.is_none() => {
+                    if reading.current.last_byte + self.idle_timeout <= Instant::now() {
+                        self.suspect(reading, mcpd)?;
                     }
                 }
             }
         }
+    }
+
+    /// The channel was silent for the idle timeout. One that has shown a keep-alive is dead; of any other nobody knows until another one
+    /// is opened.
+    fn suspect<'a>(&'a self, reading: &mut Reading<'a>, mcpd: &'a Mcpd) -> Result<(), CallFailure> {
+        if reading.current.kept_alive {
+            let text = format!("the control channel was silent for {} s", self.idle_timeout.as_secs());
+            return Err(CallFailure::Passing(text, None));
+        }
+        debug!(epoch = self.epoch, "the control channel is silent, another one is opened in its place");
+        reading.successor = Some((Box::pin(self.open(mcpd)), Instant::now()));
+        Ok(())
     }
 
     async fn open(&self, mcpd: &Mcpd) -> Result<Source, CallFailure> {
@@ -193,6 +240,16 @@ impl Channel {
         }
     }
 
+    /// What comes first, where it comes at once, as mcpd's greeting does. Nobody can read a channel that is compressed on its way, so such
+    /// a one never counts as open.
+    async fn first_bytes(&self, source: &mut Source) -> Result<Option<Seen>, CallFailure> {
+        let first = timeout(GREETING, source.next()).await.ok();
+        match source.inner.is_no_text() {
+            true => Err(CallFailure::Passing(COMPRESSED.to_owned(), None)),
+            false => Ok(first),
+        }
+    }
+
     async fn ended(&self, mcpd: &Mcpd, error: SourceError) -> CallFailure {
         let passing = |text: String| CallFailure::Passing(text, None);
         match error {
@@ -207,7 +264,7 @@ impl Channel {
                 passing(format!("{text}; --event-limit can raise it"))
             }
             SourceError::Transport(error) => {
-                passing(format!("the control channel broke: {}", root_cause(&error)))
+                passing(format!("the control channel broke: {}", plain(&root_cause(&error))))
             }
             other => passing(format!("the control channel failed: {other}")),
         }
@@ -252,6 +309,43 @@ impl Channel {
 
     async fn emit(&self, event: Event) {
         let _ = self.events.send((event, None)).await;
+    }
+}
+
+impl Reading<'_> {
+    /// Goes on with the successor. One that could not be opened says that the channel is dead, unless something has come on it meanwhile.
+    fn succeed(&mut self, opened: Result<Source, CallFailure>) -> Result<(), CallFailure> {
+        let begun = self.successor.take().map(|(_, begun)| begun);
+        match opened {
+            Ok(source) => {
+                let former = std::mem::replace(&mut self.current, source);
+                self.former = Some((former, Instant::now() + LAST_WORDS));
+                Ok(())
+            }
+            Err(CallFailure::Passing(..)) if begun.is_some_and(|begun| self.current.last_byte > begun) => {
+                Ok(())
+            }
+            Err(why) => Err(why),
+        }
+    }
+}
+
+/// What comes on a former channel; `None` once it is over.
+async fn last_words(former: &mut Option<(Source, Instant)>) -> Option<Seen> {
+    let (source, until) = former.as_mut()?;
+    match timeout_at(*until, source.next()).await {
+        Ok(seen) if !matches!(seen, Seen::Ended(_)) => Some(seen),
+        Ok(_) | Err(_) => {
+            *former = None;
+            None
+        }
+    }
+}
+
+async fn opened(successor: &mut Option<(Opening<'_>, Instant)>) -> Result<Source, CallFailure> {
+    match successor {
+        Some((opening, _)) => opening.await,
+        None => std::future::pending().await,
     }
 }
 

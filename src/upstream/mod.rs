@@ -2,12 +2,13 @@
 //!
 //! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`task_event`] the reading of a task. [`outbox`]
 //! holds one task's output until it is sent, [`results`] delivers it and [`post`] makes the POSTs. [`connect`] builds the HTTP clients,
-//! `pool` decides which one a call takes, and `reply` reads what comes back.
+//! `pool` decides which one a call takes, `reply` reads what comes back, and `explain` says what it means that nothing does.
 
 pub mod client;
 pub mod connect;
 pub mod contract;
 pub mod events;
+pub(crate) mod explain;
 pub mod outbox;
 mod pool;
 pub mod post;

@@ -16,9 +16,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::connect::{HttpError, HttpSettings};
+use super::connect::{HttpError, client};
 use crate::http::{
-    IdleLimit, Outgoing, Progress, Version, is_wrong_protocol, keep_alive, was_refused_unprocessed,
+    IdleLimit, Outgoing, Progress, Trust, Version, is_wrong_protocol, keep_alive, was_refused_unprocessed,
     with_causes,
 };
 
@@ -42,7 +42,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// The Clients for one kind of request.
 #[derive(Debug)]
 pub(super) struct ClientPool {
-    settings: HttpSettings,
+    trust: Trust,
     url: Url,
     most: usize,
     state: Mutex<State>,
@@ -116,11 +116,11 @@ enum Attempt {
 
 impl ClientPool {
     /// At most `most` Clients for the mcpd at `url`.
-    pub(super) fn new(settings: HttpSettings, url: Url, most: usize) -> Result<Self, HttpError> {
+    pub(super) fn new(trust: Trust, url: Url, most: usize) -> Result<Self, HttpError> {
         let (version, idle) = (Version::Negotiated, IdleLimit::new(IDLE_HTTP1));
         let mut state = State { version, idle, members: Vec::new(), crowd: None };
-        state.members.push(state.build(&settings, &url)?);
-        Ok(Self { settings, url, most, state: Mutex::new(state) })
+        state.members.push(state.build(&trust, &url)?);
+        Ok(Self { trust, url, most, state: Mutex::new(state) })
     }
 
     /// Gives up all connections; requests under way keep theirs.
@@ -239,7 +239,7 @@ impl ClientPool {
             return Ok(Arc::clone(free));
         }
         if state.members.len() < self.most {
-            let member = state.build(&self.settings, &self.url)?;
+            let member = state.build(&self.trust, &self.url)?;
             state.members.push(Arc::clone(&member));
             return Ok(member);
         }
@@ -283,8 +283,8 @@ impl State {
         known.map_or(usize::MAX, |(room, _)| room)
     }
 
-    fn build(&self, settings: &HttpSettings, url: &Url) -> Result<Arc<Member>, HttpError> {
-        let client = settings.client(url, self.idle_limit(), self.version)?;
+    fn build(&self, trust: &Trust, url: &Url) -> Result<Arc<Member>, HttpError> {
+        let client = client(url, trust, self.idle_limit(), self.version)?;
         Ok(Arc::new(Member { client, version: self.version, under_way: Mutex::default() }))
     }
 }

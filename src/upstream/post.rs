@@ -13,7 +13,7 @@ use super::{
     client::{Connected, Mcpd},
     contract::{IDEMPOTENCY_HEADER, endpoint, result_path},
     pool::Post,
-    reply::{JSON, REPLY_LIMIT, describe},
+    reply::{JSON, REPLY_LIMIT, Reader, describe},
 };
 use crate::{
     domain::TaskId,
@@ -119,7 +119,7 @@ impl ResultPosts {
             let _ = timeout(TAIL_TIMEOUT, drain(response, REPLY_LIMIT)).await;
             return PartReply::Accepted;
         }
-        let said = describe("a result", status, response, &c.secret).await;
+        let said = describe("a result", Reader::Caller, status, response, &c.secret).await;
         match status.as_u16() {
             404 | 410 => PartReply::NobodyWaits(said),
             413 => PartReply::TooLarge(said),
@@ -140,4 +140,56 @@ fn headers(c: &Connected, key: &str) -> Option<HeaderMap> {
     headers.insert(IDEMPOTENCY_KEY.clone(), HeaderValue::from_str(key).ok()?);
     headers.insert(AUTHORIZATION, c.token.clone());
     Some(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::upstream::{client::Access, connect::HttpSettings};
+
+    /// What a part is answered with by a server that says `words` and then nothing, or closes.
+    async fn told(words: &'static str, closes: bool) -> PartReply {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let mcpd = Mcpd::new(HttpSettings::default(), Arc::new(|| None));
+        mcpd.set_access(&Access { url, token: "t".into() }).unwrap();
+        let mut posts = ResultPosts::new(mcpd, &TaskId::new("t1").unwrap());
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = Vec::new();
+            while !read.ends_with(b"a part") {
+                stream.read_buf(&mut read).await.unwrap();
+            }
+            stream.write_all(words.as_bytes()).await.unwrap();
+            (!closes).then_some(stream)
+        };
+        tokio::join!(posts.post("t1/0", Bytes::from_static(b"a part")), serve).0.1
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_good_head_is_acceptance_although_the_reply_never_ends() {
+        let begun = Instant::now();
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+        assert_eq!(told(head, false).await, PartReply::Accepted);
+        assert!(begun.elapsed() <= TAIL_TIMEOUT, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_reaches_callers_tells_no_address_of_mcpds() {
+        let refusal = "HTTP/1.1 413 Payload Too Large\r\ncontent-length: 0\r\n\r\n";
+        let (PartReply::TooLarge(refused), PartReply::Ambiguous(lost, _)) =
+            (told(refusal, false).await, told("", true).await)
+        else {
+            panic!("a refusal and a loss");
+        };
+        for words in [refused, lost] {
+            assert!(!words.contains("127.0.0.1") && !words.contains("http"), "{words}");
+        }
+    }
 }

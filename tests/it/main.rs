@@ -16,6 +16,7 @@ mod faults;
 mod files;
 mod fuzzed;
 mod hostile;
+mod ingress;
 mod log;
 mod main_job;
 mod new_user;

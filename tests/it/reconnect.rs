@@ -130,7 +130,7 @@ async fn a_half_open_channel_is_given_up_and_reopened() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_that_never_sends_keep_alives_stays_open_however_long_it_is_silent() {
+async fn a_channel_that_never_sends_keep_alives_is_checked_by_opening_another_once_per_idle_timeout() {
     let world = World::with(FakeMcpd::builder().ping_interval(Duration::ZERO), |_| {}).await;
     let mut client = world.serving("llama").await;
     // Neither the greeting nor a task is a keep-alive.
@@ -138,13 +138,29 @@ async fn a_channel_that_never_sends_keep_alives_stays_open_however_long_it_is_si
     let offer = client.offer().await;
     client.finish_text(&offer, "done").await;
     soon("the end", call.collect()).await;
+    let registered = world.calls(CallKind::Register).len();
     pass(Duration::from_secs(600)).await;
-    assert_eq!(world.calls(CallKind::Stream).len(), 1);
-    world.mcpd.send_raw(": still here\\n\\n");
+    let opened = world.calls(CallKind::Stream).len();
+    assert!((10..=11).contains(&opened), "{opened}");
+    world.link(AgentState::Online).await;
+    assert_eq!(world.calls(CallKind::Register).len(), registered, "it was never given up");
+    world.mcpd.send_raw(": still here\n\n");
     let said = Instant::now();
-    world.calls_of(CallKind::Stream, 2).await;
+    world.calls_of(CallKind::Register, registered + 1).await;
     let took = said.elapsed().as_secs();
     assert!((60..=68).contains(&took), "{took} s: a comment is one, and then silence means something");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_dies_before_its_first_keep_alive_is_replaced_within_the_idle_timeout() {
+    let world = World::with(FakeMcpd::builder().ping_interval(Duration::ZERO), |_| {}).await;
+    let mut client = world.serving("llama").await;
+    world.mcpd.go_silent();
+    pass(Duration::from_secs(61)).await;
+    let call = world.mcpd.infer_stream("llama", &json!({})).expect("accepted");
+    let offer = client.offer().await;
+    client.finish_text(&offer, "done").await;
+    soon("the end", call.collect()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -399,7 +415,7 @@ crate::support::over_https![
     passing_trouble_on_register_is_tried_again_and_retry_after_honoured,
     an_mcpd_that_cannot_be_reached_is_tried_again_within_the_backoff,
     a_half_open_channel_is_given_up_and_reopened,
-    a_channel_that_never_sends_keep_alives_stays_open_however_long_it_is_silent,
+    a_channel_that_never_sends_keep_alives_is_checked_by_opening_another_once_per_idle_timeout,
     mcpds_own_retry_field_changes_nothing,
     a_404_on_register_is_refused_and_names_the_url_and_check_mcpd,
     a_404_or_410_on_the_channel_registers_at_once_with_the_same_id_and_the_next_one_within_the_backoff,

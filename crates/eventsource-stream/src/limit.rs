@@ -15,6 +15,8 @@ thread_local! {
     static LIMIT: Cell<Option<usize>> = const { Cell::new(None) };
     static RECEIVED: Cell<u64> = const { Cell::new(0) };
     static COMMENTS: Cell<u64> = const { Cell::new(0) };
+    static UNTOUCHED: Cell<bool> = const { Cell::new(false) };
+    static NO_TEXT: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<Option<Refused>> = const { Cell::new(None) };
 }
 
@@ -23,9 +25,18 @@ pub(crate) fn keep_refused(refused: Refused) {
     REFUSED.set(Some(refused));
 }
 
-/// Counts bytes that came from a source, for the [`LimitEvents`] that polls it.
-pub(crate) fn count_received(bytes: usize) {
-    RECEIVED.set(RECEIVED.get() + bytes as u64);
+/// Counts bytes that came from a source, for the [`LimitEvents`] that polls it, and looks at the first ones.
+pub(crate) fn count_received(piece: &[u8]) {
+    if !piece.is_empty() && UNTOUCHED.replace(false) {
+        NO_TEXT.set(!begins_as_text(piece));
+    }
+    RECEIVED.set(RECEIVED.get() + piece.len() as u64);
+}
+
+/// Whether bytes can be the beginning of a stream of events, which is text. Compressed ones begin with a magic number.
+fn begins_as_text(piece: &[u8]) -> bool {
+    let piece = piece.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(piece);
+    piece.iter().take(2).all(|byte| matches!(byte, b'\t' | b'\r' | b'\n' | b' '..=b'~'))
 }
 
 /// Counts comments that a source brought, for the [`LimitEvents`] that polls it.
@@ -47,6 +58,7 @@ pin_project! {
         bytes: usize,
         received: u64,
         comments: u64,
+        no_text: bool,
         refused: Option<Refused>,
     }
 }
@@ -61,6 +73,11 @@ impl<S> LimitEvents<S> {
     /// Bytes that came so far, those of comments too.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Whether the first bytes were none of a text: something on the way has compressed the stream.
+    pub fn is_no_text(&self) -> bool {
+        self.no_text
     }
 
     /// Comments that came so far: they are no events, and this is how a keep-alive comment is noticed.
@@ -82,7 +99,7 @@ impl<S> LimitEvents<S> {
 /// # }
 /// ```
 pub fn limit_events<S: Stream>(inner: S, bytes: usize) -> LimitEvents<S> {
-    LimitEvents { inner, bytes, received: 0, comments: 0, refused: None }
+    LimitEvents { inner, bytes, received: 0, comments: 0, no_text: false, refused: None }
 }
 
 /// Puts the limit and the counts of the surroundings back, also when a poll panics.
@@ -102,7 +119,10 @@ impl<S: Stream> Stream for LimitEvents<S> {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let this = self.project();
         let _restore = Restore(LIMIT.replace(Some(*this.bytes)), RECEIVED.replace(0), COMMENTS.replace(0));
+        UNTOUCHED.set(*this.received == 0);
         let polled = this.inner.poll_next(cx);
+        UNTOUCHED.set(false);
+        *this.no_text |= NO_TEXT.take();
         *this.received += RECEIVED.get();
         *this.comments += COMMENTS.get();
         if let Some(refused) = REFUSED.take() {
@@ -130,6 +150,22 @@ mod tests {
         assert_eq!((events.received(), events.comments()), (19, 2));
         assert!(events.next().now_or_never().flatten().is_some());
         assert_eq!((events.received(), events.comments()), (27, 2));
+    }
+
+    #[test]
+    fn a_stream_that_begins_as_something_compressed_is_told_from_text() {
+        let no_text = |first: &'static [u8]| {
+            let pieces = stream::iter([Ok::<_, ()>(first)]).chain(stream::pending());
+            let mut events = limit_events(crate::EventStream::new(pieces), 100);
+            assert!(events.next().now_or_never().is_none());
+            events.is_no_text()
+        };
+        for text in [&b": hello"[..], b"data: x", b"\n", b"\xEF\xBB\xBFevent:"] {
+            assert!(!no_text(text), "{text:?}");
+        }
+        for compressed in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd", b"\x78\x9c", b"\x0b\x02\x80"] {
+            assert!(no_text(compressed), "{compressed:?}");
+        }
     }
 
     #[test]

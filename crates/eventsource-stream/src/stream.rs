@@ -79,7 +79,7 @@ where
             }
             match ready!(this.source.as_mut().poll_next(cx)) {
                 Some(Ok(piece)) => {
-                    count_received(piece.as_ref().len());
+                    count_received(piece.as_ref());
                     this.parser.push(piece.as_ref());
                 }
                 Some(Err(error)) => break Some(Err(EventStreamError::Transport(error))),

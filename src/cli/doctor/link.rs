@@ -15,6 +15,8 @@ use crate::{
         http::{CALL_TIMEOUT, CallError, Mcpd},
         report::{Finding, Report},
     },
+    domain::Printable,
+    http::{self, ProxySetting},
     upstream::contract::{
         EVENT_STREAM, LLMS_PATH, REGISTER_PATH, RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH,
     },
@@ -34,6 +36,7 @@ const PATIENCE: Patience = Patience { prompt: Duration::from_secs(3), keep_alive
 
 /// Checks everything that concerns mcpd.
 pub(super) async fn examine(mcpd: &Mcpd, report: &mut Report) -> io::Result<()> {
+    report.extend(proxy(mcpd))?;
     let asked = SystemTime::now();
     let response = mcpd.send(mcpd.get(LLMS_PATH).timeout(CALL_TIMEOUT), LLMS_PATH).await;
     let answered = SystemTime::now();
@@ -54,9 +57,9 @@ fn reached(mcpd: &Mcpd, error: Option<&CallError>) -> Vec<Finding> {
     match error {
         None => vec![answers(), Finding::ok("token", "mcpd accepts it")],
         Some(error @ CallError::Refused { .. }) => {
-            vec![answers(), Finding::failed("token", &error.to_string())]
+            vec![answers(), failed("token", error)]
         }
-        Some(error) => vec![Finding::failed("mcpd", &error.to_string())],
+        Some(error) => vec![failed("mcpd", error)],
     }
 }
 
@@ -88,7 +91,7 @@ async fn channel(mcpd: &Mcpd, patience: &Patience) -> Finding {
             let closer = Some("run `mcprelay check-mcpd`, which looks closer".to_owned());
             return Finding { advice: closer, ..Finding::failed(SUBJECT, &error.to_string()) };
         }
-        Err(error) => return Finding::failed(SUBJECT, &error.to_string()),
+        Err(error) => return failed(SUBJECT, &error),
     };
     let began = Instant::now();
     match timeout(patience.keep_alive, first_byte(mcpd, &session)).await {
@@ -100,7 +103,7 @@ async fn channel(mcpd: &Mcpd, patience: &Patience) -> Finding {
             format!("its first byte came after {} s only", began.elapsed().as_secs()),
             "if a proxy stands before mcpd, turn response buffering off for its path (nginx: proxy_buffering off)",
         ),
-        Ok(Err(error)) => Finding::failed(SUBJECT, &error.to_string()),
+        Ok(Err(error)) => failed(SUBJECT, &error),
         Err(_) => Finding::failure(
             SUBJECT,
             format!("nothing came for {} s: a proxy in between holds it back", patience.keep_alive.as_secs()),
@@ -122,11 +125,46 @@ async fn throw_away_session(mcpd: &Mcpd) -> Result<Option<String>, CallError> {
 async fn first_byte(mcpd: &Mcpd, session: &str) -> Result<(), CallError> {
     let request = mcpd.get(STREAM_PATH).header(SESSION_HEADER, session).header(header::ACCEPT, EVENT_STREAM);
     let mut response = mcpd.send(request, STREAM_PATH).await?;
+    if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING) {
+        let what = format!("something on the way encodes the channel ({})", Printable(&lossy(encoding)));
+        let advice = "turn compression off for mcpd's path in the proxy there (nginx: gzip off)".to_owned();
+        return Err(CallError::NoAnswer { what, advice });
+    }
+    let kind = response.headers().get(header::CONTENT_TYPE).map(lossy).unwrap_or_default();
+    if !kind.to_lowercase().starts_with(EVENT_STREAM) {
+        return Err(mcpd.not_mcpd(&format!("its channel is no event stream but {}", Printable(&kind))));
+    }
     match response.chunk().await {
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(mcpd.not_mcpd("it closes the channel at once")),
         Err(error) => Err(mcpd.no_answer(&error)),
     }
+}
+
+/// A call that failed, with its advice apart from whatever libraries said.
+fn failed(subject: &str, error: &CallError) -> Finding {
+    match error {
+        CallError::NoAnswer { what, advice } => Finding::failure(subject, what, advice),
+        other => Finding::failed(subject, &other.to_string()),
+    }
+}
+
+/// What leads to mcpd, where that is a proxy, or should be one.
+fn proxy(mcpd: &Mcpd) -> Option<Finding> {
+    let through = |proxy: String| Finding::ok("proxy", format!("{} is reached through {proxy}", mcpd.url()));
+    let nonsense = |variable| {
+        let advice = "write it as http://host:port, or unset it";
+        Finding::warning("proxy", format!("{variable} is no URL of a proxy, so none is used"), advice)
+    };
+    match http::proxy(mcpd.url().as_url()) {
+        ProxySetting::None => None,
+        ProxySetting::Through(proxy) => Some(through(proxy)),
+        ProxySetting::Nonsense(variable) => Some(nonsense(variable)),
+    }
+}
+
+fn lossy(value: &header::HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 #[cfg(test)]
@@ -195,6 +233,26 @@ mod tests {
             finding.result == Level::Failure
                 && finding.advice.is_some_and(|advice| advice.contains("buffering"))
         );
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_encoded_on_its_way_or_is_no_event_stream_is_a_failure() {
+        for (name, value, advice) in
+            [("content-encoding", "gzip", "gzip off"), ("content-type", "text/plain", "--mcpd-url")]
+        {
+            let answer = move || async move {
+                let mut response = axum::http::Response::new(Body::from("data: x\n\n"));
+                response.headers_mut().insert("content-type", EVENT_STREAM.parse().unwrap());
+                response.headers_mut().insert(name, value.parse().unwrap());
+                response
+            };
+            let register = async || Json(json!({"providerSessionId": "s", "llms": []}));
+            let router = Router::new().route(REGISTER_PATH, routing::post(register));
+            let stub = Stub::serve(router.route(STREAM_PATH, routing::get(answer))).await;
+            let finding = channel(&stub.mcpd(), &PATIENCE).await;
+            let told = finding.advice.is_some_and(|told| told.contains(advice));
+            assert!(finding.result == Level::Failure && told, "{name}");
+        }
     }
 
     #[tokio::test]

@@ -32,6 +32,8 @@ pub enum LinkInput {
     Heartbeat(u64, Result<(), CallFailure>),
     /// The machine slept and woke.
     Woke,
+    /// Other certificate authorities are trusted now: what failed for them may work.
+    AuthoritiesChanged,
 }
 
 /// Whether newly read credentials lead to another mcpd.

@@ -28,7 +28,8 @@ async fn deaf_after(words: Vec<u8>) -> Url {
 
 fn http2(url: &Url, idle: Duration) -> Client {
     let connect_timeout = Duration::from_secs(10);
-    client(url, ClientOptions { connect_timeout, idle, version: Version::Http2, ca_file: None }).unwrap()
+    let (version, trust) = (Version::Http2, &Trust::default());
+    client(url, ClientOptions { connect_timeout, idle, version, trust }).unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::http::{ClientError, ClientOptions, Version, client, is_loopback};
+use crate::http::{ClientError, ClientOptions, Trust, Version, client, is_loopback};
 
 /// How long it may take to make a connection. The answer as a whole has no limit here: the agent decides on that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,12 +41,10 @@ impl Clients {
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
-        let options = ClientOptions {
-            connect_timeout: CONNECT_TIMEOUT,
-            idle: IDLE_CONNECTION,
-            version: Version::Negotiated,
-            ca_file: None,
-        };
+        // Without a file of our own there is nothing that can be wrong with it.
+        let trust = &Trust::load(url, None).unwrap_or_default();
+        let (connect_timeout, idle, version) = (CONNECT_TIMEOUT, IDLE_CONNECTION, Version::Negotiated);
+        let options = ClientOptions { connect_timeout, idle, version, trust };
         let client = client(url, options)?;
         made.insert(kind, client.clone());
         Ok(client)

@@ -23,7 +23,7 @@ impl Played {
     async fn new(version: Version, most: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url: Url = format!("http://{}/part", listener.local_addr().unwrap()).parse().unwrap();
-        let pool = ClientPool::new(HttpSettings::default(), url.clone(), most).unwrap();
+        let pool = ClientPool::new(Trust::default(), url.clone(), most).unwrap();
         // As if an answer had said so: over TLS the first one does.
         pool.state().version = version;
         pool.clear();

@@ -124,6 +124,25 @@ async fn a_post_that_finds_no_room_beside_slow_ones_is_answered_on_another_conne
     assert_eq!(tokio::join!(slow, served).0.unwrap(), 200);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_takes_no_more_bytes_is_given_up_and_what_it_did_not_take_whole_was_not_processed()
+{
+    let server = Played::new(Version::Http2, 8).await;
+    let wedged = async {
+        let mut connection = handshake(server.accept().await, 8).await;
+        // Its window is never returned, and pings are answered.
+        let (_request, _respond) = connection.accept().await.unwrap().unwrap();
+        connection.accept().await;
+    };
+    let large = server.post_bytes(Bytes::from(vec![b'x'; 1 << 20]));
+    let unanswered = tokio::select! {
+        answer = large => answer.unwrap_err(),
+        () = wedged => panic!("the connection was closed first"),
+    };
+    assert!(matches!(unanswered.why, NoAnswer::Late(_)) && !unanswered.maybe_processed, "{unanswered:?}");
+    assert!(server.pool.state().members.is_empty());
+}
+
 #[tokio::test]
 async fn many_posts_at_once_make_one_connection() {
     let server = Played::new(Version::Http2, 8).await;
