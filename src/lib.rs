@@ -22,10 +22,10 @@
 //! | --- | --- | --- |
 //! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown | `bridge`, `config`, `core`, `credentials`, `domain`, `pb`, `platform`, `telemetry`, `upstream` |
 //! | [`bridge`] | the unix socket: one actor per session, conversion between proto and domain | `domain`, `pb` |
-//! | [`cli`] | the commands, one file each | `agent`, `bridge`, `config`, `credentials`, `domain`, `pb`, `platform`, `provide`, `telemetry`, `upstream` |
+//! | [`cli`] | the commands, one file each | `agent`, `bridge`, `config`, `credentials`, `domain`, `http`, `pb`, `platform`, `provide`, `telemetry`, `upstream` |
 //! | [`config`] | flags, environment and files become checked values | `credentials`, `platform` |
 //! | [`core`] | every decision, without I/O and without a clock | `domain` |
-//! | [`credentials`] | where mcpd is, and the token for it | |
+//! | [`credentials`] | where mcpd is, and the token for it | `http` |
 //! | [`domain`] | the vocabulary that all modules share: names, tasks, failures; no I/O | |
 //! | [`openai`] | OpenAI's JSON as bytes: merging, gathering, converting, failures; the scanner that upstream and provide use | `domain` |
 //! | [`pb`] | the bridge's wire types, generated | |
@@ -33,7 +33,7 @@
 //! | `http` | HTTP as a client speaks it, whoever the server is: Clients and what they trust, bodies, errors, backoff | |
 //! | [`provide`] | the provider host, an ordinary client of the bridge | `bridge`, `credentials`, `domain`, `openai`, `pb`, `http`, `platform` |
 //! | [`telemetry`] | traces, metrics, the log | `domain`, `openai` |
-//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `credentials`, `domain`, `openai`, `http`, `telemetry` |
+//! | [`upstream`] | mcpd: its contract, the calls, the control channel, the delivery of results | `domain`, `openai`, `http`, `telemetry` |
 //!
 //! # The path of one task
 //!

@@ -10,12 +10,13 @@ use crate::faults::Fault;
 use crate::hub::Hub;
 use crate::reply::{Reply, error_reply, json_reply};
 use crate::spec::{BadFault, Step};
+use crate::verdict::Rule;
 use crate::view::Snapshot;
 use crate::wire::{self, Route};
 
 /// Answers what is no call of the contract.
 pub(crate) fn reply(hub: &Arc<Hub>, method: &Method, route: &Route, uri: &Uri, body: Bytes) -> Reply {
-    let Route::Fake(path) = route else { return error_reply(404, "there is no such path") };
+    let Route::Fake(path) = route else { return unknown(hub, method, uri.path()) };
     match (method.as_str(), path.as_str()) {
         ("GET", "journal") => journal(hub, uri.query().unwrap_or_default()),
         ("GET", "state") => json_reply(200, wire::json(&hub.look(|core| Snapshot::new(hub, core)))),
@@ -29,6 +30,18 @@ pub(crate) fn reply(hub: &Arc<Hub>, method: &Method, route: &Route, uri: &Uri, b
             error_reply(404, "under /_fake/ there are GET journal, state and verdict, POST and DELETE faults")
         }
     }
+}
+
+/// Answers a path that there is not, in the shape that its caller's library reads.
+fn unknown(hub: &Hub, method: &Method, path: &str) -> Reply {
+    if path.starts_with(wire::PROVIDER_PREFIX) {
+        let what = format!("{method} {path} is no call of the contract");
+        hub.look(|core| core.verdict.breach(core.now, Rule::UnknownPath, path, &what));
+        return error_reply(404, &what);
+    }
+    let supported = "supported are GET /v1/models, GET /v1/models/{name} and POST /v1/chat/completions";
+    let message = format!("there is no {method} {path}: {supported}");
+    json_reply(404, wire::openai_error(&message, "invalid_request_error", "unknown_url"))
 }
 
 fn journal(hub: &Hub, query: &str) -> Reply {

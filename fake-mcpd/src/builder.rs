@@ -8,6 +8,7 @@ use crate::FakeMcpd;
 use crate::journal::DEFAULT_ENTRIES;
 use crate::spec::Step;
 use crate::tls::Tls;
+use crate::verdict::Profile;
 
 /// The contract's keep-alive interval.
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -45,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) seed: Option<u64>,
     pub(crate) task_prefix: String,
     pub(crate) restarted: bool,
+    pub(crate) profile: Profile,
+    pub(crate) expected_tasks: u64,
 }
 
 /// Sets up a [`FakeMcpd`]; every setting has the contract's default.
@@ -73,6 +76,8 @@ impl Default for Builder {
             seed: None,
             task_prefix: String::new(),
             restarted: false,
+            profile: Profile::default(),
+            expected_tasks: 0,
         };
         Self { settings, listen: (Ipv4Addr::LOCALHOST, 0).into(), tls: None, steps: Vec::new() }
     }
@@ -172,6 +177,18 @@ impl Builder {
     /// Tells the verdict that this mcpd follows an earlier one: a heartbeat of a session it never saw is honest.
     pub fn restarted(mut self, restarted: bool) -> Self {
         self.settings.restarted = restarted;
+        self
+    }
+
+    /// What the verdict holds the agent under test to.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.settings.profile = profile;
+        self
+    }
+
+    /// Finds fault with a run in which fewer tasks than these ended with an agent's result.
+    pub fn expect_tasks(mut self, tasks: u64) -> Self {
+        self.settings.expected_tasks = tasks;
         self
     }
 

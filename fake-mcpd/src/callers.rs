@@ -20,6 +20,9 @@ use crate::tasks::{CALLER_GONE, TaskEnd, TaskHandle};
 use crate::trace::TraceContext;
 use crate::wire::{self, CallerPeek, TaskData};
 
+/// What a caller of an LLM without a provider is told to wait, in seconds: an agent's first backoff.
+const UNAVAILABLE_FOR: &str = "5";
+
 /// `GET /api/v1/llms`.
 pub(crate) fn list(hub: &Hub, seen: &Seen) -> Reply {
     let llms = hub.act(|core| {
@@ -45,7 +48,11 @@ pub(crate) async fn infer(hub: &Arc<Hub>, seen: &Seen, llm: &str) -> Reply {
         Ok(call) => reply(call).await,
         Err(refusal) => {
             let (status, body) = refusal.answer();
-            json_reply(status, body)
+            let mut reply = json_reply(status, body);
+            if status == 503 {
+                set_header(&mut reply, RETRY_AFTER, UNAVAILABLE_FOR);
+            }
+            reply
         }
     }
 }

@@ -55,7 +55,7 @@ impl Core {
             state: State::new(random, settings.task_prefix.clone()),
             journal: Journal::new(settings.journal, started),
             armed: Armed::default(),
-            verdict: Verdict::new(started, settings.heartbeat, settings.restarted),
+            verdict: Verdict::new(started, settings),
             token: settings.token.clone(),
             at_task: Vec::new(),
             at_time: Vec::new(),

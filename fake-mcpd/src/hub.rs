@@ -43,6 +43,7 @@ impl Hub {
     fn lock(&self) -> MutexGuard<'_, Core> {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         core.now = Instant::now();
+        core.verdict.seq = core.journal.next_seq();
         core
     }
 
@@ -144,7 +145,7 @@ impl Hub {
             for session in core.connected() {
                 core.check_heartbeats(&session);
             }
-            core.verdict.view()
+            core.verdict.view(core.now)
         })
     }
 

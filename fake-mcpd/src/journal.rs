@@ -198,6 +198,11 @@ impl Journal {
         self.entries.iter().skip(skip).cloned().collect()
     }
 
+    /// The number of the entry that comes next.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
     /// How many entries were dropped for room.
     pub(crate) fn dropped(&self) -> u64 {
         self.next_seq - self.entries.len() as u64

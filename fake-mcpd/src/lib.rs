@@ -67,7 +67,7 @@ pub use journal::{Entry, Kind};
 pub use spec::{BadFault, GRAMMAR, Step, Trigger};
 pub use tasks::TaskEnd;
 pub use tls::Tls;
-pub use verdict::{Rule, VerdictView, Violation};
+pub use verdict::{Counts, Profile, Rule, VerdictView, Violation};
 pub use view::{SessionView, Snapshot, TaskView};
 pub use wire::{CallKind, LlmView, ProviderSpec};
 

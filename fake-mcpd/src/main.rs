@@ -1,14 +1,14 @@
 //! `fake-mcpd`: the library as a process, for tests in any language.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
-use fake_mcpd::{Builder, FakeMcpd, GRAMMAR, PingStyle, Step, Tls, VerdictView, scenario};
+use clap::{Parser, ValueEnum};
+use fake_mcpd::{Builder, FakeMcpd, GRAMMAR, PingStyle, Profile, Step, Tls, VerdictView, scenario};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Violations found, or the process could not do its work.
@@ -20,8 +20,8 @@ const FAILED: u8 = 1;
 #[derive(Debug, Parser)]
 #[command(name = "fake-mcpd", version, after_long_help = GRAMMAR)]
 struct Args {
-    /// Where to listen; port 0 takes a free one
-    #[arg(long, env = "FAKE_MCPD_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    /// Where to listen: an address with a port, localhost:PORT, or a port of 127.0.0.1; port 0 takes a free one
+    #[arg(long, env = "FAKE_MCPD_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS", value_parser = address)]
     listen: SocketAddr,
 
     /// Serve https with a throw-away authority, over HTTP/2 and HTTP/1.1
@@ -89,9 +89,40 @@ struct Args {
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     verdict: Option<PathBuf>,
 
+    /// What the verdict holds the agent to: given is only what the mcpctl system itself fixes, so that a program with a
+    /// registrar of its own passes; chosen is the whole contract
+    #[arg(long, value_enum, default_value = "chosen")]
+    profile: ProfileArg,
+
+    /// Find fault with a run in which fewer tasks than these ended with the agent's result
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    expect_tasks: u64,
+
     /// This process follows an earlier one: a heartbeat of a session it never saw is no violation
     #[arg(long)]
     restarted: bool,
+}
+
+/// The words for [`Profile`].
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ProfileArg {
+    Given,
+    Chosen,
+}
+
+/// Reads `--listen`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    let bad = "write it like 127.0.0.1:0, localhost:8080, [::1]:0 or 8080";
+    match text.rsplit_once(':') {
+        Some(("localhost", port)) => {
+            let port = port.parse::<u16>().map_err(|_| bad.to_owned())?;
+            Ok((Ipv4Addr::LOCALHOST, port).into())
+        }
+        _ => text.parse().map_err(|_| bad.to_owned()),
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -128,6 +159,13 @@ fn steps(args: &Args) -> Result<Vec<Step>, String> {
 
 /// Serves until a signal, then gives the verdict.
 async fn run(args: &Args, steps: Vec<Step>) -> Result<ExitCode, String> {
+    if let Some(path) = args.verdict.as_deref().filter(|path| *path != Path::new("-")) {
+        // At the end it would be too late: the run would be for nothing.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(format!("there is no folder {} for the verdict: create it", folder.display()));
+        }
+    }
     let no_signals = |error: io::Error| format!("signals cannot be waited for: {error}");
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
@@ -162,7 +200,12 @@ fn builder(args: &Args) -> Builder {
         .heartbeat_interval(args.heartbeat_interval)
         .idempotent_results(!args.no_idempotent_results)
         .journal(args.journal)
-        .restarted(args.restarted);
+        .restarted(args.restarted)
+        .expect_tasks(args.expect_tasks)
+        .profile(match args.profile {
+            ProfileArg::Given => Profile::Given,
+            ProfileArg::Chosen => Profile::Chosen,
+        });
     builder = match &args.token {
         Some(token) => builder.token(token),
         None => builder.any_token(),

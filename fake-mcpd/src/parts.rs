@@ -13,6 +13,8 @@ pub(crate) struct Posted {
     pub(crate) task: String,
     /// What its key names; `None` if it has no key of this task.
     pub(crate) part: Option<Part>,
+    /// The key as it came.
+    pub(crate) key: Option<String>,
     /// The error says what is wrong with the body.
     pub(crate) body: Result<ResultBody, String>,
 }
@@ -21,7 +23,7 @@ impl Posted {
     /// Reads the key and the body that came for a task.
     pub(crate) fn read(task: &str, key: Option<&str>, body: &[u8]) -> Self {
         let part = key.and_then(|key| Part::parse(key, task));
-        Self { task: task.to_owned(), part, body: ResultBody::parse(body) }
+        Self { task: task.to_owned(), part, key: key.map(str::to_owned), body: ResultBody::parse(body) }
     }
 }
 
@@ -59,8 +61,8 @@ impl std::fmt::Display for Part {
 pub(crate) enum ResultBody {
     /// A piece of a stream, already framed for an SSE caller.
     Chunk(Bytes),
-    /// `[DONE]`.
-    Done,
+    /// `[DONE]`, and whether it says `"done": true`.
+    Done { marked: bool },
     /// A whole reply with an HTTP meaning.
     Status { status: u16, retry_after: Option<String>, body: Bytes },
     /// A failure in words.
@@ -73,7 +75,7 @@ impl ResultBody {
         let raw: RawResult<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         if let Some(chunk) = raw.chunk {
             let done = chunk.done || chunk.data.0 == DONE_FRAME;
-            return Ok(if done { Self::Done } else { Self::Chunk(chunk.data.0) });
+            return Ok(if done { Self::Done { marked: chunk.done } } else { Self::Chunk(chunk.data.0) });
         }
         if let Some(error) = raw.error {
             return Ok(Self::Error(error));

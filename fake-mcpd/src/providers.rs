@@ -17,6 +17,7 @@ use crate::journal::{Entry, Kind};
 use crate::reply::{Cut, Reply, error_reply, json_reply, sse_reply};
 use crate::request::{Seen, refuse};
 use crate::state::{OpenedChannel, RegisterRefusal};
+use crate::verdict::Rule;
 use crate::wire::{self, RegisterBody, RegisterReply};
 
 /// A register call under way, for the verdict.
@@ -52,13 +53,14 @@ fn registrar(seen: &Seen) -> String {
 pub(crate) fn register(hub: &Hub, seen: &Seen) -> Reply {
     let body: RegisterBody = match serde_json::from_slice(&seen.body) {
         Ok(body) => body,
-        Err(error) => return refuse(hub, seen, 400, &format!("the body is no register call: {error}")),
+        Err(error) => return malformed(hub, seen, &format!("the body is no register call: {error}")),
     };
     let sticky = body.provider_session_id.as_deref().filter(|id| !id.is_empty());
     let registered = hub.act(|core| {
         let id = core.state.register(core.now, sticky, body.providers)?;
         core.verdict.registered(core.now, &id);
         core.verdict.registered(core.now, &registrar(seen));
+        core.verdict.counts.registers += 1;
         core.log(|| seen.answered(200).session(&id));
         let shown = !core.armed.hides_session_id();
         let llms = hub.llms(core, Some(&id));
@@ -78,8 +80,19 @@ pub(crate) fn register(hub: &Hub, seen: &Seen) -> Reply {
     }
 }
 
+/// Refuses a body that is not what the contract says, which is the agent's fault.
+fn malformed(hub: &Hub, seen: &Seen, what: &str) -> Reply {
+    let who = seen.entry.session.clone().unwrap_or_default();
+    hub.look(|core| core.verdict.breach(core.now, Rule::MalformedBody, &who, what));
+    refuse(hub, seen, 400, what)
+}
+
 /// Revives the session's last registered set.
 pub(crate) fn heartbeat(hub: &Hub, seen: &Seen) -> Reply {
+    let body: wire::SessionBody = serde_json::from_slice(&seen.body).unwrap_or_default();
+    if body.provider_session_id.is_none() {
+        return malformed(hub, seen, "the body is no heartbeat: it names no providerSessionId");
+    }
     let id = seen.entry.session.as_deref().unwrap_or_default();
     let status = hub.act(|core| {
         let status = if core.state.heartbeat(core.now, id) { 200 } else { 404 };
@@ -99,7 +112,7 @@ fn empty_or_unknown(status: u16) -> Reply {
 
 /// Opens the session's channel in place of any former one.
 pub(crate) fn stream(hub: &Arc<Hub>, seen: &Seen) -> Reply {
-    let id = seen.entry.session.as_deref().unwrap_or_default();
+    let Some(id) = seen.entry.session.as_deref() else { return without_session(hub, seen) };
     let opened = hub.act(|core| {
         core.check_heartbeats(id);
         if core.state.take_channel(id).is_some() {
@@ -108,6 +121,7 @@ pub(crate) fn stream(hub: &Arc<Hub>, seen: &Seen) -> Reply {
         let opened = core.state.open_channel(core.now, id);
         core.log(|| seen.answered(if opened.is_some() { 200 } else { 404 }));
         if opened.is_some() {
+            core.verdict.counts.channels += 1;
             greet(core, id);
         }
         opened
@@ -119,6 +133,13 @@ pub(crate) fn stream(hub: &Arc<Hub>, seen: &Seen) -> Reply {
             sse_reply(body)
         }
     }
+}
+
+/// Refuses a channel that nobody can be found for.
+fn without_session(hub: &Hub, seen: &Seen) -> Reply {
+    let what = format!("the header {} is missing: it names the session", wire::SESSION_HEADER);
+    hub.look(|core| core.verdict.breach(core.now, Rule::MissingSessionHeader, "", &what));
+    refuse(hub, seen, 400, &what)
 }
 
 fn greet(core: &mut Core, id: &str) {

@@ -168,7 +168,7 @@ impl Tasks {
         if !task.is_under_way() {
             return Applied::Gone;
         }
-        if !task.streaming && matches!(body, ResultBody::Chunk(_) | ResultBody::Done) {
+        if !task.streaming && matches!(body, ResultBody::Chunk(_) | ResultBody::Done { .. }) {
             return Applied::NotStreaming;
         }
         if let (ResultBody::Chunk(frame), Reader::Caller(chunks)) = (body, &task.reader) {
@@ -230,7 +230,7 @@ impl Tasks {
 fn end_of(body: &ResultBody) -> Option<TaskEnd> {
     Some(match body {
         ResultBody::Chunk(_) => return None,
-        ResultBody::Done => TaskEnd::Done,
+        ResultBody::Done { .. } => TaskEnd::Done,
         ResultBody::Status { status, retry_after, body } => {
             TaskEnd::Reply { status: *status, retry_after: retry_after.clone(), body: body.clone() }
         }

@@ -28,11 +28,12 @@ pub struct Tls {
     http1: bool,
     http2: bool,
     ca_file: Option<PathBuf>,
+    name: Option<String>,
 }
 
 impl Default for Tls {
     fn default() -> Self {
-        Self { http1: true, http2: true, ca_file: None }
+        Self { http1: true, http2: true, ca_file: None, name: None }
     }
 }
 
@@ -55,6 +56,12 @@ impl Tls {
         Self { ca_file: Some(path.into()), ..self }
     }
 
+    /// Has a certificate for this name too, beside `localhost` and the address.
+    #[must_use]
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
+
     fn protocols(&self) -> Vec<Vec<u8>> {
         let offered = [(self.http2, HTTP_2), (self.http1, HTTP_1)];
         offered.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_vec()).collect()
@@ -62,7 +69,8 @@ impl Tls {
 
     /// Makes the authority and a certificate of it for `address`.
     pub(crate) fn start(&self, address: SocketAddr) -> io::Result<(TlsAcceptor, Authority)> {
-        let (authority, chain, key) = certificate(address.ip()).map_err(io::Error::other)?;
+        let (authority, chain, key) =
+            certificate(address.ip(), self.name.as_deref()).map_err(io::Error::other)?;
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let config = config.and_then(|config| config.with_no_client_auth().with_single_cert(chain, key));
@@ -112,7 +120,10 @@ type Chain = Vec<tokio_rustls::rustls::pki_types::CertificateDer<'static>>;
 
 /// An authority's PEM, and a certificate of it for this machine with its key. Every part has a fixed length (Ed25519 signs with 64
 /// bytes, serial numbers begin with a 1), so that a schedule which cuts a connection after k bytes replays exactly.
-fn certificate(ip: IpAddr) -> Result<(String, Chain, PrivateKeyDer<'static>), rcgen::Error> {
+fn certificate(
+    ip: IpAddr,
+    name: Option<&str>,
+) -> Result<(String, Chain, PrivateKeyDer<'static>), rcgen::Error> {
     let mut authority = params("fake-mcpd's throw-away authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -120,7 +131,9 @@ fn certificate(ip: IpAddr) -> Result<(String, Chain, PrivateKeyDer<'static>), rc
     let mut leaf = params("fake-mcpd");
     let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST), ip];
     leaf.subject_alt_names = own.into_iter().map(SanType::IpAddress).collect();
-    leaf.subject_alt_names.push(SanType::DnsName("localhost".try_into()?));
+    for name in ["localhost"].into_iter().chain(name) {
+        leaf.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+    }
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
     let leaf = leaf.signed_by(&key, &authority)?;

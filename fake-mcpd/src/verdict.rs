@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::builder::Settings;
 use crate::parts::{Part, Posted, ResultBody};
 
 /// Register calls of one session may follow each other after 250 ms; the network's jitter takes some of it.
@@ -18,6 +19,22 @@ const REGISTER_GAP: Duration = Duration::from_millis(200);
 const KEPT: usize = 1_000;
 /// Tasks whose parts are remembered, ended ones included.
 const TASKS_REMEMBERED: usize = 20_000;
+
+/// What an agent is held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Profile {
+    /// Only what the mcpctl system itself fixes, so that a program with a registrar of its own passes.
+    Given,
+    /// The whole contract.
+    #[default]
+    Chosen,
+}
+
+impl Profile {
+    fn judges(self, rule: Rule) -> bool {
+        self == Self::Chosen || rule.is_given()
+    }
+}
 
 /// A clause of the contract that can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -51,6 +68,36 @@ pub enum Rule {
     RegisterUnderWay,
     /// Two register calls of one life of the agent followed each other within 250 ms.
     RegisterTooOften,
+    /// A call below `/api/v1/llms/_provider-` that is none of the contract's.
+    UnknownPath,
+    /// The body of a register call or a heartbeat is not what the contract says.
+    MalformedBody,
+    /// The control channel was asked for without the header that names its session.
+    MissingSessionHeader,
+    /// `[DONE]` came without `"done": true`.
+    DoneWithoutMark,
+    /// Fewer tasks ended than were expected.
+    FewerTasks,
+}
+
+impl Rule {
+    /// Whether the mcpctl system itself fixes it; everything else fills what its description leaves open.
+    fn is_given(self) -> bool {
+        matches!(
+            self,
+            Self::ResultAfterEnd
+                | Self::TwoEnds
+                | Self::ChunkOnPlainTask
+                | Self::StatusInStream
+                | Self::MalformedResult
+                | Self::MissingHeartbeat
+                | Self::HeartbeatBeforeRegister
+                | Self::UnknownPath
+                | Self::MalformedBody
+                | Self::MissingSessionHeader
+                | Self::FewerTasks
+        )
+    }
 }
 
 /// One breach of a rule.
@@ -59,6 +106,8 @@ pub enum Rule {
 pub struct Violation {
     /// Milliseconds since the start.
     pub at_ms: u64,
+    /// The first entry that the journal got afterwards: that of the call itself, unless other calls were under way.
+    pub seq: u64,
     /// The rule.
     pub rule: Rule,
     /// The task or session it is about.
@@ -74,6 +123,7 @@ struct TaskAudit {
     next: u64,
     begun: bool,
     under_way: Option<Part>,
+    ended: bool,
     ended_by: Option<Part>,
     told_gone_on: Option<Part>,
 }
@@ -104,17 +154,42 @@ pub(crate) struct Verdict {
     order: VecDeque<String>,
     sessions: BTreeMap<String, SessionAudit>,
     refused_until: Option<Instant>,
+    profile: Profile,
+    /// Least number of tasks that have to end with an agent's result.
+    expected_tasks: u64,
+    /// The number of the journal's next entry.
+    pub(crate) seq: u64,
+    pub(crate) counts: Counts,
     violations: Vec<Violation>,
     count: u64,
 }
 
+/// What happened, whether or not it was right: a verdict on nothing is no praise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Counts {
+    /// Register calls that were accepted.
+    pub registers: u64,
+    /// Heartbeats that arrived.
+    pub heartbeats: u64,
+    /// Control channels that were opened.
+    pub channels: u64,
+    /// Tasks that ended with an agent's result.
+    pub tasks: u64,
+    /// Parts of results that were applied.
+    pub parts: u64,
+}
+
 impl Verdict {
-    /// A checker that expects a heartbeat every `heartbeat`.
-    pub(crate) fn new(started: Instant, heartbeat: Duration, restarted: bool) -> Self {
+    /// A checker with these settings.
+    pub(crate) fn new(started: Instant, settings: &Settings) -> Self {
         Self {
             started,
-            heartbeat,
-            restarted,
+            heartbeat: settings.heartbeat,
+            restarted: settings.restarted,
+            profile: settings.profile,
+            expected_tasks: settings.expected_tasks,
+            seq: 0,
+            counts: Counts::default(),
             tasks: BTreeMap::new(),
             order: VecDeque::new(),
             sessions: BTreeMap::new(),
@@ -125,11 +200,15 @@ impl Verdict {
     }
 
     fn report(&mut self, now: Instant, rule: Rule, subject: &str, detail: impl Into<String>) {
+        if !self.profile.judges(rule) {
+            return;
+        }
         self.count += 1;
         if self.violations.len() < KEPT {
             let at_ms = now.duration_since(self.started).as_millis() as u64;
             self.violations.push(Violation {
                 at_ms,
+                seq: self.seq,
                 rule,
                 subject: subject.to_owned(),
                 detail: detail.into(),
@@ -156,8 +235,19 @@ impl Verdict {
         if let Err(reason) = &posted.body {
             self.report(now, Rule::MalformedResult, id, format!("the body is no result: {reason}"));
         }
+        if posted.body.as_ref().is_ok_and(|body| matches!(body, ResultBody::Done { marked: false })) {
+            let detail = "[DONE] came without \"done\": true";
+            self.report(now, Rule::DoneWithoutMark, id, detail);
+        }
         let Some(part) = posted.part else {
-            return self.report(now, Rule::MissingKey, id, "a result has no Idempotency-Key of its task");
+            self.after_the_end(now, id, "a result without a key", &posted.body);
+            let detail = match &posted.key {
+                Some(key) => {
+                    format!("the Idempotency-Key {key:?} is of another task, or has no number of a part")
+                }
+                None => "a result has no Idempotency-Key".to_owned(),
+            };
+            return self.report(now, Rule::MissingKey, id, detail);
         };
         let hash = hash(bytes);
         let audit = self.task(id);
@@ -188,11 +278,9 @@ impl Verdict {
         let audit = self.task(id);
         let expected = audit.next;
         audit.next = expected.max(n.saturating_add(1));
-        let (ended, gone) = (audit.ended_by, audit.told_gone_on);
-        let is_end = body.as_ref().is_ok_and(ResultBody::is_end);
-        if let Some(end) = ended {
-            let rule = if is_end { Rule::TwoEnds } else { Rule::ResultAfterEnd };
-            return self.report(now, rule, id, format!("{part} came after the task had ended with {end}"));
+        let gone = audit.told_gone_on;
+        if self.after_the_end(now, id, &part.to_string(), body) {
+            return;
         }
         if let Some(told) = gone {
             let detail = format!("{part} came although {told} was told that nobody waits");
@@ -203,6 +291,25 @@ impl Verdict {
         if n != expected && !gives_up {
             self.report(now, Rule::PartOutOfOrder, id, format!("{part} came where part {expected} was due"));
         }
+    }
+
+    /// Whether the task had ended before this came, which is reported.
+    fn after_the_end(
+        &mut self,
+        now: Instant,
+        id: &str,
+        what: &str,
+        body: &Result<ResultBody, String>,
+    ) -> bool {
+        let audit = self.task(id);
+        if audit.ended {
+            let by = audit.ended_by.map(|end| format!(" with {end}")).unwrap_or_default();
+            let is_end = body.as_ref().is_ok_and(ResultBody::is_end);
+            let rule = if is_end { Rule::TwoEnds } else { Rule::ResultAfterEnd };
+            self.report(now, rule, id, format!("{what} came after the task had ended{by}"));
+            return true;
+        }
+        false
     }
 
     /// Marks a part as under way while its reply is held back.
@@ -220,7 +327,10 @@ impl Verdict {
 
     /// A part was applied.
     pub(crate) fn accepted(&mut self, now: Instant, task: &str, part: Option<Part>, body: &ResultBody) {
+        self.counts.parts += 1;
+        self.counts.tasks += u64::from(body.is_end());
         let audit = self.task(task);
+        audit.ended |= body.is_end();
         let begun = std::mem::replace(&mut audit.begun, !body.is_end());
         let known = part.and_then(|part| audit.attempts.get_mut(&part));
         let again = known.is_some_and(|known| std::mem::replace(&mut known.accepted, true));
@@ -241,7 +351,7 @@ impl Verdict {
         audit.told_gone_on = audit.told_gone_on.or(part);
     }
 
-    /// Reports a breach that the state found while applying a part.
+    /// Reports a breach that was found elsewhere.
     pub(crate) fn breach(&mut self, now: Instant, rule: Rule, subject: &str, detail: &str) {
         self.report(now, rule, subject, detail);
     }
@@ -283,6 +393,7 @@ impl Verdict {
 
     /// A heartbeat arrived; `channel` is when the session's open channel was opened.
     pub(crate) fn heartbeat(&mut self, now: Instant, id: &str, channel: Option<Instant>) {
+        self.counts.heartbeats += 1;
         if !self.restarted && !self.sessions.contains_key(id) {
             let detail = "a heartbeat came for a session that has not registered";
             return self.report(now, Rule::HeartbeatBeforeRegister, id, detail);
@@ -309,8 +420,20 @@ impl Verdict {
     }
 
     /// The breaches so far.
-    pub(crate) fn view(&self) -> VerdictView {
-        VerdictView { ok: self.count == 0, count: self.count, violations: self.violations.clone() }
+    pub(crate) fn view(&mut self, now: Instant) -> VerdictView {
+        let (mut violations, mut count) = (self.violations.clone(), self.count);
+        let (ended, expected) = (self.counts.tasks, self.expected_tasks);
+        if ended < expected {
+            count += 1;
+            violations.push(Violation {
+                at_ms: now.duration_since(self.started).as_millis() as u64,
+                seq: self.seq,
+                rule: Rule::FewerTasks,
+                subject: String::new(),
+                detail: format!("{ended} tasks ended where at least {expected} were expected"),
+            });
+        }
+        VerdictView { ok: count == 0, count, counts: self.counts, violations }
     }
 }
 
@@ -321,7 +444,9 @@ pub struct VerdictView {
     pub ok: bool,
     /// How many violations there were.
     pub count: u64,
-    /// The first 1000 of them.
+    /// What happened.
+    pub counts: Counts,
+    /// The first 1000 violations.
     pub violations: Vec<Violation>,
 }
 

@@ -13,6 +13,8 @@ use serde_json::value::RawValue;
 
 /// The prefix of every call about LLMs, on the providers' and on the callers' side.
 const LLMS: &str = "/api/v1/llms";
+/// The prefix of every call on the providers' side.
+pub(crate) const PROVIDER_PREFIX: &str = "/api/v1/llms/_provider-";
 /// Names the session on the control channel's request.
 pub(crate) const SESSION_HEADER: &str = "x-mcpctl-provider-session";
 /// Numbers a result part: `<percent-encoded taskId>/<n>`.

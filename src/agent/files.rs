@@ -1,5 +1,7 @@
 //! The agent's own files in its home: the sticky session id, and the ids of the tasks under way.
 
+mod session;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
@@ -10,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -19,10 +20,10 @@ use crate::{
     domain::TaskId,
 };
 
+pub use session::{FormerSession, StickySession};
+
 /// Mode of everything the agent writes: for its owner only.
 const MODE: u32 = 0o600;
-/// Most bytes read of the session file; an id has a few dozen.
-const SESSION_LIMIT: u64 = 64 << 10;
 /// Least size, in bytes, at which the tasks file is rewritten with only what is still under way. If that is more than half of this size,
 /// the file may grow to twice what is under way.
 const COMPACT_AT: u64 = 1 << 20;
@@ -69,58 +70,6 @@ pub fn warn_of_wide_modes(home: &Path, session_file: &Path) {
     {
         let file = session_file.display();
         warn!("{file} has mode {mode:04o}, so others may take this agent's session: run chmod 600 on it");
-    }
-}
-
-/// The sticky id, and the mcpd that it belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct StickySession {
-    /// mcpd's id of the agent's session.
-    pub provider_session_id: String,
-    /// The URL of that mcpd; absent in a file that another program wrote.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mcpd_url: Option<String>,
-}
-
-impl StickySession {
-    /// Reads the file. A file without a usable id is treated as missing, with a warning.
-    pub fn read(path: &Path) -> Option<Self> {
-        let text = match fs::metadata(path)
-            .and_then(|m| if m.len() > SESSION_LIMIT { Ok(String::new()) } else { fs::read_to_string(path) })
-        {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                warn!("cannot read {}: {error}; a new session is registered", path.display());
-                return None;
-            }
-        };
-        let session = Self::parse(&text);
-        if session.is_none() {
-            warn!("{} holds no session id; a new session is registered", path.display());
-        }
-        session
-    }
-
-    /// Accepts JSON, and also a file that holds nothing but an id.
-    fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        let session = if text.starts_with('{') {
-            serde_json::from_str(text).ok()?
-        } else {
-            Self { provider_session_id: text.trim_matches('"').to_owned(), mcpd_url: None }
-        };
-        let id = &session.provider_session_id;
-        (!id.is_empty() && id.len() <= 1024 && id.bytes().all(|b| b.is_ascii_graphic())).then_some(session)
-    }
-
-    /// Writes the file. A failure is only a warning, because the session works without the file until the next restart.
-    pub fn write(&self, path: &Path) {
-        let text = serde_json::to_string(self).expect("two texts always serialise") + "\n";
-        if let Err(error) = write_atomically(path, text.as_bytes()) {
-            warn!("cannot write {}: {error}; after a restart the LLMs get new rows", path.display());
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::DropGuard;
 use tracing::{debug, info, warn};
@@ -39,6 +39,8 @@ use crate::{
 const EVENTS: usize = 1024;
 /// Most events taken from one source before the next source has its turn.
 const TURN: usize = 64;
+/// How long an agent that is told to stop at once still tries to tell the callers of what runs (the contract's number).
+const ABORT_BOUND: Duration = Duration::from_secs(2);
 /// By how many bytes a bridge message may be larger than an event: for the proto's framing and the trace context.
 const MESSAGE_MARGIN: usize = 1 << 20;
 
@@ -137,7 +139,7 @@ impl Hub {
             let status_due = self.parts.notices.status_due();
             tokio::select! {
                 biased;
-                () = aborted.as_mut() => return self.stopped(Stopped::Aborted).await,
+                () = aborted.as_mut() => return self.aborted().await,
                 () = drain.as_mut(), if !self.parts.sessions.is_draining() => self.drain(),
                 Some((key, report)) = self.inputs.reports.recv() => self.reported(key, report),
                 Some(event) = self.inputs.bridge.recv() => self.bridge_event(event),
@@ -164,6 +166,19 @@ impl Hub {
         }
         self.parts.send_offers();
         self.parts.journal.flush();
+    }
+
+    /// Ends what still runs: its callers are told so, as far as mcpd takes it in time.
+    async fn aborted(mut self) -> Stopped {
+        let until = Instant::now() + ABORT_BOUND;
+        self.feed(Input::Abort);
+        while !self.parts.relays.are_delivered() {
+            match timeout_at(until, self.inputs.reports.recv()).await {
+                Ok(Some((key, report))) => self.reported(key, report),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.stopped(Stopped::Aborted).await
     }
 
     async fn stopped(mut self, how: Stopped) -> Stopped {
@@ -342,6 +357,9 @@ impl Hub {
         }
         if self.parts.mcpd.follow_authorities() {
             self.feed_link(LinkInput::AuthoritiesChanged);
+        }
+        if let Some(trouble) = self.parts.mcpd.results_changed() {
+            self.feed_link(LinkInput::Results(trouble));
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{Config, SESSION_FILE},
-    core::{LinkEffect, link::UrlChange},
+    core::{LinkEffect, link::McpdChange},
     domain::Provider,
     telemetry::{self, ChannelOpening, ChannelTrace},
     upstream::{
@@ -32,7 +32,11 @@ const MAX_UNDER_WAY: usize = 16_384;
 /// The link to mcpd.
 pub(super) struct McpdLink {
     mcpd: Mcpd,
+    /// The mcpd that the agent used before, until it was told that nothing is published there any more.
+    former: Option<Mcpd>,
     session: SessionFile,
+    /// Why results did not get through when that was last looked at.
+    results_trouble: Option<String>,
     /// The register call under way, if there is one.
     registering: CancellationToken,
     channel: Option<CancellationToken>,
@@ -69,6 +73,11 @@ impl SessionFile {
         self.content.as_ref().map(|session| &*session.provider_session_id)
     }
 
+    /// The session in the mcpd at this URL.
+    fn id_in(&self, url: &str) -> Option<&str> {
+        self.content.as_ref()?.id_in(url)
+    }
+
     /// The mcpd that it belongs to.
     fn url(&self) -> Option<&str> {
         self.content.as_ref()?.mcpd_url.as_deref()
@@ -76,7 +85,7 @@ impl SessionFile {
 
     /// Writes the sticky id and the mcpd that it belongs to.
     fn keep(&mut self, provider_session_id: String, mcpd_url: Option<String>) {
-        let session = StickySession { provider_session_id, mcpd_url };
+        let session = self.content.take().unwrap_or_default().followed_by(provider_session_id, mcpd_url);
         session.write(&self.path);
         self.content = Some(session);
     }
@@ -95,6 +104,8 @@ impl McpdLink {
         let sources = config.credential_sources();
         Self {
             mcpd: Mcpd::new(http_settings(config), Arc::new(move || Some(access(&sources).ok()?.0))),
+            former: None,
+            results_trouble: None,
             session: SessionFile::open(path),
             registering: CancellationToken::new(),
             channel: None,
@@ -128,19 +139,27 @@ impl McpdLink {
         &self.trace
     }
 
+    /// Whether results get through, if that has changed since this was last asked: why they do not, or none.
+    pub(super) fn results_changed(&mut self) -> Option<Option<String>> {
+        let trouble = self.mcpd.results_trouble();
+        let changed = trouble != self.results_trouble;
+        self.results_trouble.clone_from(&trouble);
+        changed.then_some(trouble)
+    }
+
     /// Switches to these credentials. Tasks that another mcpd handed over keep that mcpd: their answers belong to its callers alone.
-    pub(super) fn use_access(&mut self, access: &Access) -> Result<UrlChange, HttpError> {
+    pub(super) fn use_access(&mut self, access: &Access) -> Result<McpdChange, HttpError> {
         // Credentials may appear long after the start, and the id on disk may then be another mcpd's.
         let url = self.mcpd.url();
         let former = url.as_deref().or_else(|| self.session.url());
         if former.is_none_or(|url| url == access.url) {
             self.mcpd.set_access(access)?;
-            return Ok(UrlChange::Same);
+            return Ok(McpdChange::Same);
         }
         let mcpd = self.mcpd.anew();
         mcpd.set_access(access)?;
-        self.mcpd = mcpd;
-        Ok(UrlChange::Other)
+        self.former = Some(std::mem::replace(&mut self.mcpd, mcpd)).filter(|former| former.url().is_some());
+        Ok(McpdChange::Other(self.session.id_in(&access.url).map(str::to_owned)))
     }
 
     /// Follows the files with certificate authorities; whether there is something new to be tried.
@@ -161,10 +180,20 @@ impl McpdLink {
             LinkEffect::CloseChannel => self.close_channel(),
             LinkEffect::Persist(id) => self.session.keep(id, self.mcpd.url().as_deref().map(str::to_owned)),
             LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
-            LinkEffect::SessionLeft => {
-                info!("the credentials lead to another mcpd, where a new session begins");
-            }
+            LinkEffect::SessionLeft(session) => self.leave(session),
         }
+    }
+
+    /// Tells the mcpd that the agent used before, best effort, that nothing is published there: its owner's consent went with the URL.
+    fn leave(&mut self, session: Option<String>) {
+        info!("the credentials lead to another mcpd; what was learnt of the former one is forgotten");
+        self.registering.cancel();
+        let Some((former, session)) = self.former.take().zip(session) else { return };
+        self.spawner.spawn(async move {
+            if let Err(why) = former.register(Some(&session), &[], false).await {
+                info!("the former mcpd was not told that nothing is published there: {why}");
+            }
+        });
     }
 
     /// Registers. A call that the link has given up is ended, so that it cannot reach mcpd after this one.

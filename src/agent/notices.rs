@@ -3,10 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::HealthSummary;
-use crate::{domain::LinkStatus, pb, telemetry};
+use crate::{
+    domain::{LinkState, LinkStatus},
+    pb, telemetry,
+};
 
 /// Least time between two publications of the status: a person cannot read faster.
 const STATUS_SPACING: Duration = Duration::from_millis(250);
@@ -81,11 +84,17 @@ impl Notices {
     }
 }
 
+/// A link that waits, is refused or is in trouble needs somebody's eye; the rest is the course of things.
 fn log_link(status: &LinkStatus) {
-    let state = status.state.as_str();
-    if status.detail.is_empty() {
-        return info!(state, "link to mcpd");
-    }
+    let (state, detail) = (status.state.as_str(), &*status.detail);
     let next = status.next_attempt.map(|d| format!("{:.1} s", d.as_secs_f64()));
-    info!(state, next_attempt = next, "link to mcpd: {}", status.detail);
+    match status.state {
+        _ if detail.is_empty() => info!(state, "link to mcpd"),
+        LinkState::Backoff | LinkState::Refused | LinkState::Online | LinkState::Connecting => {
+            warn!(state, next_attempt = next, "link to mcpd: {detail}");
+        }
+        LinkState::NoCredentials | LinkState::Idle | LinkState::Draining => {
+            info!(state, next_attempt = next, "link to mcpd: {detail}");
+        }
+    }
 }

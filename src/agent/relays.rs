@@ -163,6 +163,11 @@ impl Relays {
         }
     }
 
+    /// Whether no delivery is under way.
+    pub(super) fn are_delivered(&self) -> bool {
+        self.under_way.values().all(|relay| relay.recorded)
+    }
+
     /// A task is over on both sides. Only now is the count of late pieces final: the provider has ended the task, or is no longer
     /// listened to.
     pub(super) fn forget(&mut self, key: TaskKey) -> Option<Relay> {

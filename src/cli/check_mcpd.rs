@@ -14,8 +14,9 @@ use clap::Args;
 
 use self::peer::{Channel, Peer};
 use super::{
-    Stop, get,
+    Stop,
     http::{CallError, Mcpd},
+    llms,
     report::{Finding, Format, Report},
 };
 use crate::config::{self, FolderArgs, Lookup, McpdArgs};
@@ -64,7 +65,7 @@ enum Broken {
 pub async fn run(args: CheckArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let mcpd = Mcpd::new(&args.mcpd, &args.folder.path(env)?, env)?;
     // Without an answer or a token nothing can be tested; a missing list is a clause like any other.
-    if let Err(error @ (CallError::NoAnswer { .. } | CallError::Refused { .. })) = get::list(&mcpd).await {
+    if let Err(error @ (CallError::NoAnswer { .. } | CallError::Refused { .. })) = llms::list(&mcpd).await {
         return Err(error.into());
     }
     let mut check = Check::new(mcpd, args.output, args.keep_alive_wait, CANCEL_WAIT);

@@ -11,7 +11,7 @@ use clap_complete::{
     env::{CompleteEnv, Shells},
 };
 
-use super::{Cli, Stop, agent_status, get, http::Mcpd, output};
+use super::{Cli, Stop, agent_status, http::Mcpd, llms, output};
 use crate::config::{HomeArgs, McpdArgs, parse_args, process_environment};
 
 /// The variable with which a completion script asks for candidates.
@@ -67,7 +67,7 @@ pub fn llms() -> Vec<CompletionCandidate> {
         let mcpd = parse_args::<McpdArgs>(&[], &process_environment).ok()?;
         let home = home.places(&process_environment).ok()?.home;
         let mcpd = Mcpd::new(&mcpd, &home, &process_environment).ok()?;
-        Some(get::list(&mcpd).await.ok()?.rows.into_iter().filter_map(|row| row.name).collect())
+        Some(llms::list(&mcpd).await.ok()?.rows.into_iter().filter_map(|row| row.name).collect())
     })
 }
 

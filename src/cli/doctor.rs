@@ -109,7 +109,12 @@ fn link_of_agent(status: &WatchStatusResponse) -> Finding {
         detail => format!("{version}, {} ({detail})", words::agent_state(agent.state)),
     };
     match agent.state() {
-        AgentState::Online | AgentState::Connecting => Finding::ok("agent", message),
+        AgentState::Online | AgentState::Connecting if detail.is_empty() => Finding::ok("agent", message),
+        AgentState::Online | AgentState::Connecting => {
+            let (why, advice) = detail.rsplit_once("; ").unwrap_or((&detail, "see `mcprelay status`"));
+            let state = words::agent_state(agent.state);
+            Finding::warning("agent", format!("{version}, {state} ({why})"), advice)
+        }
         AgentState::Idle => {
             let why = agent_status::why_idle(status);
             let (why, advice) = why.rsplit_once("; ").unwrap_or((&why, "see `mcprelay status`"));

@@ -4,17 +4,17 @@ use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use reqwest::{Response, header};
 
 use super::{
     Stop, completions,
-    http::{CALL_TIMEOUT, Mcpd},
+    http::Mcpd,
+    llms::{List, list},
     output::{self, Look},
 };
 use crate::{
     config::{FolderArgs, Lookup, McpdArgs},
     domain::Printable,
-    upstream::contract::{LLMS_PATH, LlmRow},
+    upstream::contract::LlmRow,
 };
 
 /// Arguments of `get`.
@@ -84,26 +84,6 @@ fn print_all(rows: &[LlmRow], format: Format, now: SystemTime) -> Result<(), Sto
     Ok(())
 }
 
-/// What mcpd lists, and the time on mcpd's clock: ages are then right on a machine whose own clock is off.
-pub struct List {
-    /// The rows, in mcpd's order.
-    pub rows: Vec<LlmRow>,
-    /// When mcpd answered.
-    pub now: SystemTime,
-}
-
-/// Asks mcpd for its list.
-pub async fn list(mcpd: &Mcpd) -> Result<List, super::http::CallError> {
-    let response = mcpd.send(mcpd.get(LLMS_PATH).timeout(CALL_TIMEOUT), LLMS_PATH).await?;
-    let now = server_time(&response).unwrap_or_else(SystemTime::now);
-    Ok(List { rows: mcpd.json(response).await?, now })
-}
-
-/// The time on the server's clock, to the second.
-pub fn server_time(response: &Response) -> Option<SystemTime> {
-    httpdate::parse_http_date(response.headers().get(header::DATE)?.to_str().ok()?).ok()
-}
-
 fn not_found(mcpd: &Mcpd, name: &str) -> Stop {
     let (name, url) = (Printable(name), mcpd.url());
     Stop::Failed(format!(
@@ -136,7 +116,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cli::stub::{Stub, mcpd};
+    use crate::{
+        cli::stub::{Stub, mcpd},
+        upstream::contract::LLMS_PATH,
+    };
 
     fn stub() -> Router {
         let rows = json!([

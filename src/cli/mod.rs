@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod get;
 pub mod http;
 pub mod infer;
+pub mod llms;
 pub mod man;
 mod notify;
 pub mod output;

@@ -1,8 +1,10 @@
 //! Versions: an agent that is older than the program that talks to it has not been restarted after an upgrade.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use super::service;
 use crate::{domain::Printable, pb::WatchStatusResponse, platform};
 
 /// This program's.
@@ -18,7 +20,7 @@ pub(super) fn outdated(status: &WatchStatusResponse, home: &Path) -> Option<(Str
 
 /// What restarts the agent with its program's newest version.
 fn restart(pid: u32, home: &Path) -> String {
-    if service::installed_program(home).exists() {
+    if installed_program(home).exists() {
         return "run `mcprelay service install` again, which replaces and restarts it".to_owned();
     }
     match platform::restart_command(pid) {
@@ -39,6 +41,11 @@ fn number(version: &str) -> Option<[u64; 3]> {
     let plain = version.split(['-', '+']).next()?;
     let parts: Vec<_> = plain.split('.').map(|part| part.parse().ok()).collect::<Option<_>>()?;
     parts.try_into().ok()
+}
+
+/// The copy of the program that `service install` puts into a home.
+pub(super) fn installed_program(home: &Path) -> PathBuf {
+    home.join("bin/mcprelay")
 }
 
 #[cfg(test)]
@@ -64,7 +71,7 @@ mod tests {
     fn an_installed_service_is_replaced_rather_than_only_restarted() {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join("bin")).unwrap();
-        std::fs::write(service::installed_program(home.path()), "").unwrap();
+        std::fs::write(installed_program(home.path()), "").unwrap();
         assert!(restart(7, home.path()).contains("mcprelay service install"));
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each part keeps its own state: [`Registration`] what mcpd has accepted, [`Conflicts`] the names that others have, [`ControlChannel`]
-//! and [`Heartbeat`] theirs, [`Retry`] the waits. [`Link`] joins them. It knows what is *wanted*; after every input, [`Link::step`]
+//! and [`Heartbeat`] theirs, [`Retry`] the waits. [`Link`] joins them. It knows what is *wanted*; after every input, `Link::step`
 //! compares that with what is and does the next thing that is missing. A change of the set during a call, a lost channel and a
 //! forgotten session are thus all handled in the same way. Replies carry the attempt or number, and channels the epoch, that they
 //! belong to; anything older is ignored.
@@ -16,22 +16,24 @@ mod channel;
 mod conflicts;
 mod heartbeat;
 mod messages;
+mod pattern;
 mod registration;
 mod retry;
 mod status;
+mod step;
 
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use crate::domain::{CallFailure, LinkState, Provider, ProviderName};
+use crate::domain::{CallFailure, LinkState, ProviderName};
 
 pub use conflicts::CONFLICT_RETRY;
-pub use messages::{LinkEffect, LinkInput, Settings, UrlChange};
+pub use messages::{LinkEffect, LinkInput, McpdChange, Settings};
 pub use registration::REGISTER_SPACING;
 
-use channel::ControlChannel;
+use channel::{ControlChannel, Pattern};
 use conflicts::Conflicts;
 use heartbeat::Heartbeat;
 use registration::{Ended, ProviderSet, Registration};
@@ -39,9 +41,6 @@ use retry::{Retry, check_token, honoured};
 
 /// Wait between attempts while another process has the session (the contract's number).
 const CONTESTED_RETRY: Duration = Duration::from_secs(60);
-/// What the status says then.
-const CONTESTED: &str = "session used by another process: the channel was closed at once, several times running; \
-                         is another agent or an old registrar using the same provider-session file?";
 
 /// The link to mcpd.
 #[derive(Debug)]
@@ -53,6 +52,8 @@ pub(super) struct Link {
     heartbeat: Heartbeat,
     channel: ControlChannel,
     retry: Retry,
+    /// Why results do not get through, if that has gone on for a while.
+    results_trouble: Option<String>,
     draining: bool,
     /// Whether tasks are under way: they need the channel for their cancels, and the heartbeat to keep their session alive.
     busy: bool,
@@ -69,6 +70,7 @@ impl Link {
             heartbeat: Heartbeat::new(settings.heartbeat_interval),
             channel: ControlChannel::new(),
             retry: Retry::new(settings, seed),
+            results_trouble: None,
             draining: false,
             busy: false,
         }
@@ -133,7 +135,7 @@ impl Link {
                 }
             }
             LinkInput::ChannelClosed(epoch, why) => {
-                if self.channel.ended(epoch, now) {
+                if self.channel.ended(epoch, &why, now) {
                     self.channel_ended(why, now, effects);
                 }
             }
@@ -142,6 +144,7 @@ impl Link {
                     self.heartbeat_replied(reply, now, effects);
                 }
             }
+            LinkInput::Results(trouble) => self.results_trouble = trouble,
             LinkInput::Woke => self.woke(now),
             LinkInput::AuthoritiesChanged => self.retry.end_wait(),
         }
@@ -174,17 +177,30 @@ impl Link {
         parts.into_iter().flatten().min()
     }
 
-    fn credentials_read(&mut self, read: Result<UrlChange, String>, effects: &mut Vec<LinkEffect>) {
-        if read == Ok(UrlChange::Other) {
-            self.registration.leave();
-            self.heartbeat.stop();
-            self.start_over(effects);
-            self.end_session(LinkEffect::SessionLeft, effects);
+    fn credentials_read(&mut self, read: Result<McpdChange, String>, effects: &mut Vec<LinkEffect>) {
+        self.credentials = match read {
+            Ok(McpdChange::Other(session)) => {
+                self.change_mcpd(session, effects);
+                Ok(())
+            }
+            Ok(McpdChange::Same) => {
+                self.retry.end_refusal();
+                Ok(())
+            }
+            Err(why) => Err(why),
         }
-        if read.is_ok() {
-            self.retry.end_refusal();
-        }
-        self.credentials = read.map(|_| ());
+    }
+
+    /// A new life begins: what was learnt of the former mcpd says nothing of this one.
+    fn change_mcpd(&mut self, session: Option<String>, effects: &mut Vec<LinkEffect>) {
+        let left = self.registration.leave(session);
+        self.conflicts = Conflicts::default();
+        self.results_trouble = None;
+        self.retry.forget();
+        self.heartbeat.stop();
+        self.start_over(effects);
+        self.channel.forget();
+        self.end_session(LinkEffect::SessionLeft(left), effects);
     }
 
     fn registered(
@@ -257,12 +273,15 @@ impl Link {
 
     fn channel_ended(&mut self, why: CallFailure, now: Instant, effects: &mut Vec<LinkEffect>) {
         self.registration.doubt();
-        if self.channel.is_contested() {
-            return self.retry.wait_for(LinkState::Refused, CONTESTED.to_owned(), CONTESTED_RETRY, now);
-        }
-        match why {
-            CallFailure::Unknown(detail) => self.session_unknown(&detail, now, effects),
-            failure => self.retry.failed(failure, now),
+        match (self.channel.pattern(), why) {
+            (Some(pattern @ Pattern::Contested), _) => {
+                self.retry.wait_for(LinkState::Refused, pattern.to_string(), CONTESTED_RETRY, now);
+            }
+            (Some(pattern), CallFailure::ChannelEnded { .. }) => {
+                self.retry.back_off(LinkState::Backoff, pattern.to_string(), None, now);
+            }
+            (_, CallFailure::Unknown(detail)) => self.session_unknown(&detail, now, effects),
+            (_, failure) => self.retry.failed(failure, now),
         }
     }
 
@@ -275,6 +294,7 @@ impl Link {
         match reply {
             Ok(()) => {
                 self.retry.authorized();
+                self.heartbeat.succeeded();
                 if self.channel.has_slept() {
                     // The network works, so the channel is reopened now instead of after it has been silent for too long.
                     self.close_channel(effects);
@@ -297,6 +317,7 @@ impl Link {
     }
 
     fn heartbeat_failed(&mut self, failure: CallFailure, now: Instant, effects: &mut Vec<LinkEffect>) {
+        self.heartbeat.failed(&failure, now);
         if let CallFailure::Passing(_, Some(asked)) = failure {
             self.heartbeat.put_off(now + honoured(asked));
         }
@@ -334,91 +355,5 @@ impl Link {
         self.channel.woke();
         self.registration.slept();
         self.heartbeat.woke(now);
-    }
-
-    // ---- the next step ---------------------------------------------------------------------------------------------
-
-    /// What is wanted, without the names that mcpd gives to somebody else unless they are being tried again.
-    fn publishable(&self) -> impl Iterator<Item = (&ProviderName, &Provider)> {
-        self.wanted.iter().filter(|(name, _)| !self.conflicts.excludes(name))
-    }
-
-    fn publishes(&self) -> bool {
-        self.publishable().next().is_some()
-    }
-
-    /// Whether nothing is to be published and nothing runs.
-    fn is_resting(&self) -> bool {
-        !self.publishes() && !self.draining && !self.busy
-    }
-
-    fn must_register(&self) -> bool {
-        self.registration.lacks(self.publishable(), self.wanted.is_empty())
-    }
-
-    /// Whether only the spacing between two calls may hold up the next one.
-    fn is_register_due(&self) -> bool {
-        !self.retry.is_waiting() && !self.registration.is_under_way() && self.must_register()
-    }
-
-    /// Does the next thing that is missing.
-    fn step(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
-        if self.credentials.is_err() {
-            return;
-        }
-        if self.is_resting() {
-            self.rest(effects);
-        }
-        if self.is_register_due() && self.registration.next_start().is_none_or(|at| at <= now) {
-            self.register(now, effects);
-        }
-        self.open_if_ready(now, effects);
-        self.beat_if_due(now, effects);
-    }
-
-    fn register(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
-        let set: ProviderSet = self.publishable().map(|(name, p)| (name.clone(), p.clone())).collect();
-        effects.push(LinkEffect::Register {
-            session: self.session().map(str::to_owned),
-            providers: set.values().cloned().collect(),
-            after_wake: self.retry.is_eager(now),
-            attempt: self.registration.start(set, now),
-        });
-    }
-
-    fn open_if_ready(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
-        // A set that is about to be deregistered needs no channel: opened here, it would be closed at once, and so on in a circle.
-        let unwanted = self.draining || self.is_resting() || self.retry.is_waiting();
-        if unwanted || !self.registration.needs_channel() || !self.channel.is_closed() {
-            return;
-        }
-        let Some(session) = self.session().map(str::to_owned) else { return };
-        // The set may be wanted again before the reply to its deregistration has come, and then nothing else sets the heartbeat.
-        self.heartbeat.start(now);
-        effects.push(LinkEffect::OpenChannel { epoch: self.channel.open(), session });
-    }
-
-    fn beat_if_due(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
-        if !self.heartbeat.is_due(now) {
-            return;
-        }
-        let Some(session) = self.session().map(str::to_owned) else { return self.heartbeat.stop() };
-        let after_wake = self.retry.is_eager(now);
-        effects.push(LinkEffect::Heartbeat { number: self.heartbeat.beat(now), session, after_wake });
-    }
-
-    /// Nothing is opted in: no channel, no heartbeat, no waiting.
-    fn rest(&mut self, effects: &mut Vec<LinkEffect>) {
-        self.close_channel(effects);
-        self.heartbeat.stop();
-        if !self.must_register() {
-            self.retry.end_wait();
-        }
-    }
-
-    fn close_channel(&mut self, effects: &mut Vec<LinkEffect>) {
-        if self.channel.close() {
-            effects.push(LinkEffect::CloseChannel);
-        }
     }
 }

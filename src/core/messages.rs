@@ -67,6 +67,8 @@ pub enum Input {
     Restored(Vec<TaskId>),
     /// Stop intake, let running tasks finish.
     Drain,
+    /// Stop at once: every task ends now.
+    Abort,
     /// Something about the link to mcpd.
     Link(LinkInput),
 }

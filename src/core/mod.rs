@@ -118,6 +118,7 @@ impl Core {
             }
             Input::Restored(ids) => ids.iter().for_each(|id| self.tasks.remember(id, now)),
             Input::Drain => self.drain(now, effects),
+            Input::Abort => self.drain_deadline(now, effects),
             Input::Link(input) => self.with_link(effects, |link, out| link.handle(input, now, out)),
         }
         self.settle_down(now, effects);
@@ -169,7 +170,7 @@ impl Core {
     ) {
         let mut of_link = Vec::new();
         happens(&mut self.link, &mut of_link);
-        if of_link.iter().any(|e| matches!(e, LinkEffect::SessionForgotten | LinkEffect::SessionLeft)) {
+        if of_link.iter().any(|e| matches!(e, LinkEffect::SessionForgotten | LinkEffect::SessionLeft(_))) {
             self.tasks.forget_remembered();
         }
         effects.extend(of_link.into_iter().map(Effect::Link));

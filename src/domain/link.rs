@@ -63,6 +63,15 @@ pub enum CallFailure {
     Unknown(String),
     /// 409 with the names that mcpd gives to somebody else.
     Conflict(BTreeSet<ProviderName>),
+    /// The open channel ended, not by the agent's doing.
+    ChannelEnded {
+        /// What happened, for people.
+        detail: String,
+        /// Whether whoever ended it did so in order, as mcpd does for another channel of the session.
+        in_order: bool,
+        /// How long nothing had come before that.
+        silent: Duration,
+    },
     /// A failure that may pass; with the wait that `Retry-After` asked for.
     Passing(String, Option<Duration>),
 }
@@ -74,7 +83,7 @@ impl CallFailure {
             Self::Unauthorized { .. } => "unauthorized",
             Self::Unknown(_) => "unknown_session",
             Self::Conflict(_) => "conflict",
-            Self::Passing(..) => "unavailable",
+            Self::ChannelEnded { .. } | Self::Passing(..) => "unavailable",
         }
     }
 }
@@ -82,9 +91,10 @@ impl CallFailure {
 impl fmt::Display for CallFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unauthorized { detail, .. } | Self::Unknown(detail) | Self::Passing(detail, _) => {
-                f.write_str(detail)
-            }
+            Self::Unauthorized { detail, .. }
+            | Self::ChannelEnded { detail, .. }
+            | Self::Unknown(detail)
+            | Self::Passing(detail, _) => f.write_str(detail),
             Self::Conflict(names) => write!(f, "mcpd gives {} names to somebody else", names.len()),
         }
     }

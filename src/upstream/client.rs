@@ -23,6 +23,7 @@ use super::{
         RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
     explain::Way,
+    health::ResultsHealth,
     outbox::WAITING_LIMIT,
     pool::{ClientPool, NoAnswer, Post},
     post::POSTS_AT_ONCE,
@@ -84,6 +85,7 @@ pub struct Mcpd {
     places: Arc<Semaphore>,
     /// The memory that waiting output may take.
     room: Room,
+    results: Arc<ResultsHealth>,
 }
 
 impl std::fmt::Debug for Mcpd {
@@ -101,12 +103,13 @@ impl Mcpd {
             shared: Arc::default(),
             places: Arc::new(Semaphore::new(POSTS_AT_ONCE)),
             room: Room::new(WAITING_LIMIT),
+            results: Arc::default(),
         }
     }
 
     /// The same without credentials, for another mcpd. Whoever holds a clone of this one continues with its credentials.
     pub fn anew(&self) -> Self {
-        Self { shared: Arc::default(), ..self.clone() }
+        Self { shared: Arc::default(), results: Arc::default(), ..self.clone() }
     }
 
     /// Uses other credentials from the next call on. Connections are kept where only the token changed.
@@ -312,6 +315,16 @@ impl Mcpd {
     /// The memory that waiting output may take.
     pub fn room(&self) -> &Room {
         &self.room
+    }
+
+    /// Why results do not get through, if they have failed for a minute.
+    pub fn results_trouble(&self) -> Option<String> {
+        self.results.trouble()
+    }
+
+    /// Notes what became of a result POST.
+    pub(super) fn results(&self) -> &ResultsHealth {
+        &self.results
     }
 
     /// One permit per result POST that may be under way.

@@ -156,7 +156,15 @@ impl Channel {
                     if let Some(refused) = source.current.inner.take_refused() {
                         self.refuse(refused, mcpd).await;
                     }
-                    return Some(self.ended(mcpd, *error).await);
+                    let silent = source.current.last_byte.elapsed();
+                    let end = |detail, in_order| CallFailure::ChannelEnded { detail, in_order, silent };
+                    return Some(match *error {
+                        SourceError::StreamEnded => end("mcpd closed the control channel".to_owned(), true),
+                        SourceError::Transport(error) => {
+                            end(format!("the control channel broke: {}", plain(&root_cause(&error))), false)
+                        }
+                        other => self.ended(mcpd, other).await,
+                    });
                 }
             }
         }

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod contract;
 pub mod events;
 pub(crate) mod explain;
+mod health;
 pub mod outbox;
 mod pool;
 pub mod post;

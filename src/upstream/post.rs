@@ -51,6 +51,16 @@ pub enum PartReply {
     Ambiguous(String, Option<Duration>),
 }
 
+impl PartReply {
+    /// Why mcpd does not take results now, as far as this is not about the one part.
+    fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::Accepted | Self::NobodyWaits(_) | Self::TooLarge(_) | Self::Refused(_) => None,
+            Self::Unauthorized(why, _) | Self::NotApplied(why, _) | Self::Ambiguous(why, _) => Some(why),
+        }
+    }
+}
+
 /// A place among the POSTs under way. Without a permit the wait for one was in vain, and the POST goes out nevertheless.
 #[derive(Debug)]
 pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
@@ -88,6 +98,12 @@ impl ResultPosts {
 
     /// Posts one part under its key; the answer's status comes with its meaning.
     pub async fn post(&mut self, key: &str, body: Bytes) -> (Option<u16>, PartReply) {
+        let (status, reply) = self.post_once(key, body).await;
+        self.mcpd.results().note(reply.trouble());
+        (status, reply)
+    }
+
+    async fn post_once(&mut self, key: &str, body: Bytes) -> (Option<u16>, PartReply) {
         let Some(c) = self.mcpd.connected() else {
             return (None, PartReply::NotApplied("no credentials".to_owned(), None));
         };

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    Client, Watch, World, chat, chunk, last_chunk, provider,
+    Client, Watch, World, chat, chunk, completion, last_chunk, provider,
     proxy::{Order, Proxy},
     soon,
 };
@@ -339,16 +339,31 @@ async fn a_drain_ends_what_does_not_finish_in_time_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_signal_ends_at_once() {
+async fn a_second_signal_ends_at_once_and_tells_the_callers() {
     let mut world = World::start().await;
     let mut client = world.serving("llama").await;
-    let (_call, _offer) = begun(&world, &mut client).await;
+    let (call, _offer) = begun(&world, &mut client).await;
     world.drain();
     sleep(SECOND).await;
     let began = Instant::now();
     world.abort();
     assert_eq!(world.stopped().await, Stopped::Aborted);
     assert!(began.elapsed() <= SECOND, "{:?}", began.elapsed());
+    let end = soon("the end", call.collect()).await.end;
+    let told = |message: &str| message.contains("the agent is stopping");
+    assert!(matches!(&end, TaskEnd::Failed { message, .. } if told(message)), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_signal_waits_two_seconds_at_most_for_an_mcpd_that_takes_nothing() {
+    let mut world = World::start().await;
+    let mut client = world.serving("llama").await;
+    let (_call, _offer) = begun(&world, &mut client).await;
+    world.mcpd.refuse(fake_mcpd::Refused::Calls, None);
+    let began = Instant::now();
+    world.abort();
+    assert_eq!(world.stopped().await, Stopped::Aborted);
+    assert_eq!(began.elapsed().as_secs(), 2, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -362,6 +377,27 @@ async fn an_mcpd_that_closes_every_channel_at_once_is_not_hammered_and_the_state
     let agent = client.status().await.agent.expect("a status");
     assert_eq!(agent.state(), pb::AgentState::Refused, "{agent:?}");
     assert!(agent.detail.contains("another process"), "{}", agent.detail);
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_that_fail_for_a_minute_are_in_the_status_until_one_gets_through() {
+    let world = World::start().await;
+    let mut client = world.serving("llama").await;
+    world.mcpd.answer(Aim { times: 0, ..Aim::next(CallKind::Result) }, Answer::status(503));
+    let call = world.mcpd.submit(InferRequest::new("llama", &chat("hi"))).expect("accepted");
+    let offer = client.offer().await;
+    client.finish_body(&offer, &completion("late")).await;
+    sleep(50 * SECOND).await;
+    let detail = |status: pb::WatchStatusResponse| status.agent.expect("a status").detail;
+    assert_eq!(detail(client.status().await), "");
+    sleep(20 * SECOND).await;
+    let said = detail(client.status().await);
+    assert!(said.contains("results have not got through"), "{said}");
+    world.mcpd.clear_faults();
+    let end = soon("the end", call.collect()).await.end;
+    assert!(matches!(&end, TaskEnd::Reply { status: 200, .. }), "{end:?}");
+    sleep(2 * SECOND).await;
+    assert_eq!(detail(client.status().await), "");
 }
 
 crate::support::over_https![
@@ -379,6 +415,6 @@ crate::support::over_https![
     each_of_the_four_deadlines_has_an_error_of_its_own,
     a_drain_lets_work_finish_refuses_the_rest_and_leaves_nothing,
     a_drain_ends_what_does_not_finish_in_time_and_says_so,
-    a_second_signal_ends_at_once,
+    a_second_signal_ends_at_once_and_tells_the_callers,
     an_mcpd_that_closes_every_channel_at_once_is_not_hammered_and_the_state_says_what_is_wrong,
 ];

@@ -9,6 +9,7 @@ mod bridge;
 mod bytes;
 mod capacity;
 mod channel;
+mod connect_proxy;
 mod deadlines;
 mod delivery;
 mod docs;

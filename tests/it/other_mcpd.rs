@@ -2,9 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use fake_mcpd::{CallKind, FakeMcpd, TaskEnd};
+use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, TaskEnd};
 use mcprelay::pb::AgentState;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
     faults::begun,
@@ -56,6 +57,70 @@ async fn what_a_killed_agent_left_behind_of_one_mcpd_is_not_told_to_another_and_
     let end = soon("the end", call.collect()).await.end;
     assert!(matches!(&end, TaskEnd::Failed { message, .. } if message.contains("was restarted")), "{end:?}");
     assert!(!other.journal().iter().any(|e| e.is_call(CallKind::Result)), "{:?}", other.journal());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_the_former_mcpd_gives_to_somebody_else_is_published_at_the_new_one_at_once() {
+    let world = World::start().await;
+    world.mcpd.answer(Aim::next(CallKind::Register), Answer::status(409).body(r#"{"conflicts":["llama"]}"#));
+    let _client = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    world.link(AgentState::Refused).await;
+    let other = FakeMcpd::start().await.expect("a loopback port");
+    let began = Instant::now();
+    lead_to(&world, &other);
+    soon("the new mcpd's row", other.wait_until(|s| s.is_active("llama"))).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    world.link(AgentState::Online).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_former_mcpd_is_told_that_nothing_is_published_and_going_back_is_no_conflict_with_oneself() {
+    let world = World::start().await;
+    let _client = world.serving("llama").await;
+    let session = world.row("llama").provider_session_id;
+    let other = FakeMcpd::start().await.expect("a loopback port");
+    let began = Instant::now();
+    lead_to(&world, &other);
+    soon("the new mcpd's row", other.wait_until(|s| s.is_active("llama"))).await;
+    soon("the former one to hear of it", world.mcpd.wait_until(|s| !s.is_active("llama"))).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let goodbye = world.calls(CallKind::Register).last().expect("a call").json();
+    assert_eq!(goodbye, json!({"providerSessionId": session, "providers": []}));
+    pass(Duration::from_secs(5)).await;
+    world.write_credentials();
+    soon("the row again", world.mcpd.wait_until(|s| s.is_active("llama"))).await;
+    assert_eq!(world.row("llama").provider_session_id, session);
+    soon("the other one to hear of it", other.wait_until(|s| !s.is_active("llama"))).await;
+    let file: serde_json::Value =
+        serde_json::from_slice(&fs::read(world.path("provider-session")).expect("it is there"))
+            .expect("JSON");
+    assert_eq!((&file["providerSessionId"], &file["mcpdUrl"]), (&json!(session), &json!(world.mcpd.url())));
+    assert_eq!(file["others"][0]["mcpdUrl"], json!(other.url()), "{file}");
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_agents_with_one_copied_session_find_out_within_two_minutes() {
+    let world = World::start().await;
+    let mut one = world.serving("llama").await;
+    let mut copy = World::offline(FakeMcpd::builder(), |_| {}).await;
+    lead_to(&copy, &world.mcpd);
+    fs::copy(world.path("provider-session"), copy.path("provider-session")).expect("the home is writable");
+    copy.start_agent();
+    let began = Instant::now();
+    let mut other = copy.client_with("mcplocal", &[provider("llama", true)]).await;
+    // Whoever says so rests for a minute, in which the other one has the session to itself.
+    loop {
+        let mut details = Vec::new();
+        for client in [&mut one, &mut other] {
+            details.push(client.status().await.agent.expect("a status").detail);
+        }
+        if details.iter().any(|detail| detail.contains("session used by another process")) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(120), "{details:?}");
+        pass(Duration::from_millis(500)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

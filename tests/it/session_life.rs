@@ -174,7 +174,10 @@ async fn a_changed_mcpd_url_registers_afresh_without_the_other_mcpds_id() {
     let first = soon("a register", other.wait_for(|e| e.is_call(CallKind::Register))).await;
     assert_eq!(first.json()["providerSessionId"], Value::Null);
     let id = other.llms()[0].provider_session_id.clone();
-    assert_eq!(session_file(&world), json!({"providerSessionId": id, "mcpdUrl": other.url()}));
+    let former =
+        json!({"providerSessionId": world.row("llama").provider_session_id, "mcpdUrl": world.mcpd.url()});
+    let kept = json!({"providerSessionId": id, "mcpdUrl": other.url(), "others": [former]});
+    assert_eq!(session_file(&world), kept);
     world.inactive("llama").await;
     let before = world.mcpd.journal().len();
     pass(Duration::from_secs(60)).await;

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the agent against real programs: llama.cpp with a small model, the OpenAI SDK, curl, grpcurl, Python's grpcio, two
-# OpenTelemetry collectors and Prometheus. Everything is installed under target/peers; the first run takes a minute longer.
+# OpenTelemetry collectors and Prometheus, and nginx, HAProxy and Caddy where they are installed (what is left out is said). Everything is installed under target/peers; the first run takes a minute longer.
 #
 #     tests/peers/run.sh [pytest arguments]
 #
@@ -45,4 +45,4 @@ export MCPRELAY_BIN PEERS_BIN
 # A proxy is for the way out; everything here is on this machine.
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY || true
 cd "$here"
-PYTHONDONTWRITEBYTECODE=1 exec "$cache/venv/bin/python" -m pytest -p no:cacheprovider -q "$@"
+PYTHONDONTWRITEBYTECODE=1 exec "$cache/venv/bin/python" -m pytest -p no:cacheprovider -q -rs "$@"

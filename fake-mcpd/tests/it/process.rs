@@ -130,6 +130,23 @@ async fn the_verdict_is_written_and_decides_the_exit_code() {
 }
 
 #[tokio::test]
+async fn a_verdict_that_cannot_be_written_is_said_at_the_start() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fake-mcpd"));
+    let said = command.args(["--verdict", "/nonexistent/v.json"]).output().await.unwrap();
+    assert_eq!(said.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("there is no folder /nonexistent for the verdict"), "{said}");
+}
+
+#[tokio::test]
+async fn it_listens_on_a_bare_port_and_on_localhost() {
+    for listen in ["0", "localhost:0"] {
+        let process = Process::start(&["--listen", listen]).await;
+        assert_eq!(Agent::at(&process.url, "t").heartbeat().await, 404, "{listen}");
+    }
+}
+
+#[tokio::test]
 async fn faults_and_scenarios_come_from_the_command_line() {
     let file = scratch("scenario.json");
     std::fs::write(&file, r#"[{"atMs": 0, "fault": "answer,call=list,status=418"}]"#).unwrap();

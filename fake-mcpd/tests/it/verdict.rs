@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fake_mcpd::{Aim, Answer, CallKind, FakeMcpd, Fault, Refused, Rule};
+use fake_mcpd::{Aim, Answer, CallKind, Counts, FakeMcpd, Fault, Profile, Refused, Rule};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Task, chunk, done, prompt, soon};
@@ -259,7 +259,8 @@ async fn the_verdict_is_json_over_http() {
     let agent = Agent::new(&mcpd);
     let fetch =
         || async { agent.call("GET", "/_fake/verdict").send().await.unwrap().json::<Value>().await.unwrap() };
-    assert_eq!(fetch().await, json!({"ok": true, "count": 0, "violations": []}));
+    let counts = json!({"registers": 0, "heartbeats": 0, "channels": 0, "tasks": 0, "parts": 0});
+    assert_eq!(fetch().await, json!({"ok": true, "count": 0, "counts": counts, "violations": []}));
     agent.heartbeat().await;
     let verdict = fetch().await;
     assert_eq!((&verdict["ok"], &verdict["count"]), (&json!(false), &json!(1)));
@@ -300,4 +301,74 @@ fn the_readme_explains_every_rule() {
         let name = serde_json::to_value(rule).unwrap();
         assert!(readme.contains(&format!("| `{}` |", name.as_str().unwrap())), "{name}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_path_a_wrong_body_and_a_missing_header_are_found_and_said() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (agent, _channel) = Agent::online(&mcpd, "llama").await;
+    let post = |path: &'static str| agent.call("POST", path).json(&json!({"session": "s"}));
+    let call = async |call: reqwest::RequestBuilder| {
+        let reply = soon(call.send()).await.expect("a reply");
+        (reply.status().as_u16(), reply.text().await.expect("a text"))
+    };
+    assert_eq!(call(post("/api/v1/llms/_provider-beat")).await.0, 404);
+    assert_eq!(call(post("/api/v1/llms/_provider-register")).await.0, 400);
+    assert_eq!(call(post("/api/v1/llms/_provider-heartbeat")).await.0, 400);
+    let (status, said) = call(agent.call("GET", "/api/v1/llms/_provider-stream")).await;
+    assert_eq!(status, 400);
+    assert!(said.contains("the header x-mcpctl-provider-session is missing"), "{said}");
+    let found = broken(&mcpd);
+    for rule in [Rule::UnknownPath, Rule::MalformedBody, Rule::MissingSessionHeader] {
+        assert!(found.contains(&rule), "{rule:?} in {found:?}");
+    }
+    let journal = mcpd.journal();
+    let header = mcpd.violations().into_iter().find(|v| v.rule == Rule::MissingSessionHeader).unwrap();
+    let entry = journal.iter().find(|entry| entry.seq == header.seq).expect("the journal has it");
+    assert!(entry.is_call(CallKind::Stream) && entry.status == Some(400), "{entry:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_given_profile_asks_for_no_keys_and_still_for_one_end() {
+    let mcpd = FakeMcpd::builder().profile(Profile::Given).start().await.unwrap();
+    let (agent, task) = streaming(&mcpd).await;
+    let path = format!("/api/v1/llms/_provider-task/{}/result", task.id);
+    for (body, status) in [(chunk("x"), 200), (json!({"chunk": {"data": "[DONE]"}}), 200), (chunk("y"), 404)]
+    {
+        let reply = soon(agent.call("POST", &path).json(&body).send()).await.expect("a reply");
+        assert_eq!(reply.status(), status, "{body}");
+    }
+    assert_eq!(broken(&mcpd), [Rule::ResultAfterEnd]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_contract_asks_for_the_mark_of_the_end() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (agent, task) = streaming(&mcpd).await;
+    agent.part(&task.id, 0, json!({"chunk": {"data": "[DONE]"}})).await;
+    assert_eq!(broken(&mcpd), [Rule::DoneWithoutMark]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_with_fewer_tasks_than_expected_is_no_success() {
+    let mcpd = FakeMcpd::builder().expect_tasks(2).start().await.unwrap();
+    let (agent, task) = streaming(&mcpd).await;
+    agent.chunk(&task.id, 0, "x").await;
+    agent.done(&task.id, 1).await;
+    let verdict = mcpd.verdict();
+    assert!(!verdict.ok);
+    assert_eq!(verdict.violations[0].detail, "1 tasks ended where at least 2 were expected");
+    let counts = Counts { registers: 1, heartbeats: 0, channels: 1, tasks: 1, parts: 2 };
+    assert_eq!(verdict.counts, counts);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_another_task_is_told_from_none() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let (agent, task) = streaming(&mcpd).await;
+    let path = format!("/api/v1/llms/_provider-task/{}/result", task.id);
+    let call = agent.call("POST", &path).header("Idempotency-Key", "other/0").json(&chunk("x"));
+    soon(call.send()).await.expect("a reply");
+    let detail = &mcpd.violations()[0].detail;
+    assert!(detail.contains("\"other/0\" is of another task"), "{detail}");
 }

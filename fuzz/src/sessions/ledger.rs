@@ -183,7 +183,7 @@ impl Ledger {
                 assert!(self.heartbeat.replace(number).is_none(), "two heartbeats at once");
             }
             // The answer to one that is under way says nothing of what follows.
-            LinkEffect::SessionForgotten | LinkEffect::SessionLeft => self.heartbeat = None,
+            LinkEffect::SessionForgotten | LinkEffect::SessionLeft(_) => self.heartbeat = None,
             LinkEffect::Persist(_) => {}
         }
     }

@@ -12,7 +12,7 @@ use super::{
     step::{Entry, How, Reply, Step},
 };
 use crate::{
-    core::{Core, DRAIN_DELIVERY_BOUND, Effect, Input, LinkInput, Settings, link, link::UrlChange},
+    core::{Core, DRAIN_DELIVERY_BOUND, Effect, Input, LinkInput, Settings, link, link::McpdChange},
     domain::{
         Activity, CallFailure, Failure, FailureCode, Outcome, Provider, ProviderName, ProviderState, Pushed,
         RequestFacts, SessionHello, SessionKey, Task, TaskId, TaskKey,
@@ -223,7 +223,7 @@ impl World {
         Some(match step {
             Step::Credentials(None) => LinkInput::Credentials(Err("none".to_owned())),
             Step::Credentials(Some(other)) => {
-                LinkInput::Credentials(Ok(if *other { UrlChange::Other } else { UrlChange::Same }))
+                LinkInput::Credentials(Ok(if *other { McpdChange::Other(None) } else { McpdChange::Same }))
             }
             Step::Registered(reply) => LinkInput::Registered(ledger.registering.take()?, answer(reply)),
             Step::ChannelOpened => LinkInput::ChannelOpened(ledger.epoch),

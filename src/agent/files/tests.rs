@@ -134,14 +134,3 @@ fn many_tasks_under_way_do_not_have_the_file_written_anew_each_time() {
     file.flush();
     assert!(fs::metadata(&path).unwrap().len() <= COMPACT_AT, "what is over goes");
 }
-
-#[test]
-fn a_session_file_is_read_in_both_forms_and_nonsense_is_none() {
-    let with_url = StickySession { provider_session_id: "s1".into(), mcpd_url: Some("http://x".into()) };
-    assert_eq!(StickySession::parse(r#"{"providerSessionId":"s1","mcpdUrl":"http://x"}"#), Some(with_url));
-    let bare = StickySession { provider_session_id: "s2".into(), mcpd_url: None };
-    assert_eq!(StickySession::parse(" s2\n"), Some(bare));
-    for nonsense in ["", "{", "{}", "a b", "s\u{1b}[31m", r#"{"providerSessionId":""}"#] {
-        assert_eq!(StickySession::parse(nonsense), None, "{nonsense}");
-    }
-}

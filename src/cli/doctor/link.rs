@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     cli::{
-        get::server_time,
         http::{CALL_TIMEOUT, CallError, Mcpd},
+        llms::server_time,
         report::{Finding, Report},
     },
     domain::Printable,

@@ -4,7 +4,7 @@ mod install;
 mod manager;
 mod unit;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -111,17 +111,12 @@ pub(super) struct Places {
 impl Places {
     fn new(folder: &FolderArgs, env: Lookup<'_>) -> Result<Self, Stop> {
         let home = folder.path(env)?;
-        Ok(Self { program: installed_program(&home), home })
+        Ok(Self { program: version::installed_program(&home), home })
     }
 
     fn unit(&self, provide: bool) -> Unit<'_> {
         Unit { program: &self.program, home: &self.home, provide }
     }
-}
-
-/// The copy of the program that `service install` puts into a home.
-pub(super) fn installed_program(home: &Path) -> PathBuf {
-    home.join("bin/mcprelay")
 }
 
 /// Says how the service is; a service that does not run is a failure.

@@ -2,18 +2,30 @@
 
 use std::time::{Duration, Instant};
 
+use super::pattern::Ends;
+use crate::domain::CallFailure;
+
+pub(super) use super::pattern::Pattern;
+
 /// How long a channel must be open to have proved itself even without a byte (the contract's number).
 const PROVED_AFTER: Duration = Duration::from_secs(30);
-/// A channel that is closed sooner than this was probably taken over by another process (the contract's number).
-const QUICK_CLOSE: Duration = Duration::from_secs(5);
-/// This many quick closes in a row mean that another process has the same session (the contract's number).
-const QUICK_CLOSES: u32 = 3;
+/// How long an open channel may be without a byte before it is not taken for a good one: mcpd greets at once, and sends a keep-alive
+/// every 15 s.
+const FIRST_BYTE_AFTER: Duration = Duration::from_secs(20);
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     Closed,
     Opening,
-    Open { since: Instant, proved: bool },
+    Open { since: Instant, proved: bool, first_byte: FirstByte },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstByte {
+    Awaited,
+    /// It should have come by now.
+    Late,
+    Came,
 }
 
 /// The control channel.
@@ -22,15 +34,15 @@ pub(super) struct ControlChannel {
     state: State,
     /// The channel that was opened last; what comes from any other is ignored.
     epoch: u64,
-    /// How many channels in a row were closed right after they were opened.
-    quick_closes: u32,
+    /// How the last channels ended.
+    ends: Ends,
     /// It is from before a sleep, and may be dead without anybody having noticed.
     slept_through: bool,
 }
 
 impl ControlChannel {
     pub(super) fn new() -> Self {
-        Self { state: State::Closed, epoch: 0, quick_closes: 0, slept_through: false }
+        Self { state: State::Closed, epoch: 0, ends: Ends::default(), slept_through: false }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -51,9 +63,20 @@ impl ControlChannel {
         self.slept_through
     }
 
-    /// Whether another process seems to have the session: it has taken the last channels over.
-    pub(super) fn is_contested(&self) -> bool {
-        self.quick_closes >= QUICK_CLOSES
+    /// What the ends of the last channels have in common, if anything.
+    pub(super) fn pattern(&self) -> Option<Pattern> {
+        self.ends.pattern()
+    }
+
+    /// The same, as long as an open channel has not outlived it.
+    pub(super) fn open_pattern(&self, now: Instant) -> Option<Pattern> {
+        let State::Open { since, .. } = self.state else { return None };
+        self.pattern().filter(|pattern| !pattern.is_outlived_by(now.duration_since(since)))
+    }
+
+    /// Nothing is known of the channels of another mcpd.
+    pub(super) fn forget(&mut self) {
+        self.ends = Ends::default();
     }
 
     /// A channel is being opened; returns its epoch.
@@ -67,29 +90,34 @@ impl ControlChannel {
     pub(super) fn opened(&mut self, epoch: u64, now: Instant) -> bool {
         let awaited = epoch == self.epoch && self.state == State::Opening;
         if awaited {
-            self.state = State::Open { since: now, proved: false };
+            self.state = State::Open { since: now, proved: false, first_byte: FirstByte::Awaited };
         }
         awaited
     }
 
-    /// The channel of this epoch has proved itself; `false` if it is not open.
+    /// The first byte of the channel of this epoch came, so it has proved itself; `false` if it is not open.
     pub(super) fn prove(&mut self, epoch: u64) -> bool {
         match &mut self.state {
-            State::Open { proved, .. } if epoch == self.epoch => {
-                *proved = true;
+            State::Open { proved, first_byte, .. } if epoch == self.epoch => {
+                (*proved, *first_byte) = (true, FirstByte::Came);
                 true
             }
             _ => false,
         }
     }
 
+    /// Whether the open channel has shown nothing for so long that something on the way seems to hold it back.
+    pub(super) fn is_held_back(&self) -> bool {
+        matches!(self.state, State::Open { first_byte: FirstByte::Late, .. })
+    }
+
     /// The channel of this epoch ended, or could not be opened; `false` if that is not the current one.
-    pub(super) fn ended(&mut self, epoch: u64, now: Instant) -> bool {
+    pub(super) fn ended(&mut self, epoch: u64, why: &CallFailure, now: Instant) -> bool {
         if epoch != self.epoch || self.is_closed() {
             return false;
         }
         if let State::Open { since, .. } = self.state {
-            self.quick_closes = if now < since + QUICK_CLOSE { self.quick_closes + 1 } else { 0 };
+            self.ends.note(now.duration_since(since), why);
         }
         self.state = State::Closed;
         self.slept_through = false;
@@ -107,14 +135,17 @@ impl ControlChannel {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        match self.state {
-            State::Open { since, proved: false } => Some(since + PROVED_AFTER),
-            _ => None,
-        }
+        let State::Open { since, proved, first_byte } = self.state else { return None };
+        let late = (first_byte == FirstByte::Awaited).then(|| since + FIRST_BYTE_AFTER);
+        late.or((!proved).then(|| since + PROVED_AFTER))
     }
 
     /// `true` if the channel proves itself at `now`, by being open for long enough.
     pub(super) fn tick(&mut self, now: Instant) -> bool {
-        self.next_deadline().is_some_and(|at| at <= now) && self.prove(self.epoch)
+        let State::Open { since, proved, first_byte } = &mut self.state else { return false };
+        if *first_byte == FirstByte::Awaited && *since + FIRST_BYTE_AFTER <= now {
+            *first_byte = FirstByte::Late;
+        }
+        *since + PROVED_AFTER <= now && !std::mem::replace(proved, true)
     }
 }

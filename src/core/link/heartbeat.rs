@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::domain::CallFailure;
+
+/// Heartbeats that have failed for this long are no passing trouble: mcpd drops the LLMs of a session after 90 s.
+const TROUBLE_AFTER: Duration = Duration::from_secs(60);
+
 /// The heartbeat of the session in mcpd.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
@@ -14,16 +19,35 @@ pub(super) struct Heartbeat {
     in_flight: Option<u64>,
     /// Why mcpd refused the last one, if it did: the channel can stay open long after a token has run out.
     refused: Option<String>,
+    /// Since when every one has failed, and why the last one did.
+    failing: Option<(Instant, String)>,
 }
 
 impl Heartbeat {
     pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, at: None, number: 0, in_flight: None, refused: None }
+        Self { interval, at: None, number: 0, in_flight: None, refused: None, failing: None }
     }
 
     /// Why mcpd refused the last one, if it did.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refused.as_deref()
+    }
+
+    /// Why they fail, if they have done so for a minute.
+    pub(super) fn trouble(&self, now: Instant) -> Option<&str> {
+        let (since, why) = self.failing.as_ref()?;
+        (now.duration_since(*since) >= TROUBLE_AFTER).then_some(why)
+    }
+
+    /// mcpd took the last one.
+    pub(super) fn succeeded(&mut self) {
+        self.failing = None;
+    }
+
+    /// The last one did not get through.
+    pub(super) fn failed(&mut self, why: &CallFailure, now: Instant) {
+        let since = self.failing.as_ref().map_or(now, |(since, _)| *since);
+        self.failing = Some((since, why.to_string()));
     }
 
     /// When the next one is due, whether or not the last one is answered by then.
@@ -43,6 +67,7 @@ impl Heartbeat {
     /// There is none. A time that stays in the past would make the agent spin.
     pub(super) fn stop(&mut self) {
         self.at = None;
+        self.failing = None;
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {

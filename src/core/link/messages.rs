@@ -19,7 +19,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub enum LinkInput {
     /// There are usable credentials (`Ok`, with whether they lead to another mcpd than before), or the reason why not.
-    Credentials(Result<UrlChange, String>),
+    Credentials(Result<McpdChange, String>),
     /// A register call ended, with the session's sticky id where mcpd took it.
     Registered(u64, Result<String, CallFailure>),
     /// The channel's response headers came: it is open.
@@ -30,6 +30,8 @@ pub enum LinkInput {
     ChannelClosed(u64, CallFailure),
     /// The heartbeat of this number ended.
     Heartbeat(u64, Result<(), CallFailure>),
+    /// Results have not got through for a while, for this reason; or they do again.
+    Results(Option<String>),
     /// The machine slept and woke.
     Woke,
     /// Other certificate authorities are trusted now: what failed for them may work.
@@ -37,12 +39,12 @@ pub enum LinkInput {
 }
 
 /// Whether newly read credentials lead to another mcpd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UrlChange {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum McpdChange {
     /// The same as before, or the first.
     Same,
-    /// Another: the agent's session is unknown there.
-    Other,
+    /// Another: nothing that was learnt of the former one holds there. With the agent's session of earlier times, if it had one.
+    Other(Option<String>),
 }
 
 /// Something to do for the link.
@@ -81,6 +83,7 @@ pub enum LinkEffect {
     },
     /// mcpd did not know the session, so the ids of its tasks mean nothing any more.
     SessionForgotten,
-    /// The session belonged to another mcpd, and so did the ids of its tasks.
-    SessionLeft,
+    /// The session belonged to another mcpd, and so did the ids of its tasks. With its sticky id if that mcpd may list something for it,
+    /// which its owner no longer wants.
+    SessionLeft(Option<String>),
 }

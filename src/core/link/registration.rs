@@ -164,10 +164,12 @@ impl Registration {
         }
     }
 
-    /// The credentials lead to another mcpd.
-    pub(super) fn leave(&mut self) {
-        self.session = None;
-        self.listed = false;
+    /// The credentials lead to another mcpd, where this session is ours if there is one. Returns the former session if the former mcpd
+    /// may list something for it.
+    pub(super) fn leave(&mut self, session: Option<String>) -> Option<String> {
+        let may_be_listed = std::mem::take(&mut self.listed) || self.call.is_some();
         self.abandon();
+        self.persisted = false;
+        std::mem::replace(&mut self.session, session).filter(|_| may_be_listed)
     }
 }

@@ -81,7 +81,9 @@ impl Retry {
                     self.back_off(LinkState::Refused, check_token(&detail), None, now);
                 }
             }
-            CallFailure::Unknown(detail) => self.back_off(LinkState::Backoff, detail, None, now),
+            CallFailure::Unknown(detail) | CallFailure::ChannelEnded { detail, .. } => {
+                self.back_off(LinkState::Backoff, detail, None, now);
+            }
             CallFailure::Conflict(_) => {
                 self.back_off(LinkState::Backoff, "mcpd answered 409".to_owned(), None, now);
             }
@@ -146,6 +148,14 @@ impl Retry {
         self.failures = 0;
         self.forgiven = false;
         self.eager_until = None;
+    }
+
+    /// The credentials lead to another mcpd: nothing has failed there yet.
+    pub(super) fn forget(&mut self) {
+        self.wait = None;
+        self.failures = 0;
+        self.forgiven = false;
+        self.reauthorized = false;
     }
 
     pub(super) fn woke(&mut self, now: Instant) {

@@ -5,7 +5,24 @@ use std::time::Instant;
 use super::Link;
 use crate::domain::{LinkState, LinkStatus};
 
+/// What the status says of a channel without a byte.
+const HELD_BACK: &str = "the control channel is open, but nothing comes through: something before mcpd holds it back; \
+                         switch buffering off there (nginx: proxy_buffering off), and run `mcprelay doctor`";
+
 impl Link {
+    /// What is wrong although the channel is open; after the last semicolon, what to do.
+    fn trouble(&self, now: Instant) -> Option<String> {
+        let beats = self.heartbeat.trouble(now).map(|why| {
+            format!(
+                "heartbeats have failed for over a minute: {why}; mcpd drops the LLMs after 90 s without one"
+            )
+        });
+        let results = self.results_trouble.as_ref().map(|why| {
+            format!("results have not got through for over a minute: {why}; run `mcprelay doctor`")
+        });
+        beats.or(results).or_else(|| self.channel.open_pattern(now).map(|pattern| pattern.to_string()))
+    }
+
     /// The link's status, for the sessions, the log and people.
     pub(in crate::core) fn status(&self, now: Instant) -> LinkStatus {
         let plain = |state, detail: &str| LinkStatus { state, detail: detail.to_owned(), next_attempt: None };
@@ -30,7 +47,8 @@ impl Link {
                 detail: wait.detail.clone(),
                 next_attempt: Some(until(wait.until)),
             },
-            None if open => plain(LinkState::Online, ""),
+            None if self.channel.is_held_back() => plain(LinkState::Connecting, HELD_BACK),
+            None if open => plain(LinkState::Online, &self.trouble(now).unwrap_or_default()),
             None if !self.publishes() => {
                 plain(LinkState::Refused, "mcpd gives every name to somebody else; choose other names")
             }

@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::{
-    core::link::UrlChange,
+    core::link::McpdChange,
     domain::{CallFailure, LinkState},
 };
 
@@ -43,7 +43,7 @@ fn retry_after_puts_the_next_heartbeat_off_and_never_brings_it_forward() {
 fn the_answer_to_a_heartbeat_at_another_mcpd_says_nothing_of_this_one() {
     let mut bench = Bench::online();
     assert_eq!(beats(&bench.pass(30 * SECOND)), 1);
-    assert_eq!(registers(&bench.act(LinkInput::Credentials(Ok(UrlChange::Other)))), [2]);
+    assert_eq!(registers(&bench.act(LinkInput::Credentials(Ok(McpdChange::Other(None))))), [2]);
     assert_eq!(channels(&bench.registered(2)), [2]);
     bench.act(LinkInput::ChannelOpened(2));
     bench.act(LinkInput::ChannelProved(2));
@@ -70,7 +70,7 @@ fn no_heartbeat_is_due_for_ever_where_there_is_no_session() {
     bench.busy();
     bench.want(&[]);
     assert_eq!(beats(&bench.pass(30 * SECOND)), 1, "what is under way keeps the session");
-    bench.act(LinkInput::Credentials(Ok(UrlChange::Other)));
+    bench.act(LinkInput::Credentials(Ok(McpdChange::Other(None))));
     let changed = CallFailure::Unauthorized { detail: "an old token".to_owned(), changed: true };
     assert_eq!(bench.beaten(Err(changed)), []);
     assert!(bench.next_deadline().is_none_or(|due| due > bench.now), "{:?}", bench.next_deadline());

@@ -4,7 +4,7 @@ use super::{
     link::{Bench, beats, passing, registers},
     *,
 };
-use crate::core::link::UrlChange;
+use crate::core::link::McpdChange;
 
 /// A thousand agents whose mcpd goes away for `down`: the moments of all register calls that reach it when it is back.
 fn herd(down: Duration) -> Vec<Duration> {
@@ -12,7 +12,7 @@ fn herd(down: Duration) -> Vec<Duration> {
     let mut calls = Vec::new();
     for agent in 0..1_000 {
         let mut bench = Bench::new(agent);
-        bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
+        bench.act(LinkInput::Credentials(Ok(McpdChange::Same)));
         bench.want(&["a"]);
         bench.registered(1);
         bench.act(LinkInput::ChannelOpened(1));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    core::link::{Link, UrlChange},
-    domain::{CallFailure, LinkState},
+    core::link::{Link, McpdChange},
+    domain::{CallFailure, LinkState, LinkStatus},
 };
 
 pub(super) fn passing() -> CallFailure {
@@ -29,14 +29,20 @@ impl Bench {
         Self { link: Link::new(&settings().link, None, seed), now: Instant::now(), beat: 0 }
     }
 
-    /// Registered, the channel open and proved.
-    pub(super) fn online() -> Self {
+    /// Registered, the channel open, without a byte so far.
+    pub(super) fn opened() -> Self {
         let mut bench = Self::new(1);
-        bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
+        bench.act(LinkInput::Credentials(Ok(McpdChange::Same)));
         let effects = bench.want(&["a"]);
         assert_eq!(registers(&effects), [1]);
         assert_eq!(channels(&bench.registered(1)), [1]);
         bench.act(LinkInput::ChannelOpened(1));
+        bench
+    }
+
+    /// Registered, the channel open and proved.
+    pub(super) fn online() -> Self {
+        let mut bench = Self::opened();
         bench.act(LinkInput::ChannelProved(1));
         assert_eq!(bench.state(), LinkState::Online);
         bench
@@ -104,8 +110,12 @@ impl Bench {
         self.want(names)
     }
 
+    pub(super) fn status(&self) -> LinkStatus {
+        self.link.status(self.now)
+    }
+
     pub(super) fn state(&self) -> LinkState {
-        self.link.status(self.now).state
+        self.status().state
     }
 
     fn effects(&mut self, effects: Vec<LinkEffect>) -> Vec<LinkEffect> {
@@ -277,7 +287,7 @@ fn three_channels_closed_at_once_mean_another_process_and_a_minute_of_rest() {
 #[test]
 fn a_wrong_path_is_refused_by_name_and_tried_within_the_backoff() {
     let mut bench = Bench::new(1);
-    bench.act(LinkInput::Credentials(Ok(UrlChange::Same)));
+    bench.act(LinkInput::Credentials(Ok(McpdChange::Same)));
     bench.want(&["a"]);
     for attempt in 1..20 {
         bench.act(LinkInput::Registered(attempt, Err(unknown())));

@@ -5,6 +5,7 @@ mod heartbeats;
 mod herd;
 mod link;
 mod model;
+mod patterns;
 mod refusals;
 mod unsure;
 

@@ -1,6 +1,7 @@
 //! A world for one test: a fake mcpd, an agent on a socket in a temporary home, and scripted local programs.
 
 mod client;
+pub mod connect;
 pub mod hostile;
 mod logs;
 pub mod process;

@@ -1,0 +1,153 @@
+"""Through real ingresses, as the guide sets them up and as careless people do: every token once, in order, and one end."""
+
+import contextlib
+import json
+import threading
+import types
+import urllib.request
+
+import pytest
+from ingress import PACKAGES, Ingress
+from processes import PATIENCE, TOKEN, Agent, Mcpd, chat, echo, wait_for, write_home
+
+# What the embedded provider says, and how often it says a word.
+PROMPT = " ".join(f"w{n}" for n in range(40))
+ANSWER = f"You said: {PROMPT}"
+PACE = 40
+CALLERS = 6
+
+
+@contextlib.contextmanager
+def behind(tmp_path, kind, *changes, mcpd=(), pace=PACE):
+    """An agent that reaches fake-mcpd through an ingress."""
+    with Mcpd(tmp_path, *mcpd) as server, Ingress(kind, tmp_path, server, *changes) as ingress:
+        home = write_home(tmp_path / "home", ingress, [echo(tokenDelayMs=pace, maxInFlight=CALLERS)])
+        quick = ("--reconnect-min", "200ms", "--reconnect-max", "1s")
+        with Agent(home, "--ca-file", ingress.ca, *quick) as agent:
+            agent.wait_online()
+            yield types.SimpleNamespace(mcpd=server, ingress=ingress, agent=agent)
+
+
+def stream(mcpd, prompt=PROMPT, begun=lambda: None):
+    """The text of one stream and how often it ended; `begun` is called with its first line."""
+    body = json.dumps(chat(prompt, stream=True)).encode()
+    url = f"{mcpd.url}/api/v1/llms/parrot/infer"
+    request = urllib.request.Request(url, data=body, headers={"Authorization": f"Bearer {TOKEN}"})
+    text, ends = "", 0
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        for line in reply:
+            begun()
+            data = line.decode().removeprefix("data: ").strip()
+            if data == "[DONE]":
+                ends += 1
+            elif data:
+                chunk = json.loads(data)
+                assert "error" not in chunk, chunk
+                for choice in chunk["choices"]:
+                    text += choice["delta"].get("content") or ""
+    return text, ends
+
+
+def under_load(link, trouble):
+    """What callers get while something happens in the middle of their streams."""
+    got, first = [None] * CALLERS, [threading.Event() for _ in range(CALLERS)]
+
+    def call(n):
+        try:
+            got[n] = stream(link.mcpd, begun=first[n].set)
+        except Exception as error:  # noqa: BLE001 - it is compared with what should have come
+            got[n] = error
+            first[n].set()
+
+    callers = [threading.Thread(target=call, args=(n,)) for n in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    assert all(event.wait(PATIENCE) for event in first), "every stream begins"
+    trouble()
+    for caller in callers:
+        caller.join()
+    assert got == [(ANSWER, 1)] * CALLERS
+
+
+def is_well(link):
+    """It is online, doctor has nothing to say, and a stream is exact."""
+    wait_for("it to be online", lambda: link.agent.status()["agent"]["state"] == "online")
+    wait_for("the LLM to be active", lambda: link.mcpd.is_active("parrot"))
+    assert stream(link.mcpd) == (ANSWER, 1)
+    link.agent.tool("doctor", "--ca-file", link.ingress.ca)
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_as_the_guide_sets_it_up_everything_is_well(tmp_path, kind):
+    with behind(tmp_path, kind, pace=5) as link:
+        is_well(link)
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_a_reload_under_load_costs_nothing(tmp_path, kind):
+    with behind(tmp_path, kind) as link:
+        under_load(link, link.ingress.reload)
+        is_well(link)
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_a_restart_under_load_costs_nothing(tmp_path, kind):
+    with behind(tmp_path, kind) as link:
+        under_load(link, link.ingress.restart)
+        is_well(link)
+
+
+SHORT = {
+    "nginx": [("proxy_read_timeout 1h", "proxy_read_timeout 2s")],
+    "haproxy": [("timeout client 1h", "timeout client 2s"), ("timeout server 1h", "timeout server 2s")],
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_a_read_timeout_on_a_silent_channel_ends_the_channel_and_nothing_else(tmp_path, kind):
+    silent = ("--ping-interval", "0s")
+    with behind(tmp_path, kind, *SHORT[kind], mcpd=silent) as link:
+        wait_for("the channel to be ended twice", lambda: len(link.mcpd.journal("channel-closed")) >= 2)
+        wait_for("the status to count it", lambda: link.agent.status()["totals"]["reconnects"] >= 1)
+        wait_for("the LLM to be active", lambda: link.agent.status()["agent"]["state"] == "online")
+        # The stream outlasts the timeout: the channel breaks under it, and it goes on.
+        assert stream(link.mcpd, PROMPT + " " + PROMPT) == (f"{ANSWER} {PROMPT}", 1)
+
+
+def test_an_answer_over_the_body_limit_is_its_callers_413_and_nobody_elses(tmp_path):
+    with behind(tmp_path, "nginx", ("client_max_body_size 64m", "client_max_body_size 1m"), pace=0) as link:
+        status, text = link.mcpd.infer("parrot", chat("x" * (2 << 20)))
+        assert status == 413, text
+        assert "localhost" not in text and "https://" not in text, text
+        is_well(link)
+
+
+HTTP_1 = ("ssl http2", "ssl")
+
+
+def test_a_keep_alive_of_a_second_costs_nothing(tmp_path):
+    short = ("keepalive_timeout 75s", "keepalive_timeout 1s")
+    with behind(tmp_path, "nginx", HTTP_1, short, pace=990) as link:
+        words = "a b c d e"
+        assert stream(link.mcpd, words) == (f"You said: {words}", 1)
+
+
+@pytest.mark.parametrize("protocol", ["http2", "http1"])
+def test_connections_that_end_after_so_many_requests_cost_nothing(tmp_path, protocol):
+    few = ("keepalive_timeout 75s;", "keepalive_timeout 75s;\n    keepalive_requests 20;")
+    changes = [few] if protocol == "http2" else [HTTP_1, few]
+    with behind(tmp_path, "nginx", *changes, pace=10) as link:
+        for _ in range(2):
+            under_load(link, lambda: None)
+        is_well(link)
+
+
+def test_buffering_of_nginx_leaves_the_channel_alone(tmp_path):
+    with behind(tmp_path, "nginx", ("proxy_buffering off", "proxy_buffering on"), pace=5) as link:
+        is_well(link)
+
+
+def test_gzip_is_for_those_who_ask_for_it(tmp_path):
+    gzip = ("keepalive_timeout 75s;", "keepalive_timeout 75s;\n    gzip on;\n    gzip_types *;\n    gzip_min_length 0;\n    gzip_proxied any;")
+    with behind(tmp_path, "nginx", gzip, pace=5) as link:
+        is_well(link)
