@@ -229,7 +229,7 @@ pub fn failure(error: pb::Error) -> Failure {
         retry_after: error.retry_after_ms.map(|ms| Duration::from_millis(ms.into())),
         http_status: error.http_status.and_then(|s| u16::try_from(s).ok()),
         body: error.body_json,
-        owner_detail: cut(error.owner_detail, MAX_MESSAGE),
+        owner_detail: cut(error.owner_detail, MAX_MESSAGE).into(),
     }
 }
 
@@ -291,7 +291,7 @@ pub fn error(failure: &Failure) -> pb::Error {
         http_status: failure.http_status.map(u32::from),
         body_json: failure.body.clone(),
         refused: false,
-        owner_detail: failure.owner_detail.clone(),
+        owner_detail: failure.owner_detail.to_string(),
     }
 }
 

@@ -136,7 +136,7 @@ pub struct Failure {
     /// The provider's own error body, byte for byte; empty if there is none.
     pub body: Bytes,
     /// What only the owner reads, in the log and in the status: where it happened and in which words. Empty if the message says it all.
-    pub owner_detail: String,
+    pub owner_detail: Box<str>,
 }
 
 impl Failure {
@@ -149,13 +149,13 @@ impl Failure {
             retry_after: None,
             http_status: None,
             body: Bytes::new(),
-            owner_detail: String::new(),
+            owner_detail: Box::default(),
         }
     }
 
     /// The same with what only the owner reads.
     #[must_use]
-    pub fn with_owner_detail(self, detail: impl Into<String>) -> Self {
+    pub fn with_owner_detail(self, detail: impl Into<Box<str>>) -> Self {
         Self { owner_detail: detail.into(), ..self }
     }
 
@@ -181,8 +181,9 @@ impl Failure {
         if matches!(status, 400 | 422) && !content {
             return format!("status {status}, {}, {}", self.code.error_type(), self.code.as_str());
         }
-        let end = self.message.char_indices().nth(MAX_REASON).map_or(self.message.len(), |(at, _)| at);
-        Printable(&self.message[..end]).to_string()
+        let why = self.for_owner();
+        let end = why.char_indices().nth(MAX_REASON).map_or(why.len(), |(at, _)| at);
+        Printable(&why[..end]).to_string()
     }
 }
 

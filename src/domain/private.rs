@@ -105,8 +105,9 @@ fn hide_in(value: &mut Value) -> bool {
                 true
             }
         },
-        Value::Array(list) => list.iter_mut().fold(false, |hidden, value| hide_in(value) || hidden),
-        Value::Object(members) => members.values_mut().fold(false, |hidden, value| hide_in(value) || hidden),
+        // Each is looked at, also after the first find.
+        Value::Array(list) => list.iter_mut().map(hide_in).filter(|hidden| *hidden).count() > 0,
+        Value::Object(members) => members.values_mut().map(hide_in).filter(|hidden| *hidden).count() > 0,
         _ => false,
     }
 }

@@ -60,7 +60,7 @@ pub fn provider_failure(status: Option<u16>, body: &Bytes) -> Failure {
     Failure {
         retryable: is_passing(code) && !said.out_of_quota(status),
         http_status: status.filter(|_| !ours),
-        owner_detail: said.owner_detail(status),
+        owner_detail: said.owner_detail(status).into(),
         body: if ours || !said.is_json { Bytes::new() } else { body.clone() },
         ..Failure::new(code, message)
     }
@@ -473,15 +473,15 @@ mod tests {
         let region =
             r#"{"error":{"code":"unsupported_country_region_territory","message":"Country not supported"}}"#;
         let failure = provider_failure(Some(403), &region.into());
-        assert_eq!(failure.owner_detail, "it answered 403: Country not supported");
+        assert_eq!(&*failure.owner_detail, "it answered 403: Country not supported");
         assert_eq!((&*failure.message, failure.body.len()), ("the provider refuses this request (403)", 0));
         let prompt = r#"{"error":{"message":"bad value 'secret prompt'","type":"invalid_request_error"}}"#;
         assert_eq!(
-            provider_failure(Some(400), &prompt.into()).owner_detail,
+            &*provider_failure(Some(400), &prompt.into()).owner_detail,
             "it answered 400: invalid_request_error"
         );
         let memory = r#"{"error":{"message":"CUDA out of memory"}}"#;
-        assert_eq!(provider_failure(None, &memory.into()).owner_detail, "CUDA out of memory");
+        assert_eq!(&*provider_failure(None, &memory.into()).owner_detail, "CUDA out of memory");
     }
 
     #[test]

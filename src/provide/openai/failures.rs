@@ -64,7 +64,7 @@ impl Origin {
     }
 
     /// The failure if there was no answer.
-    pub(in crate::provide) fn from_transport(&self, error: &reqwest::Error) -> Failure {
+    pub(in crate::provide) fn transport_failure(&self, error: &reqwest::Error) -> Failure {
         if error.is_connect() {
             return self.unconnected(error);
         }
@@ -104,12 +104,12 @@ impl Origin {
         let body = if self.key.is_in(&failure.body) { Bytes::new() } else { self.without_host(failure.body) };
         let message =
             self.without_host(without_key(failure.message, "the provider reported an error").into());
-        let detail = without_key(failure.owner_detail, "its words quote the key");
+        let detail = without_key(failure.owner_detail.into(), "its words quote the key");
         let advice =
             if failure.code == FailureCode::ProviderAuth { self.key_advice(&detail) } else { String::new() };
         Failure {
             message: String::from_utf8_lossy(&message).into_owned(),
-            owner_detail: format!("{}: {}{advice}", self.name, Printable(&detail)),
+            owner_detail: format!("{}: {}{advice}", self.name, Printable(&detail)).into(),
             body,
             retry_after: failure.retry_after.or(failure.retryable.then_some(RETRY)),
             ..failure

@@ -16,7 +16,7 @@ fn refused(status: u16, body: &str) -> Failure {
 fn a_refusal_names_the_server_to_its_owner_alone() {
     let failure = refused(500, r#"{"error":{"message":"CUDA out of memory"}}"#);
     assert_eq!(failure.message, "CUDA out of memory");
-    assert_eq!(failure.owner_detail, "http://127.0.0.1:8000/v1: it answered 500: CUDA out of memory");
+    assert_eq!(&*failure.owner_detail, "http://127.0.0.1:8000/v1: it answered 500: CUDA out of memory");
     assert_eq!(failure.http_status, Some(500));
 }
 

@@ -216,7 +216,7 @@ impl Server {
                 continue;
             }
             self.health.doubt();
-            return Err(self.origin.from_transport(&unanswered.error));
+            return Err(self.origin.transport_failure(&unanswered.error));
         }
     }
 
@@ -249,7 +249,7 @@ impl Server {
             match answer.next().await {
                 Ok(Some(piece)) => begun.extend_from_slice(&piece),
                 Ok(None) => break,
-                Err(error) => return self.origin.from_transport(&error).into(),
+                Err(error) => return self.origin.transport_failure(&error).into(),
             }
             form = form_of(&begun, label);
         }
@@ -263,7 +263,7 @@ impl Server {
     async fn whole(&self, mut response: Response, limit: usize) -> Finished {
         match read_at_most(&mut response, limit).await {
             Ok(body) => self.body(body, limit),
-            Err(error) => self.origin.from_transport(&error).into(),
+            Err(error) => self.origin.transport_failure(&error).into(),
         }
     }
 
@@ -273,7 +273,7 @@ impl Server {
             match answer.next().await {
                 Ok(Some(piece)) => begun.extend_from_slice(&piece),
                 Ok(None) => break,
-                Err(error) => return self.origin.from_transport(&error).into(),
+                Err(error) => return self.origin.transport_failure(&error).into(),
             }
         }
         self.body(begun.freeze(), limit)
@@ -314,7 +314,7 @@ impl Server {
                 Ok(Some(piece)) => relay.take(&piece).await,
                 Ok(None) => Err(relay.end_of_input().await),
                 Err(_) if relay.is_complete() => Err(Outcome::Complete.into()),
-                Err(error) => Err(self.origin.from_transport(&error).into()),
+                Err(error) => Err(self.origin.transport_failure(&error).into()),
             };
         };
         if outcome.outcome == Outcome::Complete {
