@@ -22,7 +22,7 @@
 //! | --- | --- | --- |
 //! | [`agent`] | the one place that joins core, upstream and bridge; owns every task and the shutdown | `bridge`, `config`, `core`, `credentials`, `domain`, `pb`, `platform`, `telemetry`, `upstream` |
 //! | [`bridge`] | the unix socket: one actor per session, conversion between proto and domain | `domain`, `pb` |
-//! | [`cli`] | the commands, one file each | `agent`, `bridge`, `config`, `credentials`, `domain`, `http`, `pb`, `platform`, `provide`, `telemetry`, `upstream` |
+//! | [`cli`] | the commands, one file each | `agent`, `bridge`, `config`, `credentials`, `domain`, `http`, `pb`, `platform`, `provide`, `sse`, `telemetry`, `upstream` |
 //! | [`config`] | flags, environment and files become checked values | `credentials`, `platform` |
 //! | [`core`] | every decision, without I/O and without a clock | `domain` |
 //! | [`credentials`] | where mcpd is, and the token for it | `http` |

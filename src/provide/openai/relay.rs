@@ -98,7 +98,10 @@ impl<'a> Relay<'a> {
             match self.parser.next_item() {
                 Ok(Some(item)) => self.item(item).await?,
                 Ok(None) => return Ok(()),
-                Err(too_long) => return Err(self.origin.bad_output(too_long).into()),
+                Err(_) => {
+                    let what = format_args!("an event of more than {MAX_EVENT_BYTES} bytes");
+                    return Err(self.origin.bad_output(what).into());
+                }
             }
         }
     }

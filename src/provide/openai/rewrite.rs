@@ -53,7 +53,7 @@ pub(in crate::provide) fn rewrite_request(
     quote_into(&mut model, wanted.model);
     let mut edits = Edits::new(body);
     edits.set(&request, "model", &model);
-    if wanted.stream {
+    if wanted.stream && request.last("stream") != Some("true") {
         edits.set(&request, "stream", b"true");
     }
     let stream = wanted.stream || request.last("stream") == Some("true");

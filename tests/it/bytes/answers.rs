@@ -1,5 +1,7 @@
 //! Random answers, and what a caller must get from them.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -10,9 +12,23 @@ use super::{
     samples,
 };
 
-/// The chunk that ends every stream here.
-pub const STOP: &str =
-    r#"{"id":"c","created":1,"choices":[{"index":0,"delta":{},"finish_reason":"stop"}] ,"x_last":1.0}"#;
+/// What the chunk that ends every stream here says at its end.
+pub const LAST: &str = r#","x_last":1.0}"#;
+
+/// The chunk that ends a stream: each choice that has begun ends with it.
+fn stop(chunks: &[String]) -> String {
+    let mut indices = BTreeSet::from([0]);
+    for chunk in chunks {
+        // What is not decoded need not be text: halves of surrogates are among the samples.
+        let chunk: Members = parse(chunk).expect("an object");
+        let choices = chunk.get("choices").and_then(|choices| parse::<Vec<Members>>(choices.get()));
+        let index = |choice: &Members| parse::<u64>(choice.get("index")?.get());
+        indices.extend(choices.iter().flatten().filter_map(index));
+    }
+    let choice = |index| format!(r#"{{"index":{index},"delta":{{}},"finish_reason":"stop"}}"#);
+    let choices = indices.into_iter().map(choice).collect::<Vec<_>>().join(",");
+    format!(r#"{{"id":"c","created":1,"choices":[{choices}] {LAST}"#)
+}
 
 /// A stream of chunks with members around the choices that nobody knows.
 pub fn a_stream() -> impl Strategy<Value = Vec<String>> {
@@ -24,7 +40,8 @@ pub fn a_stream() -> impl Strategy<Value = Vec<String>> {
         |(chunks, odd, order)| {
             let chunk = |(chunk, odd): (String, &String)| chunk.replacen('{', &format!("{{{odd}"), 1);
             let odd = order.iter().cycle().map(|at| at.get(&odd));
-            chunks.into_iter().zip(odd).map(chunk).chain([STOP.to_owned()]).collect()
+            let stop = stop(&chunks);
+            chunks.into_iter().zip(odd).map(chunk).chain([stop]).collect()
         },
     )
 }
