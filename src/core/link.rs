@@ -6,8 +6,8 @@
 //!                                                                    └── Waiting (backoff or refused) ◄──┴── any failure
 //! ```
 //!
-//! Each part keeps its own state: [`Registration`] what mcpd has accepted, [`Conflicts`] the names that others have, [`ControlChannel`]
-//! and [`Heartbeat`] theirs, [`Retry`] the waits. [`Link`] joins them. It knows what is *wanted*; after every input, `Link::step`
+//! Each part keeps its own state: `Registration` what mcpd has accepted, `Conflicts` the names that others have, `ControlChannel`
+//! and `Heartbeat` theirs, `Retry` the waits. `Link` joins them. It knows what is *wanted*; after every input, `Link::step`
 //! compares that with what is and does the next thing that is missing. A change of the set during a call, a lost channel and a
 //! forgotten session are thus all handled in the same way. Replies carry the attempt or number, and channels the epoch, that they
 //! belong to; anything older is ignored.
