@@ -1,6 +1,6 @@
 //! What a caller must not read: addresses and paths of the owner's machine, which errors like to name.
 //!
-//! Public addresses stay, because a server's advice may be one ("see https://example.com/docs").
+//! Public addresses stay, because a server's advice may be one (`see https://example.com/docs`).
 
 use std::{
     borrow::Cow,

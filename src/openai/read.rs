@@ -36,7 +36,7 @@ pub(super) struct Reading {
     pub(super) finishes: Vec<(u32, Span)>,
 }
 
-/// A set of choices, by their index; those beyond [`MAX_CHOICES`] are not kept.
+/// A set of choices, by their index; those beyond `MAX_CHOICES` are not kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Choices(u128);
 
