@@ -29,6 +29,7 @@ impl Executor {
             self.send_offers();
         }
         match effect {
+            Effect::Repeated(id) => self.relays.repeated(&id),
             Effect::Begin(key, task) => {
                 let Some(handover) = handover.take() else { return error!("a task begins that nobody sent") };
                 self.journal.begun(&task.id, handover.mcpd.url().as_deref());

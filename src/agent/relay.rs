@@ -81,6 +81,7 @@ pub(super) struct History {
     pub(super) chunks: u64,
     pub(super) posts: u64,
     pub(super) late_chunks: u64,
+    pub(super) repeated: u64,
     pub(super) recent: VecDeque<Ended>,
 }
 

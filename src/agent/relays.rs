@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
+use tracing::warn;
 
 use super::{
     relay::{History, Relay},
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     bridge::Offer,
-    domain::{Activity, End, FailureCode, NumberMap, Provider, SessionKey, Task, TaskKey, Usage},
+    domain::{Activity, End, FailureCode, NumberMap, Provider, SessionKey, Task, TaskId, TaskKey, Usage},
     telemetry::{self, ChannelTrace, TaskTrace},
     upstream::{
         events::Handover,
@@ -76,6 +77,12 @@ impl Relays {
     pub(super) fn lost(&mut self) {
         self.history.lost();
         self.telemetry.metrics().task_lost();
+    }
+
+    /// mcpd used an id again that it had used a short time ago.
+    pub(super) fn repeated(&mut self, id: &TaskId) {
+        self.history.repeated += 1;
+        warn!(task_id = %id, "mcpd sent a task under an id that it has used already; the first one counts, and this one gets no answer");
     }
 
     /// Sets a task up, and starts the delivery of its output to the mcpd that handed it over.

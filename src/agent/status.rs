@@ -67,6 +67,7 @@ fn totals(parts: &Parts<'_>) -> pb::Totals {
         posts: count(history.posts),
         late_chunks: count(history.late_chunks + parts.sessions.late_chunks()),
         reconnects: count(parts.core.reconnects()),
+        tasks_repeated: count(history.repeated),
     }
 }
 

@@ -113,6 +113,7 @@ struct Totals {
     posts: u64,
     late_chunks: u64,
     reconnects: u64,
+    tasks_repeated: u64,
 }
 
 impl<'a> From<&'a pb::WatchStatusResponse> for StatusJson<'a> {
@@ -218,6 +219,7 @@ fn totals(totals: &pb::Totals) -> Totals {
         posts: count(totals.posts),
         late_chunks: count(totals.late_chunks),
         reconnects: count(totals.reconnects),
+        tasks_repeated: count(totals.tasks_repeated),
     }
 }
 

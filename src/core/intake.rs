@@ -21,9 +21,8 @@ impl Core {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        // mcpd may deliver a task twice.
         if self.tasks.is_known(&task.id, now) {
-            return;
+            return effects.push(Effect::Repeated(task.id));
         }
         let (key, entry) = self.tasks.begin(task, &self.settings, now);
         effects.push(Effect::Begin(key, Arc::clone(&entry.task)));

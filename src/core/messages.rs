@@ -76,6 +76,8 @@ pub enum Input {
 /// Something to do.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
+    /// A task came under an id that is under way or ended a short time ago: it does not run, and nothing is posted for it.
+    Repeated(TaskId),
     /// Set up a task: everything later about it refers to this key.
     Begin(TaskKey, Arc<Task>),
     /// Offer a task to a session, with the time it has left.

@@ -135,6 +135,26 @@ async fn a_task_delivered_twice_runs_once_also_after_its_end() {
     client.finish_body(&next, &completion("another")).await;
     assert_eq!(InferReply::from(soon("the end", call.collect()).await.end).status, 200);
     assert_eq!(world.results(&offer.task_id).len(), 1);
+    let mut watch = Watch::open(&world.config.socket).await;
+    watch.until(|s| s.totals.is_some_and(|totals| totals.tasks_repeated == 2.0)).await;
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_mcpd_uses_again_while_it_runs_leaves_the_first_task_alone_and_is_warned_of() {
+    let (world, mut client) = world().await;
+    let logs = Logs::keep();
+    let call = world.mcpd.submit(InferRequest::new("llama", &chat("first"))).expect("accepted");
+    let offer = client.offer().await;
+    let again = json!({"kind":"infer","taskId":offer.task_id,"llmName":"llama","request":chat("second")});
+    world.mcpd.send_task(again.to_string());
+    let mut watch = Watch::open(&world.config.socket).await;
+    watch.until(|s| s.totals.is_some_and(|totals| totals.tasks_repeated == 1.0)).await;
+    client.finish_body(&offer, &completion("first")).await;
+    let reply = InferReply::from(soon("the end", call.collect()).await.end);
+    assert!(String::from_utf8_lossy(&reply.body).contains("first"), "{reply:?}");
+    assert_eq!(world.results(&offer.task_id).len(), 1, "nothing is posted for the second");
+    assert_eq!(logs.lines_with("under an id that it has used already").len(), 1);
     world.assert_clean();
 }
 

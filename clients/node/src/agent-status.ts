@@ -98,4 +98,5 @@ export interface AgentTotals {
   posts: number;
   lateChunks: number;
   reconnects: number;
+  tasksRepeated: number;
 }

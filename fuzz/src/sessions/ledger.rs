@@ -66,6 +66,7 @@ impl Ledger {
     pub fn take(&mut self, effect: Effect, now: Instant) {
         assert!(!self.drained, "after Drained: {effect:?}");
         match effect {
+            Effect::Repeated(_) => {}
             Effect::Begin(key, task) => self.begin(key, task.id.clone(), task.llm.clone()),
             Effect::Offer(key, session, left) => self.offer(key, session, left, now),
             Effect::Requeued(key, _) => {

@@ -179,7 +179,7 @@ impl Watch {
                     prop_assert_eq!(self.tasks[key].with, Some(*session));
                 }
                 Effect::Drained => self.drained = true,
-                Effect::Verdicts(..) | Effect::Replaced(_) | Effect::Link(_) => {}
+                Effect::Repeated(_) | Effect::Verdicts(..) | Effect::Replaced(_) | Effect::Link(_) => {}
             }
         }
         Ok(())
