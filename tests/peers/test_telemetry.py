@@ -60,6 +60,10 @@ def check_inference(inference, model, provider, tokens):
     assert found.pop("gen_ai.usage.input_tokens") > 5
     assert found.pop("gen_ai.response.id").startswith("chatcmpl-")
     assert found.pop("gen_ai.response.model")
+    # What the server took from its cache, a part of the prompt; and where the entry in config.json says that it is.
+    assert found.pop("gen_ai.usage.cache_read.input_tokens", 0) <= inference.attributes["gen_ai.usage.input_tokens"]
+    assert found.pop("server.address") == "127.0.0.1"
+    assert 0 < found.pop("server.port") < 65536
     assert found == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": provider,
