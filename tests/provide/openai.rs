@@ -154,7 +154,7 @@ async fn an_error_in_the_middle_of_a_stream_is_the_tasks_error() {
 #[tokio::test]
 async fn an_event_over_the_limit_is_an_error() {
     let (_server, mut relay) = streaming(format!("data: {}\n\n", "x".repeat(5 << 20))).await;
-    assert!(relay.ask(STREAM).await.error().message.contains("over the limit of 4194304 bytes"));
+    assert!(relay.ask(STREAM).await.error().message.contains("an event of more than 4194304 bytes"));
 }
 
 #[tokio::test]
