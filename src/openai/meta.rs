@@ -3,6 +3,7 @@
 use super::{
     errors::ErrorSigns,
     read::{self, Choices, MAX_CHOICES, Reading},
+    template::Template,
 };
 use crate::{
     domain::Usage,
@@ -141,22 +142,36 @@ pub struct ChunkMeta {
     pub usage: Option<Usage>,
 }
 
-impl ChunkMeta {
+/// Reads the chunks of one stream, one after another.
+#[derive(Debug, Default)]
+pub struct ChunkReader {
+    template: Option<Template>,
+    /// What the template says.
+    meta: ChunkMeta,
+}
+
+impl ChunkReader {
     /// Reads one chunk.
     ///
     /// # Errors
     /// If it is not one JSON object.
-    pub fn read(chunk: &[u8]) -> Result<Self, Malformed> {
+    pub fn read(&mut self, chunk: &[u8]) -> Result<ChunkMeta, Malformed> {
+        if self.template.as_ref().is_some_and(|template| template.text_of(chunk).is_some()) {
+            return Ok(self.meta);
+        }
         let reading = read::read(chunk)?;
         let mut ended = Choices::default();
         reading.finishes.iter().for_each(|(index, _)| ended.insert(*index));
-        Ok(Self {
+        self.meta = ChunkMeta {
             is_error: reading.is_error,
             begun: reading.begun,
             ended,
             only_usage: reading.usage.is_some() && !reading.any_choice,
             usage: reading.usage.and_then(|span| usage(span.of(chunk))),
-        })
+        };
+        let layout = reading.layout.as_ref();
+        self.template = layout.and_then(|layout| Template::learn(self.template.take(), chunk, layout));
+        Ok(self.meta)
     }
 }
 
@@ -225,6 +240,43 @@ mod tests {
         assert_eq!(facts.finish_reasons, [(0, "stop".to_owned()), (4, "length".to_owned())]);
         assert_eq!(facts.usage, Some(Usage { input_tokens: Some(3), ..Usage::default() }));
         assert_eq!((facts.response_id.as_deref(), facts.model.as_deref()), (Some("c1"), Some("m")));
+    }
+
+    #[test]
+    fn a_chunk_says_the_same_whatever_came_before_it() {
+        let chunk = |index: u32, delta: &str, rest: &str| {
+            format!(
+                r#"{{"id":"c","choices":[{{"index":{index},"delta":{delta},"finish_reason":null}}]{rest}}}"#
+            )
+        };
+        let text = r#"{"content":"a"}"#;
+        let chunks = [
+            chunk(0, r#"{"role":"assistant","content":""}"#, ""),
+            chunk(0, text, ""),
+            chunk(0, r#"{"content":"\"}],\"error\":1"}"#, ""),
+            chunk(0, r#"{"content":""}"#, ""),
+            chunk(0, r#"{"content":"a\"}"#, ""),
+            chunk(1, text, ""),
+            chunk(0, text, r#","error":{}"#),
+            chunk(0, text, r#","error":{"message":"m"}"#),
+            chunk(0, r#"{"content":"b"}"#, r#","error":{"message":"m"}"#),
+            chunk(0, text, r#","usage":{"prompt_tokens":1}"#),
+            chunk(0, r#"{"content":"b"}"#, r#","usage":{"prompt_tokens":1}"#),
+            chunk(0, text, "").replace("null", "\"stop\""),
+            r#"{"choices":[],"usage":{"prompt_tokens":3}}"#.to_owned(),
+            chunk(0, text, ""),
+        ];
+        for before in &chunks {
+            for chunk in &chunks {
+                let mut reader = ChunkReader::default();
+                let _ = reader.read(before.as_bytes());
+                let alone = ChunkReader::default().read(chunk.as_bytes());
+                assert_eq!(reader.read(chunk.as_bytes()), alone, "{chunk} after {before}");
+            }
+        }
+        let mut reader = ChunkReader::default();
+        let again = [1, 13].map(|one| reader.read(chunks[one].as_bytes()).expect("an object"));
+        assert!(reader.template.is_some() && again[0] == again[1] && !again[0].begun.is_empty());
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! stream    the pending output of a streaming task: neighbouring chunks merge, everything else passes unchanged
 //!   read      one chunk: what it says, and whether it may merge
 //!   errors    how an error is told from an answer
-//!   layout     where in a chunk the parts are that merging joins
+//!   layout    where in a chunk the parts are that merging joins
+//!   template  a chunk that the next one is expected to resemble
 //!   part      a chunk that waits, with what was merged into it
 //! gather    the output of a plain task that is answered by chunks, as one body
 //!   value     a JSON value that grows from chunk to chunk
@@ -35,11 +36,12 @@ mod errors;
 mod layout;
 mod part;
 mod read;
+mod template;
 mod value;
 
 pub use budget::{MemoryBudget, Reservation};
 pub use gather::Gather;
-pub use meta::{ChunkMeta, ResponseMeta};
+pub use meta::{ChunkMeta, ChunkReader, ResponseMeta};
 pub use plain::ChunkEnvelope;
 pub use read::Choices;
 pub use stream::{Pushed, StreamBuffer};

@@ -14,9 +14,6 @@
 //! Anything else (another member, a repeated member, a key with escapes) makes a chunk a barrier: it is sent byte for byte, and nothing is
 //! moved past it. Between barriers, the chunks of one choice keep their order; those of different choices need not. A chunk with which
 //! nothing merged is sent byte for byte too.
-//!
-//! Most chunks of a stream equal the one before except for their text. They are recognised by comparing bytes, and then only their text is
-//! checked.
 
 use std::collections::VecDeque;
 
@@ -26,9 +23,10 @@ use super::{
     ChunkEnvelope, ChunkError, MemoryBudget, Reservation, ResponseMeta,
     calls::CallIndexes,
     failure::provider_failure,
-    layout::{ChunkLayout, Field},
+    layout::ChunkLayout,
     part::{MAX_SPARE, MergeTail, Part},
     plain, read,
+    template::Template,
 };
 use crate::{
     domain::{Delta, Failure, FailureCode, Usage},
@@ -66,20 +64,12 @@ pub struct StreamBuffer {
     held: usize,
     share: Reservation,
     template: Option<Template>,
+    /// The number of the part that a chunk like the template merges into, if it is still there.
+    last: u64,
     spare: Option<Box<MergeTail>>,
     meta: ResponseMeta,
     plain: Plain,
     finished: bool,
-}
-
-/// A chunk that the next one is expected to resemble.
-struct Template {
-    chunk: Vec<u8>,
-    layout: ChunkLayout,
-    /// Which text is expected to differ.
-    field: usize,
-    /// The number of the part that a chunk like this merges into, if it is still there.
-    part: u64,
 }
 
 /// What is needed to build chunks from plain deltas.
@@ -108,6 +98,7 @@ impl StreamBuffer {
             held: 0,
             share: room.reservation(),
             template: None,
+            last: 0,
             spare: None,
             meta: ResponseMeta::default(),
             plain: Plain::default(),
@@ -242,16 +233,15 @@ impl StreamBuffer {
     /// Takes a chunk that differs from the template in its text only.
     fn push_like_last(&mut self, text: &[u8], own: impl FnOnce() -> Bytes) -> Result<Pushed, ChunkError> {
         let Some(template) = &self.template else { return Ok(Pushed::Ignored) };
-        let (field, number) = (template.field, template.part);
-        let pushed = if number >= self.popped.max(self.closed) {
+        let field = template.field();
+        let pushed = if self.last >= self.popped.max(self.closed) {
             self.room_for(text.len())?;
-            let part = &mut self.queue[(number - self.popped) as usize];
+            let part = &mut self.queue[(self.last - self.popped) as usize];
             self.held += part.extend(field, text, &mut self.spare);
             Pushed::Merged
         } else {
-            let layout = template.layout.resized(field, text.len());
-            let number = self.enqueue(own(), Some(layout))?;
-            self.template.iter_mut().for_each(|template| template.part = number);
+            let layout = template.layout_with(text);
+            self.last = self.enqueue(own(), Some(layout))?;
             Pushed::Queued
         };
         self.meta.chunks = self.meta.chunks.saturating_add(1);
@@ -275,7 +265,10 @@ impl StreamBuffer {
             _ => (self.enqueue(own(), reading.layout)?, Pushed::Queued),
         };
         match &reading.layout {
-            Some(layout) => self.template = Template::learn(self.template.take(), chunk, layout, number),
+            Some(layout) => {
+                self.template = Template::learn(self.template.take(), chunk, layout);
+                self.last = number;
+            }
             None => self.closed = number + 1,
         }
         self.meta.chunks = self.meta.chunks.saturating_add(1);
@@ -320,24 +313,6 @@ impl StreamBuffer {
 
     fn recycle(&mut self, part: Part) {
         self.spare = part.recycle().or(self.spare.take());
-    }
-}
-
-impl Template {
-    fn learn(old: Option<Self>, chunk: &[u8], layout: &ChunkLayout, part: u64) -> Option<Self> {
-        let field = layout.only_text().filter(|_| chunk.len() <= MAX_SPARE)?;
-        let mut copy = old.map(|old| old.chunk).unwrap_or_default();
-        copy.clear();
-        copy.extend_from_slice(chunk);
-        Some(Self { chunk: copy, layout: *layout, field, part })
-    }
-
-    /// The text by which `chunk` differs from this one, if it differs by nothing else.
-    fn text_of<'a>(&self, chunk: &'a [u8]) -> Option<&'a [u8]> {
-        let Field::At(hole) = self.layout.fields[self.field] else { return None };
-        let rest = chunk.strip_prefix(&self.chunk[..hole.start as usize])?;
-        let text = rest.strip_suffix(&self.chunk[hole.end as usize..])?;
-        text::is_body(text).then_some(text)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
         scan::{self, Span, check_object},
         text::quote_into,
     },
-    openai::{Choices, ChunkMeta},
+    openai::{Choices, ChunkReader},
     provide::task::{Chunks, Finished},
     sse::{Event, Item, Parser},
 };
@@ -53,6 +53,7 @@ pub(in crate::provide) struct Relay<'a> {
     /// What stands as the model in the caller's answer, where the owner says so.
     model: Option<&'a str>,
     parser: Parser,
+    reader: ChunkReader,
     /// The host asked for the usage chunk, not the caller, who therefore does not get it.
     drop_usage: bool,
     begun: Choices,
@@ -73,6 +74,7 @@ impl<'a> Relay<'a> {
             chunks,
             model,
             parser: Parser::new(MAX_EVENT_BYTES),
+            reader: ChunkReader::default(),
             drop_usage,
             begun: Choices::default(),
             ended: Choices::default(),
@@ -154,7 +156,7 @@ impl<'a> Relay<'a> {
             _ => {}
         }
         // What does not parse is passed on as it is: the agent checks every chunk and names the fault.
-        let meta = ChunkMeta::read(&data).unwrap_or_default();
+        let meta = self.reader.read(&data).unwrap_or_default();
         if meta.is_error {
             return Err(self.origin.reported(&data).into());
         }

@@ -3,6 +3,7 @@ use std::{
     os::fd::OwnedFd,
     process::{Command, Stdio},
     thread::yield_now,
+    time::Instant,
 };
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,6 +15,8 @@ use super::{
 
 /// Tells this test's own program that it is the process to look at: a hook and a log are for a whole process.
 const ROLE: &str = "MCPRELAY_TEST_OF_THE_LOG";
+/// How long the end waits for the thread at most, as the library has it.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// The lines of a process that says so many at once: too many for the one write that follows silence.
 const LINES: usize = 100;
 
@@ -150,7 +153,9 @@ fn a_closed_pipe_and_a_full_disk_hold_up_nobody() {
     for out in [closed, full] {
         let (mut lines, guard) = queue(out, LogFormat::Json);
         (0..3).for_each(|_| lines.write_all(b"a line\n").unwrap());
+        let begun = Instant::now();
         drop(guard);
+        assert!(begun.elapsed() < LAST_LINES, "it waited for a thread that does not end");
     }
 }
 
@@ -158,17 +163,36 @@ fn a_closed_pipe_and_a_full_disk_hold_up_nobody() {
 fn a_line_that_could_not_be_written_is_counted_and_told_with_the_next_one() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut output = Output::new(full, LogFormat::Json);
-    output.write_all(b"lost\n").unwrap_err();
-    assert_eq!((output.failed, output.told), (1, 0));
+    output.write_all(b"lost\n").unwrap();
+    output.write_all(b"lost too\n").unwrap();
+    output.flush().unwrap();
+    assert_eq!((output.failed, output.told), (2, 0));
     let (reader, out) = pipe();
     let mut output = Output { failed: output.failed, ..Output::new(out, LogFormat::Json) };
-    output.write_all(b"one\n").unwrap();
-    output.write_all(b"two\n").unwrap();
+    for line in ["one\n", "two\n"] {
+        output.write_all(line.as_bytes()).unwrap();
+        output.flush().unwrap();
+    }
     drop(output);
     let lines: Vec<_> = reader.lines().map(Result::unwrap).collect();
     assert_eq!((lines.len(), &*lines[0], &*lines[2]), (3, "one", "two"));
     let told: serde_json::Value = serde_json::from_str(&lines[1]).unwrap();
-    assert_eq!((&told["lost_lines"], &told["level"]), (&1.into(), &"WARN".into()));
+    assert_eq!((&told["lost_lines"], &told["level"]), (&2.into(), &"WARN".into()));
+}
+
+#[test]
+fn lines_that_wait_at_one_moment_are_written_together_and_no_more_than_64_kib_are_held() {
+    let (mut reader, out) = pipe();
+    fcntl(reader.get_ref(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let mut output = Output::new(out, LogFormat::Json);
+    output.write_all(b"one\n").unwrap();
+    output.write_all(b"two\n").unwrap();
+    assert_eq!(reader.fill_buf().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    output.flush().unwrap();
+    assert_eq!(reader.fill_buf().unwrap(), b"one\ntwo\n");
+    reader.consume(8);
+    output.write_all(&[b'x'; TOGETHER]).unwrap();
+    assert!(output.together.is_empty() && !reader.fill_buf().unwrap().is_empty());
 }
 
 #[test]
