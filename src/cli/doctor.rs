@@ -50,7 +50,7 @@ pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
         Err(Stop::Usage(message)) => report.add(Finding::failed("mcpd", &message))?,
         Err(_) => report.add(Finding::skipped("mcpd", "there are no credentials to call it with"))?,
     }
-    report.extend(providers::examine(&config, env).await)?;
+    report.extend(providers::examine(&config, args.mcpd.ca_file.as_deref(), env).await)?;
     report.end()
 }
 

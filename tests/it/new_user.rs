@@ -1,26 +1,15 @@
 //! What somebody sees who tries the program for the first time: nothing that looks like trouble if there is none, and the reason if there
 //! is.
 
-use std::{
-    fs,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-    process::{Command, Output, Stdio},
-};
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, process::Stdio};
 
 use fake_mcpd::FakeMcpd;
 use serde_json::json;
 
 use crate::support::{
-    process::{MCPRELAY, command, mcprelay, text},
+    process::{MCPRELAY, command, ended, mcprelay, text},
     soon,
 };
-
-/// What a command comes to, once it has ended.
-async fn ended(mut command: Command) -> Output {
-    let done = tokio::task::spawn_blocking(move || command.output());
-    done.await.expect("it does not panic").expect("the program is built")
-}
 
 /// A home with credentials for `mcpd` and one opted-in provider that answers from the prompt.
 fn furnish(home: &Path, mcpd: &FakeMcpd) {
