@@ -8,7 +8,7 @@ mod providers;
 use clap::Args;
 
 use super::{
-    Stop, agent_status,
+    Stop, agent_status, environment,
     http::Mcpd,
     report::{Finding, Format, Report},
     socket, version, words,
@@ -38,6 +38,8 @@ pub struct DoctorArgs {
 pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let places = args.home.places(env)?;
     let mut report = Report::new(args.output);
+    let unread = environment::unread().into_iter();
+    report.extend(unread.map(|found| Finding::warning("environment", found.what, found.advice)))?;
     report.extend(files::home(&places.home))?;
     report.add(credentials(&args.mcpd, &places, env)?)?;
     report.extend(files::secret(&places.home.join(crate::config::SESSION_FILE), "provider-session"))?;

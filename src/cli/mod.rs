@@ -8,6 +8,7 @@ pub mod completions;
 pub mod demo;
 pub mod deregister;
 pub mod doctor;
+mod environment;
 pub mod get;
 pub mod http;
 pub mod infer;

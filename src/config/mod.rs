@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs};
-pub use values::duration;
+pub use values::{Trimmed, duration};
 
 /// The socket's name in the home.
 pub const SOCKET_FILE: &str = "mcprelay.sock";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-pub use file::{Fingerprint, OTHERS, OTHERS_WRITE};
+pub use file::{Fingerprint, OTHERS, OTHERS_WRITE, read_small};
 pub use url::{BadUrl, McpdUrl};
 
 use file::JsonFile;

@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 
 use crate::{
     cli::report::Finding,
-    credentials::{OTHERS, OTHERS_WRITE},
+    credentials::{OTHERS, OTHERS_WRITE, read_small},
     domain::counted,
     provide::config_file::{self, Parsed},
 };
@@ -78,8 +78,8 @@ pub(super) fn socket(path: &Path) -> Finding {
 pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
     let nothing = |finding| (Parsed::default(), vec![finding]);
     let shown = path.display();
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let bytes = match read_small(path) {
+        Ok((_, bytes)) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let message = format!("there is no {shown}; fine where mcplocal brings its own providers");
             return nothing(Finding::ok("config.json", message));
