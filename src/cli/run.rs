@@ -57,6 +57,9 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     watchdog.abort();
     status.abort();
     signals.abort();
+    if let Ok(Stopped::Drained) = stopped {
+        info!("stopped");
+    }
     telemetry.shutdown(TELEMETRY_BOUND).await;
     match stopped {
         Ok(Stopped::Drained) => Ok(()),
@@ -89,6 +92,7 @@ fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, 
     let mut signals = Signals::new()?;
     Ok(async move {
         signals.stop().await;
+        info!("told to stop; a second signal stops at once");
         notify::stopping();
         stop.drain.cancel();
         signals.insist().await;

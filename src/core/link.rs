@@ -84,7 +84,7 @@ impl Link {
         self.conflicts.names()
     }
 
-    /// How often the control channel was opened again.
+    /// How often a control channel was opened in the place of one that was lost.
     pub(super) fn reconnects(&self) -> u64 {
         self.channel.reopened()
     }

@@ -11,7 +11,7 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Why, for people; may be empty. Never a secret.
     pub detail: String,
-    /// How long until the next attempt, if it waits for one.
+    /// How long until the next attempt, if it waits for one; until the end at the latest, if it stops.
     pub next_attempt: Option<Duration>,
 }
 

@@ -67,6 +67,8 @@ pub enum LinkEffect {
     OpenChannel {
         /// Identifies everything that comes from the channel.
         epoch: u64,
+        /// Whether it takes the place of one that was lost.
+        again: bool,
         /// The session's sticky id.
         session: String,
     },
