@@ -128,7 +128,7 @@ impl Core {
             client_id: s.hello.client_id.clone(),
             client_version: s.hello.client_version.clone(),
             providers: s.providers.len(),
-            draining: s.life == Life::Draining,
+            draining: s.life.is_draining(),
         };
         connected.map(view).collect()
     }

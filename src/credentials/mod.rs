@@ -43,6 +43,8 @@ pub struct Credentials {
     pub url: McpdUrl,
     /// The bearer token: printable ASCII, so that it always fits a header.
     pub token: SecretString,
+    /// Whether the token is from the environment rather than from a file.
+    pub from_environment: bool,
     /// The file that the token came from, if others than its owner may use it.
     pub wide_mode: Option<WideMode>,
 }
@@ -125,7 +127,7 @@ pub fn load(sources: &Sources) -> Result<Credentials, CredentialsProblem> {
     if url.is_insecure() && !sources.allow_insecure_http {
         return Err(CredentialsProblem::InsecureHttp(url));
     }
-    Ok(Credentials { url, token, wide_mode })
+    Ok(Credentials { url, token, from_environment: sources.token.is_some(), wide_mode })
 }
 
 fn token(

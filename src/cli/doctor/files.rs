@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, Metadata},
+    io::Write as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
 };
@@ -22,7 +23,7 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
         return vec![Finding::failure(
             "home",
             format!("{shown} is not there or not yours to see"),
-            "log in with mcpctl, or pass --home",
+            format!("make it (mkdir -m 700 {shown}), log in with mcpctl, or pass another --home"),
         )];
     };
     if !metadata.is_dir() {
@@ -38,7 +39,22 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
             format!("chmod 700 {shown}"),
         ),
     });
+    findings.extend(writable(home).err().map(|error| {
+        Finding::warning(
+            "home",
+            format!("nothing can be written to {shown} ({error})"),
+            "free some space or make it writable: until then an agent that crashes leaves its callers waiting, and one that \
+             starts again gets new rows",
+        )
+    }));
     findings
+}
+
+/// Whether the home takes a small file, which is gone again at once: a disk may be full or read-only.
+fn writable(home: &Path) -> std::io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix(".mcprelay-doctor-").tempfile_in(home)?;
+    file.write_all(&[b'\n'; 4096])?;
+    file.as_file().sync_all()
 }
 
 /// A file that holds a secret or an identity; no finding if there is none.

@@ -26,7 +26,7 @@ impl Providers {
     fn seats<'a>(&'a self, name: &'a ProviderName) -> impl Iterator<Item = Seat<'a>> {
         self.sessions
             .iter()
-            .filter(|(_, s)| s.life != Life::Draining)
+            .filter(|(_, s)| !s.life.is_draining())
             .filter_map(|(key, s)| s.providers.get(name).filter(|p| p.publish).map(|p| (*key, s, p)))
     }
 
