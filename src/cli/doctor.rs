@@ -81,7 +81,7 @@ async fn agent(places: &Places, has_credentials: bool) -> Vec<Finding> {
         Err(socket::NoAgent::NoSocket(path)) => {
             vec![Finding::warning(
                 "socket",
-                format!("no agent runs: nothing at {path}"),
+                format!("no agent is running: there is nothing at {path}"),
                 "start it with `mcprelay run`",
             )]
         }
@@ -103,7 +103,7 @@ async fn agent(places: &Places, has_credentials: bool) -> Vec<Finding> {
                 own.chain(outdated).chain(refused).collect()
             }
             Err(Stop::Failed(message)) => vec![Finding::failed("socket", &message)],
-            Err(_) => vec![Finding::failure("socket", "its agent does not tell its status", "see its log")],
+            Err(_) => vec![Finding::failure("socket", "its agent gives no status", "see its log")],
         },
     }
 }

@@ -82,7 +82,7 @@ pub enum CallError {
         message: String,
     },
     /// It answers with something unexpected.
-    #[error("what answers at {url} is no mcpd ({why}): check --mcpd-url")]
+    #[error("what answers at {url} is not an mcpd ({why}): check --mcpd-url")]
     NotMcpd {
         /// Where it is.
         url: McpdUrl,

@@ -38,7 +38,7 @@ impl<P: TypedValueParser> TypedValueParser for Trimmed<P> {
 /// What to write instead.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_zero(text)? {
-        Duration::ZERO => Err("it must be more than nothing".into()),
+        Duration::ZERO => Err("it must be greater than zero".into()),
         duration => Ok(duration),
     }
 }

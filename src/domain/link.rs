@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use super::ProviderName;
+use super::{ProviderName, counted};
 
 /// The status of the link to mcpd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl fmt::Display for CallFailure {
             | Self::ChannelEnded { detail, .. }
             | Self::Unknown(detail)
             | Self::Passing(detail, _) => f.write_str(detail),
-            Self::Conflict(names) => write!(f, "mcpd gives {} names to somebody else", names.len()),
+            Self::Conflict(names) => write!(f, "{} taken in mcpd", counted(names.len(), "name")),
         }
     }
 }

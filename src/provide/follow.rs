@@ -119,8 +119,8 @@ impl Follower {
 
     fn kept(&self) -> String {
         match self.entries.len() {
-            0 => "offering nothing until it is mended".to_owned(),
-            kept => format!("keeping the {} of before", counted(kept, "provider")),
+            0 => "offering nothing until it is corrected".to_owned(),
+            kept => format!("keeping what was read before ({})", counted(kept, "provider")),
         }
     }
 }

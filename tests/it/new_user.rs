@@ -81,3 +81,17 @@ async fn an_agent_with_a_provider_host_stops_without_a_warning() {
     assert_eq!(output.status.code(), Some(0), "{log}");
     assert!(!log.contains("WARN") && log.contains("the agent is going away"), "{log}");
 }
+
+#[tokio::test]
+async fn the_guides_line_for_bash_switches_completion_on() {
+    let guide = include_str!("../../docs/guides/operating.md");
+    let lines = guide.lines().filter_map(|line| line.strip_prefix("$ echo '")?.split_once("' >> "));
+    let (line, _) = lines.into_iter().find(|(_, file)| *file == "~/.bashrc").expect("the line for bash");
+    let mut bash = command("bash");
+    let folder = Path::new(MCPRELAY).parent().expect("a folder").display().to_string();
+    bash.env("PATH", format!("{folder}:{}", std::env::var("PATH").unwrap_or_default()));
+    let tab = "COMP_WORDS=(mcprelay pau) COMP_CWORD=1; _clap_complete_mcprelay mcprelay pau mcprelay";
+    bash.args(["-c", &format!("{line}; {tab}; echo \"${{COMPREPLY[@]}}\"")]);
+    let output = ended(bash).await;
+    assert_eq!(text(&output).trim(), "pause");
+}

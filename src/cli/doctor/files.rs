@@ -22,12 +22,12 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
     let Ok(metadata) = fs::metadata(home) else {
         return vec![Finding::failure(
             "home",
-            format!("{shown} is not there or not yours to see"),
+            format!("{shown} does not exist, or you may not look into it"),
             format!("make it (mkdir -m 700 {shown}), log in with mcpctl, or pass another --home"),
         )];
     };
     if !metadata.is_dir() {
-        return vec![Finding::failure("home", format!("{shown} is no folder"), "pass another --home")];
+        return vec![Finding::failure("home", format!("{shown} is not a folder"), "pass another --home")];
     }
     let mode = metadata.mode() & 0o7777;
     let mut findings: Vec<_> = foreign("home", home, &metadata).into_iter().collect();
@@ -62,7 +62,7 @@ pub(super) fn secret(path: &Path, subject: &str) -> Option<Finding> {
     let metadata = fs::metadata(path).ok()?;
     let (shown, mode) = (path.display(), metadata.mode() & 0o7777);
     if !metadata.is_file() {
-        return Some(Finding::warning(subject, format!("{shown} is no file"), "move it away"));
+        return Some(Finding::warning(subject, format!("{shown} is not a file"), "move it away"));
     }
     Some(foreign(subject, path, &metadata).unwrap_or_else(|| match mode & OTHERS {
         0 => Finding::ok(subject, format!("{shown}, mode {mode:04o}")),
@@ -97,7 +97,8 @@ pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
     let bytes = match read_small(path) {
         Ok((_, bytes)) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let message = format!("there is no {shown}; fine where mcplocal brings its own providers");
+            let message =
+                format!("there is no {shown}, which is fine where mcplocal brings its own providers");
             return nothing(Finding::ok("config.json", message));
         }
         Err(error) => {
@@ -114,7 +115,7 @@ pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
         }
         Err(broken) => {
             let message = format!("{shown} is not JSON at {broken}");
-            nothing(Finding::failure("config.json", message, "mend it there"))
+            nothing(Finding::failure("config.json", message, "correct it there"))
         }
     }
 }
@@ -131,7 +132,7 @@ fn opted_in(path: &Path, config: &Parsed) -> Finding {
 
 /// Something in the file that the host skips or ignores.
 fn skipped(warning: &config_file::Warning) -> Finding {
-    Finding::warning("config.json", warning.to_string(), "mend it there")
+    Finding::warning("config.json", warning.to_string(), "correct it there")
 }
 
 #[cfg(test)]

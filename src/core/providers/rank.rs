@@ -87,7 +87,7 @@ impl Providers {
             return Verdict::Refused(Failure::new(FailureCode::Duplicate, message));
         }
         if self.conflicts.contains(&provider.name) {
-            let message = "mcpd has an LLM of this name from somebody else; choose another name";
+            let message = "this name is taken in mcpd; choose another name";
             return Verdict::Refused(Failure::retryable(
                 FailureCode::Duplicate,
                 message,
