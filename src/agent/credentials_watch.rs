@@ -48,8 +48,8 @@ impl CredentialsWatch {
         match read {
             Err(problem) if self.problem.as_ref() != Some(problem) => {
                 let meanwhile = match others_work {
-                    true => "until that is mended, what was read before is used",
-                    false => "going online when that is mended",
+                    true => "until that is corrected, those read before stay in use",
+                    false => "going online once that is corrected",
                 };
                 warn!("{problem}; {meanwhile}");
                 self.problem = Some(problem.clone());

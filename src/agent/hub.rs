@@ -305,7 +305,10 @@ impl Hub {
             }
             Event::Refused(session, key, failure) => self.feed(Input::Refused(session, key, failure)),
             Event::Broken(session, key, failure) => self.feed(Input::Broken(session, key, failure)),
-            Event::Draining(session) => self.providers_changed(Input::SessionDraining(session)),
+            Event::Draining(session, grace) => {
+                self.parts.sessions.drains(session);
+                self.providers_changed(Input::SessionDraining(session, grace));
+            }
             Event::Closed(session) => {
                 self.parts.sessions.closed(session);
                 self.providers_changed(Input::SessionClosed(session));

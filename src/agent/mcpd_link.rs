@@ -176,7 +176,7 @@ impl McpdLink {
             LinkEffect::Heartbeat { number, session, after_wake } => {
                 self.heartbeat(number, session, after_wake);
             }
-            LinkEffect::OpenChannel { epoch, session } => self.open_channel(epoch, session),
+            LinkEffect::OpenChannel { epoch, again, session } => self.open_channel(epoch, again, session),
             LinkEffect::CloseChannel => self.close_channel(),
             LinkEffect::Persist(id) => self.session.keep(id, self.mcpd.url().as_deref().map(str::to_owned)),
             LinkEffect::SessionForgotten => info!("mcpd does not know this agent's session any more"),
@@ -223,9 +223,9 @@ impl McpdLink {
         });
     }
 
-    fn open_channel(&mut self, epoch: u64, session: String) {
+    fn open_channel(&mut self, epoch: u64, again: bool, session: String) {
         self.close_channel();
-        if epoch > 1 {
+        if again {
             self.telemetry.metrics().reconnect();
         }
         self.opening = Some((epoch, ChannelOpening::start(&self.telemetry)));

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     bridge::listener::{self, BindError, BoundSocket, Serve},
-    config::Config,
+    config::{Config, TOKEN_VARIABLE},
     core,
     domain::LinkState,
     telemetry,
@@ -181,6 +181,10 @@ fn core_settings(config: &Config) -> core::Settings {
             heartbeat_interval: config.heartbeat_interval,
             reconnect_min: config.reconnect_min,
             reconnect_max: config.reconnect_max,
+            token_source: match config.token {
+                Some(_) => TOKEN_VARIABLE,
+                None => "the credentials file",
+            },
         },
     }
 }

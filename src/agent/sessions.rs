@@ -18,6 +18,8 @@ struct Connected {
     handle: SessionHandle,
     client_id: String,
     since: SystemTime,
+    /// It said goodbye, and finishes its tasks whoever comes.
+    drains: bool,
 }
 
 /// The connected sessions.
@@ -45,10 +47,18 @@ impl Sessions {
     ) {
         handle.welcome(session, message_bytes, link);
         self.say_goodbye(&handle);
-        let same_client = self.connected.values().filter(|s| s.client_id == hello.client_id);
+        let same_client = self.connected.values().filter(|s| s.client_id == hello.client_id && !s.drains);
         same_client.for_each(|s| s.handle.detach());
-        let connected = Connected { handle, client_id: hello.client_id.clone(), since: SystemTime::now() };
+        let (client_id, since) = (hello.client_id.clone(), SystemTime::now());
+        let connected = Connected { handle, client_id, since, drains: false };
         self.connected.insert(session, connected);
+    }
+
+    /// A session said goodbye.
+    pub(super) fn drains(&mut self, session: SessionKey) {
+        if let Some(connected) = self.connected.get_mut(&session) {
+            connected.drains = true;
+        }
     }
 
     pub(super) fn closed(&mut self, session: SessionKey) {

@@ -99,9 +99,9 @@ impl<U: Taken> Decoder for CountedDecoder<U> {
 enum Uncounted {
     #[error("a message of more than {MAX_FIELDS} fields; send fewer providers or tool calls at once")]
     TooMany,
-    #[error("a message that is no protobuf: {0}")]
+    #[error("a message that is not protobuf: {0}")]
     Broken(#[from] DecodeError),
-    #[error("a message that is no protobuf: it ends within a field")]
+    #[error("a message that is not protobuf: it ends within a field")]
     Short,
     /// Groups, which no client of proto3 sends. Skipping one would mean to repeat what prost does inside it.
     #[error("a message with a group in it, which this protocol does not have")]

@@ -14,6 +14,8 @@ mod outbound;
 pub mod service;
 pub mod session;
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use crate::domain::{Failure, Outcome, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Usage};
@@ -39,8 +41,8 @@ pub enum Event {
     Refused(SessionKey, TaskKey, Failure),
     /// A task's output cannot be continued; the program still has to end the task.
     Broken(SessionKey, TaskKey, Failure),
-    /// It said goodbye and is finishing its running tasks.
-    Draining(SessionKey),
+    /// It said goodbye and is finishing its running tasks, within this time if it says so.
+    Draining(SessionKey, Option<Duration>),
     /// Its stream ended. Always the last event of a session.
     Closed(SessionKey),
     /// Somebody pauses or resumes; the answer is the names that changed, or `None` if nobody has pushed such a name.

@@ -327,7 +327,8 @@ impl Reader {
             Payload::ProviderSnapshot(snapshot) => self.snapshot(snapshot).await,
             Payload::Drain(drain) => {
                 info!(session = %self.key, reason = %Printable(&drain.reason), "session drains");
-                self.emit(Event::Draining(self.key)).await
+                let grace = (drain.grace_ms > 0).then(|| Duration::from_millis(drain.grace_ms.into()));
+                self.emit(Event::Draining(self.key, grace)).await
             }
             Payload::Hello(_) => {
                 Err(Status::invalid_argument("Hello came twice; it is said once, as the first message"))

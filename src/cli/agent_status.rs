@@ -65,7 +65,7 @@ pub fn why_idle(status: &WatchStatusResponse) -> String {
 }
 
 /// Whether its owner wants it published.
-fn opted_in(status: &ProviderStatus) -> bool {
+pub fn opted_in(status: &ProviderStatus) -> bool {
     status.provider.as_ref().is_some_and(|pushed| pushed.publish)
 }
 

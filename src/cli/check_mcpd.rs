@@ -22,11 +22,12 @@ use super::{
 use crate::config::{self, FolderArgs, Lookup, McpdArgs};
 
 /// What to do about a clause that mcpd does not fulfil.
-const ADVICE: &str = "mend it in mcpd, or change the name in the agent if mcpd means the same by another one";
+const ADVICE: &str =
+    "correct it in mcpd, or change the name in the agent if mcpd means the same by another one";
 /// What to do if nothing comes: it may not be mcpd's fault.
-const SILENT: &str = "run `mcprelay doctor`, which knows a proxy that holds the channel back; if there is none, mend it in mcpd";
+const SILENT: &str = "run `mcprelay doctor`, which knows a proxy that holds the channel back; if there is none, correct it in mcpd";
 /// What to do about an unfulfilled clause that the agent can do without.
-const OPTIONAL: &str = "the agent works without it; mcpd would do well to have it";
+const OPTIONAL: &str = "the agent works without it; it makes mcpd more robust";
 
 /// How soon a provider should hear that its caller has gone: mcpd notices a closed connection at once.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);

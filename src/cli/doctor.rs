@@ -8,9 +8,9 @@ mod providers;
 use clap::Args;
 
 use super::{
-    Stop, agent_status,
+    Stop, agent_status, environment,
     http::Mcpd,
-    report::{Finding, Format, Report},
+    report::{Finding, Format, Level, Report},
     socket, version, words,
 };
 use crate::{
@@ -38,19 +38,24 @@ pub struct DoctorArgs {
 pub async fn run(args: DoctorArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let places = args.home.places(env)?;
     let mut report = Report::new(args.output);
+    let unread = environment::unread().into_iter();
+    report.extend(unread.map(|found| Finding::warning("environment", found.what, found.advice)))?;
     report.extend(files::home(&places.home))?;
-    report.add(credentials(&args.mcpd, &places, env)?)?;
+    let credentials = credentials(&args.mcpd, &places, env)?;
+    let has_credentials = credentials.result != Level::Failure;
+    report.add(credentials)?;
     report.extend(files::secret(&places.home.join(crate::config::SESSION_FILE), "provider-session"))?;
     let (config, findings) = files::config(&places.home.join(CONFIG_FILE));
     report.extend(findings)?;
-    report.extend(agent(&places).await)?;
+    report.extend(agent(&places, has_credentials).await)?;
     match Mcpd::new(&args.mcpd, &places.home, env) {
         Ok(mcpd) => link::examine(&mcpd, &mut report).await?,
         // The CA file is unusable, but the rest can be checked nevertheless.
         Err(Stop::Usage(message)) => report.add(Finding::failed("mcpd", &message))?,
-        Err(_) => report.add(Finding::skipped("mcpd", "there are no credentials to call it with"))?,
+        // The finding on the credentials says it all.
+        Err(_) => {}
     }
-    report.extend(providers::examine(&config, env).await)?;
+    report.extend(providers::examine(&config, args.mcpd.ca_file.as_deref(), env).await)?;
     report.end()
 }
 
@@ -69,14 +74,14 @@ fn credentials(mcpd: &McpdArgs, places: &Places, env: Lookup<'_>) -> Result<Find
     })
 }
 
-/// The socket, and what its agent says about itself.
-async fn agent(places: &Places) -> Vec<Finding> {
+/// The socket, and what its agent says about itself. Where there are no credentials, that has been said already.
+async fn agent(places: &Places, has_credentials: bool) -> Vec<Finding> {
     let socket = &places.socket;
     match socket::connect(socket).await {
         Err(socket::NoAgent::NoSocket(path)) => {
             vec![Finding::warning(
                 "socket",
-                format!("no agent runs: nothing at {path}"),
+                format!("no agent is running: there is nothing at {path}"),
                 "start it with `mcprelay run`",
             )]
         }
@@ -88,14 +93,17 @@ async fn agent(places: &Places) -> Vec<Finding> {
         Err(error) => vec![Finding::failed("socket", &error.to_string())],
         Ok(_) => match agent_status::once(socket).await {
             Ok(status) => {
-                let own = [files::socket(socket), link_of_agent(&status)];
+                let lacks_credentials =
+                    status.agent.as_ref().map(|agent| agent.state()) == Some(AgentState::NoCredentials);
+                let link = (has_credentials || !lacks_credentials).then(|| link_of_agent(&status));
+                let own = [files::socket(socket)].into_iter().chain(link);
                 let outdated = version::outdated(&status, &places.home);
                 let outdated = outdated.map(|(why, what)| Finding::warning("version", why, what));
                 let refused = status.providers.iter().filter_map(refused);
-                own.into_iter().chain(outdated).chain(refused).collect()
+                own.chain(outdated).chain(refused).collect()
             }
             Err(Stop::Failed(message)) => vec![Finding::failed("socket", &message)],
-            Err(_) => vec![Finding::failure("socket", "its agent does not tell its status", "see its log")],
+            Err(_) => vec![Finding::failure("socket", "its agent gives no status", "see its log")],
         },
     }
 }
@@ -148,7 +156,6 @@ mod tests {
     use std::{fs, os::unix::net::UnixListener};
 
     use super::*;
-    use crate::cli::report::Level;
 
     #[tokio::test]
     async fn each_kind_of_thing_in_the_sockets_place_is_told_apart() {
@@ -157,7 +164,7 @@ mod tests {
         drop(UnixListener::bind(at("stale")).expect("binds"));
         fs::write(at("file"), "").expect("writes");
         let places = |name| Places { home: folder.path().to_owned(), socket: at(name) };
-        let level = async |name| agent(&places(name)).await[0].result;
+        let level = async |name| agent(&places(name), true).await[0].result;
         assert_eq!(level("none").await, Level::Warning);
         assert_eq!(level("stale").await, Level::Warning);
         assert_eq!(level("file").await, Level::Failure);

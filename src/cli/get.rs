@@ -23,7 +23,7 @@ pub struct GetArgs {
     /// What to list
     #[arg(value_enum)]
     pub resource: Resource,
-    /// Only the one of this name
+    /// Only the one with this name
     #[arg(add = ArgValueCandidates::new(completions::llms))]
     pub name: Option<String>,
     /// How to print; AGE is the time since the last sign of life
@@ -87,7 +87,7 @@ fn print_all(rows: &[LlmRow], format: Format, now: SystemTime) -> Result<(), Sto
 fn not_found(mcpd: &Mcpd, name: &str) -> Stop {
     let (name, url) = (Printable(name), mcpd.url());
     Stop::Failed(format!(
-        "there is no LLM \"{name}\" in mcpd at {url}: see `mcprelay get llm` for those there are"
+        "there is no LLM \"{name}\" in mcpd at {url}: `mcprelay get llm` lists those that exist"
     ))
 }
 
@@ -152,10 +152,10 @@ mod tests {
     #[tokio::test]
     async fn each_failure_is_one_sentence_without_the_token() {
         for (answer, expected) in [
-            ((401, ""), "refuses the token (401)"),
+            ((401, ""), "refuses the token in MCPRELAY_TOKEN (401): correct that variable"),
             ((404, ""), "answers 404 to /api/v1/llms: check --mcpd-url"),
             ((500, r#"{"error":"no database"}"#), "answers 500 to /api/v1/llms (no database): see its log"),
-            ((200, "<html>"), "is no mcpd (its reply is not the JSON that was asked for)"),
+            ((200, "<html>"), "is not an mcpd (its reply is not the JSON that was asked for)"),
             ((302, ""), "redirects to somewhere else"),
         ] {
             let status = axum::http::StatusCode::from_u16(answer.0).expect("a status");

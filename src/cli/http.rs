@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Stop;
 use crate::{
-    config::{Lookup, McpdArgs},
+    config::{Lookup, McpdArgs, TOKEN_VARIABLE},
     credentials::{self, Credentials, McpdUrl},
     http::{self, ClientOptions, ReadError, Trust, Version, page_title, read_at_most},
     upstream::{
@@ -52,12 +52,14 @@ pub enum CallError {
         advice: String,
     },
     /// The token is not accepted.
-    #[error("mcpd at {url} refuses the token ({status}): log in again with mcpctl, or set MCPRELAY_TOKEN")]
+    #[error("mcpd at {url} refuses the token{} ({status}): {}", source_of(*.from_environment), renew(*.from_environment))]
     Refused {
         /// Where it is.
         url: McpdUrl,
         /// 401 or 403.
         status: u16,
+        /// Whether the token is from the environment.
+        from_environment: bool,
     },
     /// It redirects, and a token is never sent along.
     #[error("mcpd at {url} redirects to {to}: pass the final address as --mcpd-url")]
@@ -80,7 +82,7 @@ pub enum CallError {
         message: String,
     },
     /// It answers with something unexpected.
-    #[error("what answers at {url} is no mcpd ({why}): check --mcpd-url")]
+    #[error("what answers at {url} is not an mcpd ({why}): check --mcpd-url")]
     NotMcpd {
         /// Where it is.
         url: McpdUrl,
@@ -92,6 +94,17 @@ pub enum CallError {
 impl From<CallError> for Stop {
     fn from(error: CallError) -> Self {
         Self::Failed(error.to_string())
+    }
+}
+
+fn source_of(from_environment: bool) -> String {
+    if from_environment { format!(" in {TOKEN_VARIABLE}") } else { String::new() }
+}
+
+fn renew(from_environment: bool) -> String {
+    match from_environment {
+        true => "correct that variable, or unset it and log in with mcpctl".to_owned(),
+        false => format!("log in again with mcpctl, or set {TOKEN_VARIABLE}"),
     }
 }
 
@@ -153,7 +166,8 @@ impl Mcpd {
         match status {
             _ if status.is_success() => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(CallError::Refused { url, status: status.as_u16() })
+                let from_environment = self.credentials.from_environment;
+                Err(CallError::Refused { url, status: status.as_u16(), from_environment })
             }
             _ if status.is_redirection() => Err(CallError::Redirect { url, to: location(&response) }),
             _ => {

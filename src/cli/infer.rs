@@ -148,7 +148,7 @@ impl Ask<'_> {
                 Some(Ok(Event::Message(event))) => printer.chunk(&event.data)?,
                 Some(Err(StreamError::InvalidStatusCode(_, response))) => {
                     self.checked(response, path).await?;
-                    return Err(self.mcpd.not_mcpd("its reply is no stream").into());
+                    return Err(self.mcpd.not_mcpd("its reply is not a stream").into());
                 }
                 // Something on the way does not stream, but the answer is here nevertheless.
                 Some(Err(StreamError::InvalidContentType(kind, response))) if is_json(&kind) => {
@@ -186,7 +186,7 @@ impl Ask<'_> {
     fn refused(&self, error: CallError, after: Option<String>) -> Stop {
         let CallError::Status { status, message, .. } = error else { return error.into() };
         let advice = match (status, after) {
-            (404, _) => "see `mcprelay get llm` for those there are".to_owned(),
+            (404, _) => "`mcprelay get llm` lists those that exist".to_owned(),
             (429 | 503, Some(seconds)) => format!("try again in {seconds} s"),
             (429 | 503, None) => "try again later, and see `mcprelay get llm`".to_owned(),
             (400..500, _) => "change the request".to_owned(),

@@ -8,6 +8,7 @@ pub mod completions;
 pub mod demo;
 pub mod deregister;
 pub mod doctor;
+mod environment;
 pub mod get;
 pub mod http;
 pub mod infer;
@@ -78,11 +79,11 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Try the whole provider contract on a live mcpd, with a throw-away provider
     CheckMcpd(check_mcpd::CheckArgs),
-    /// Give a provider, or all, no new work until resumed
+    /// Give no new work to a provider, or to all of them, until resumed
     Pause(pause::PauseArgs),
-    /// Give a paused provider, or all, work again
+    /// Give work to a paused provider, or to all of them, again
     Resume(pause::PauseArgs),
-    /// Run the agent as a service of yours, from now on and at every login
+    /// Run the agent as your own service, from now on and at every login
     Service(service::ServiceArgs),
     /// Withdraw this home's LLMs from mcpd, for an uninstall; refuses while its agent runs
     Deregister(deregister::DeregisterArgs),

@@ -76,7 +76,7 @@ pub(super) fn inherited_socket() -> Option<UnixListener> {
         Ok(None) => None,
         Err(error) => {
             warn!(
-                "the service manager gave something that is no unix socket ({error}); opening one of our own"
+                "the service manager gave something that is not a unix socket ({error}); opening one of our own"
             );
             None
         }

@@ -40,7 +40,7 @@ async fn set_paused(socket: &Path, name: Option<&str>, paused: bool) -> Result<V
 fn refused(status: &tonic::Status, name: Option<&str>) -> Stop {
     match (status.code(), name) {
         (tonic::Code::NotFound, Some(name)) => Stop::Failed(format!(
-            "the agent has no provider \"{}\": see `mcprelay status` for those there are",
+            "the agent has no provider \"{}\": `mcprelay status` lists those that exist",
             Printable(name)
         )),
         _ => socket::call_failed(status),
@@ -50,8 +50,8 @@ fn refused(status: &tonic::Status, name: Option<&str>) -> Stop {
 fn said(changed: &[String], asked: Option<&str>, paused: bool) -> String {
     let word = if paused { "paused" } else { "resumed" };
     match (changed, asked) {
-        ([], Some(name)) => format!("{} is {word} already\n", Printable(name)),
-        ([], None) => format!("no provider changed; those that come are {word} too\n"),
+        ([], Some(name)) => format!("{} is already {word}\n", Printable(name)),
+        ([], None) => format!("no provider is connected; those that connect later will be {word} too\n"),
         (names, _) => names.iter().map(|name| format!("{} {word}\n", Printable(name))).collect(),
     }
 }

@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::Args;
+use clap::{Args, builder::PathBufValueParser};
 use tokio_util::sync::CancellationToken;
 
-use super::{Stop, signals::Signals};
+use super::{Stop, environment, signals::Signals};
 use crate::{
-    config::{HomeArgs, Lookup, Places},
+    config::{HomeArgs, Lookup, Places, Trimmed},
     credentials::CONFIG_FILE,
     provide::{
         detect,
@@ -29,7 +29,7 @@ pub struct ProvideArgs {
     #[arg(long)]
     pub detect: bool,
     /// PEM file with the certificate authorities to trust besides the system's [default: none]
-    #[arg(long, env = "MCPRELAY_CA_FILE", value_name = "FILE")]
+    #[arg(long, env = "MCPRELAY_CA_FILE", value_name = "FILE", value_parser = Trimmed(PathBufValueParser::new()))]
     pub ca_file: Option<PathBuf>,
     /// What the agent knows this host by; a second one of the same name replaces the first
     #[arg(long, env = "MCPRELAY_CLIENT_ID", value_name = "ID", default_value = "mcprelay/provide")]
@@ -46,6 +46,7 @@ pub async fn run(args: ProvideArgs, env: Lookup<'_>) -> Result<(), Stop> {
         if io::stderr().is_terminal() { telemetry::LogFormat::Text } else { telemetry::LogFormat::Json };
     let settings = telemetry::Settings { log_format, metrics_listen: None };
     let _log = telemetry::init(&settings).map_err(|error| Stop::Failed(error.to_string()))?;
+    environment::warn_of_unread();
     let mut signals = Signals::new()?;
     let shutdown = CancellationToken::new();
     let config =

@@ -2,15 +2,15 @@
 
 use std::{io::IsTerminal as _, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Stop, notify, signals::Signals};
+use super::{Stop, environment, notify, signals::Signals};
 use crate::{
     agent::{self, Agent, Deps, Stopped},
     bridge::listener::BoundSocket,
-    config::{AgentArgs, Config, Lookup},
+    config::{AgentArgs, Config, Lookup, Trimmed},
     provide::host::{Host, HostConfig},
     telemetry::{self, Telemetry},
 };
@@ -27,7 +27,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub config: AgentArgs,
     /// Also serve the providers of config.json in the home, for an mcplocal that does not speak gRPC yet
-    #[arg(long, env = "MCPRELAY_PROVIDE", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, env = "MCPRELAY_PROVIDE", value_parser = Trimmed(BoolishValueParser::new()))]
     pub provide: bool,
 }
 
@@ -35,6 +35,7 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     let config = Config::new(args.config, env)?;
     let telemetry = start_telemetry(&config)?;
+    environment::warn_of_unread();
     let deps = Deps { telemetry: telemetry.handle(), ..Deps::default() };
     let status = tokio::spawn(notify::status(deps.health.subscribe()));
     let stop = agent::Stop::default();
@@ -56,6 +57,9 @@ pub async fn run(args: RunArgs, env: Lookup<'_>) -> Result<(), Stop> {
     watchdog.abort();
     status.abort();
     signals.abort();
+    if let Ok(Stopped::Drained) = stopped {
+        info!("stopped");
+    }
     telemetry.shutdown(TELEMETRY_BOUND).await;
     match stopped {
         Ok(Stopped::Drained) => Ok(()),
@@ -88,6 +92,7 @@ fn follow_signals(stop: agent::Stop) -> Result<impl Future<Output = ()> + Send, 
     let mut signals = Signals::new()?;
     Ok(async move {
         signals.stop().await;
+        info!("told to stop; a second signal stops at once");
         notify::stopping();
         stop.drain.cancel();
         signals.insist().await;

@@ -11,7 +11,7 @@ use tonic::Streaming;
 
 use super::{
     Stop,
-    agent_status::{may_come, next, once, open, why_idle},
+    agent_status::{may_come, next, once, open, opted_in, why_idle},
     output::{self, Look},
     socket,
     status_json::StatusJson,
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     config::{self, HomeArgs, Lookup},
+    credentials::CONFIG_FILE,
     domain::Printable,
     pb::{AgentState, WatchStatusResponse},
 };
@@ -27,6 +28,8 @@ use crate::{
 const SOCKET_POLL: Duration = Duration::from_millis(50);
 /// How long an agent without any provider is assumed to have an mcplocal that is about to connect.
 const NOBODY_YET: Duration = Duration::from_secs(2);
+/// How long after a change of config.json what it opts in may still be on its way to the agent.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -37,7 +40,7 @@ pub struct StatusArgs {
     /// Keep showing it, until q or Ctrl-C
     #[arg(short, long, conflicts_with_all = ["output", "wait"])]
     pub watch: bool,
-    /// Wait until the agent is in this state, for scripts: exits 3 when --timeout is over, 1 at once when waiting is useless
+    /// Wait until the agent is in this state, for scripts: exits 3 when --timeout is over, 1 at once where waiting cannot help
     #[arg(long, value_name = "STATE")]
     pub wait: Option<Target>,
     /// How long to wait
@@ -71,7 +74,9 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
         return watch::run(&socket).await;
     }
     let status = match args.wait {
-        Some(Target::Online) => wait_online(&socket, args.timeout).await?,
+        Some(Target::Online) => {
+            wait_online(&socket, changed_at(&home.join(CONFIG_FILE)), args.timeout).await?
+        }
         None => once(&socket).await?,
     };
     match args.output {
@@ -85,7 +90,12 @@ pub async fn run(args: StatusArgs, env: Lookup<'_>) -> Result<(), Stop> {
 }
 
 /// Waits for the agent to be there and online. An agent that is just starting has no socket yet, and its mcplocal comes later.
-async fn wait_online(socket: &Path, timeout: Duration) -> Result<WatchStatusResponse, Stop> {
+/// What `changed` config.json last may not have reached the agent yet.
+async fn wait_online(
+    socket: &Path,
+    changed: Option<SystemTime>,
+    timeout: Duration,
+) -> Result<WatchStatusResponse, Stop> {
     let deadline = Instant::now() + timeout;
     let mut last = socket::NoAgent::NoSocket(socket.display().to_string()).to_string();
     let waiting = async {
@@ -99,7 +109,7 @@ async fn wait_online(socket: &Path, timeout: Duration) -> Result<WatchStatusResp
                 Err(error) => return Err(error.into()),
             }
         };
-        until_online(&mut stream, &mut last).await
+        until_online(&mut stream, changed, &mut last).await
     };
     match timeout_at(deadline, waiting).await {
         Ok(ended) => ended,
@@ -110,29 +120,38 @@ async fn wait_online(socket: &Path, timeout: Duration) -> Result<WatchStatusResp
     }
 }
 
+fn changed_at(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
+}
+
 async fn until_online(
     stream: &mut Streaming<WatchStatusResponse>,
+    changed: Option<SystemTime>,
     last: &mut String,
 ) -> Result<WatchStatusResponse, Stop> {
-    let patience = Instant::now() + NOBODY_YET;
-    let mut nobody = false;
+    let began = Instant::now();
+    let since_change = changed.and_then(|changed| changed.elapsed().ok());
+    let on_its_way = began + ON_ITS_WAY.saturating_sub(since_change.unwrap_or(ON_ITS_WAY));
+    let mut until = None;
     loop {
-        let status = match nobody {
-            false => next(stream).await?,
-            true => timeout_at(patience, next(stream)).await.map_err(|_| useless(last))??,
+        let status = match until {
+            None => next(stream).await?,
+            Some(until) => timeout_at(until, next(stream)).await.map_err(|_| in_vain(last))??,
         };
         *last = reason(&status);
-        match progress(&status) {
+        until = match progress(&status) {
             Progress::Online => return Ok(status),
-            Progress::Useless => return Err(useless(last)),
-            Progress::NobodyYet => nobody = true,
-            Progress::Waiting => nobody = false,
-        }
+            Progress::Useless => return Err(in_vain(last)),
+            Progress::Waiting => None,
+            Progress::NobodyYet => Some((began + NOBODY_YET).max(on_its_way)),
+            Progress::NotOptedIn if on_its_way > Instant::now() => Some(on_its_way),
+            Progress::NotOptedIn => return Err(in_vain(last)),
+        };
     }
 }
 
-fn useless(reason: &str) -> Stop {
-    Stop::Failed(format!("waiting is useless: {reason}"))
+fn in_vain(reason: &str) -> Stop {
+    Stop::Failed(format!("it will not get online by itself: {reason}"))
 }
 
 /// How near an agent is to being online.
@@ -142,7 +161,9 @@ enum Progress {
     Waiting,
     /// Nothing is opted in, because nothing has been pushed.
     NobodyYet,
-    /// What has been pushed is not opted in or is paused, or the agent is stopping.
+    /// Nothing of what has been pushed is opted in.
+    NotOptedIn,
+    /// What is opted in is paused, or the agent is stopping.
     Useless,
 }
 
@@ -153,7 +174,8 @@ fn progress(status: &WatchStatusResponse) -> Progress {
         AgentState::Idle if status.providers.is_empty() => Progress::NobodyYet,
         // A model server that is unavailable may come back by itself.
         AgentState::Idle if status.providers.iter().any(may_come) => Progress::Waiting,
-        AgentState::Idle => Progress::Useless,
+        AgentState::Idle if status.providers.iter().any(opted_in) => Progress::Useless,
+        AgentState::Idle => Progress::NotOptedIn,
         _ => Progress::Waiting,
     }
 }
@@ -203,9 +225,9 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_useless_only_where_what_was_pushed_is_not_opted_in_or_paused_or_the_agent_stops() {
+    fn waiting_is_in_vain_only_where_what_was_pushed_is_not_opted_in_or_paused_or_the_agent_stops() {
         assert_eq!(progress(&at(AgentState::Online)), Progress::Online);
-        assert_eq!(progress(&idle(withheld)), Progress::Useless);
+        assert_eq!(progress(&idle(withheld)), Progress::NotOptedIn);
         assert_eq!(progress(&idle(|provider| provider.paused = true)), Progress::Useless);
         assert_eq!(progress(&idle(away)), Progress::Waiting);
         assert_eq!(progress(&at(AgentState::Draining)), Progress::Useless);
@@ -237,9 +259,9 @@ mod tests {
     async fn waiting_ends_when_the_agent_is_online_and_at_once_when_nothing_is_opted_in() {
         let long = Duration::from_secs(5);
         let online = Agent::serve(at(AgentState::Online));
-        assert_eq!(wait_online(&online.socket(), long).await, Ok(at(AgentState::Online)));
+        assert_eq!(wait_online(&online.socket(), None, long).await, Ok(at(AgentState::Online)));
         let idle = Agent::serve(idle(withheld));
-        let ended = wait_online(&idle.socket(), long).await.err();
+        let ended = wait_online(&idle.socket(), None, long).await.err();
         assert!(
             matches!(&ended, Some(Stop::Failed(why)) if why.contains("no provider is opted in")),
             "{ended:?}"
@@ -249,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn an_agent_that_is_not_online_in_time_is_told_apart_by_its_reason() {
         let agent = Agent::serve(at(AgentState::Backoff));
-        let ended = wait_online(&agent.socket(), Duration::from_millis(300)).await.err();
+        let ended = wait_online(&agent.socket(), None, Duration::from_millis(300)).await.err();
         assert_eq!(
             ended,
             Some(Stop::NotOnline("not online within 300ms: the agent's state is backoff (why)".into()))
@@ -258,7 +280,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_that_never_comes_is_not_online_in_time() {
-        let ended = wait_online(Path::new("/nonexistent/socket"), Duration::from_secs(10)).await.err();
+        let ended = wait_online(Path::new("/nonexistent/socket"), None, Duration::from_secs(10)).await.err();
         let Some(Stop::NotOnline(message)) = ended else { panic!("{ended:?}") };
         assert!(
             message.starts_with("not online within 10s: mcprelay is not running: no socket at"),

@@ -45,7 +45,7 @@ struct Session<'a> {
     draining: bool,
 }
 
-/// `state`: ready, loading or unavailable; `verdict`: published, not_opted_in, standing_by or refused.
+/// `state`: ready, loading or unavailable, or null where it is not opted in and so not asked; `verdict`: published, not_opted_in, standing_by or refused.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Provider<'a> {
@@ -55,7 +55,7 @@ struct Provider<'a> {
     tier: &'a str,
     description: &'a str,
     publish: bool,
-    state: &'static str,
+    state: Option<&'static str>,
     state_detail: &'a str,
     features: &'a [String],
     context_tokens: Option<u32>,
@@ -100,7 +100,7 @@ struct Ended<'a> {
     caller: &'a str,
 }
 
-/// Counts since the agent started.
+/// Counts since the agent started; `tasksOverloaded` is a part of `tasksFailed`.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Totals {
@@ -162,7 +162,7 @@ fn provider(status: &pb::ProviderStatus) -> Option<Provider<'_>> {
         tier: &pushed.tier,
         description: &pushed.description,
         publish: pushed.publish,
-        state: words::provider_state(pushed.state),
+        state: (status.verdict() != pb::Verdict::NotOptedIn).then(|| words::provider_state(pushed.state)),
         state_detail: &pushed.state_detail,
         features: &pushed.features,
         context_tokens: pushed.context_tokens,
@@ -240,7 +240,9 @@ mod tests {
         );
         assert_eq!(value["providers"][0]["maxInFlight"], json!(4));
         assert_eq!(value["providers"][0]["type"], json!("ollama"));
+        assert_eq!(value["providers"][0]["state"], json!("ready"));
         assert_eq!(value["providers"][1]["verdict"], json!("not_opted_in"));
+        assert_eq!(value["providers"][1]["state"], Value::Null);
         assert_eq!(value["tasks"][0]["state"], json!("streaming"));
         assert_eq!(value["recent"][0]["outputTokens"], json!(128));
         assert_eq!(value["recent"][1]["outputTokens"], Value::Null);

@@ -8,9 +8,9 @@ use super::{
     words,
 };
 use crate::{
-    domain::Printable,
+    domain::{Printable, counted},
     pb::{
-        AgentState, EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Totals, Verdict,
+        AgentState, EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Verdict,
         WatchStatusResponse,
     },
 };
@@ -35,6 +35,9 @@ const PROVIDERS_RATE: &[&str] = &["PROVIDER", "MODEL", "STATE", "VERDICT", "RUNN
 const TASKS: &[&str] = &["TASK", "LLM", "STATE", "AGE", "FIRST TOKEN", "CHUNKS", "CALLER"];
 const SESSIONS: &[&str] = &["SESSION", "CLIENT", "VERSION", "PROVIDERS", "CONNECTED"];
 const RECENT: &[&str] = &["ENDED", "LLM", "OUTCOME", "TOOK", "FIRST", "TOKENS", "CALLER"];
+
+/// The state of a provider that is not opted in: nobody asks whether it can work.
+const NOT_ASKED: &str = "-";
 
 /// The whole status, to be printed once.
 pub fn text(status: &WatchStatusResponse, now: SystemTime, look: Look) -> String {
@@ -62,7 +65,7 @@ pub fn head(status: &WatchStatusResponse, now: SystemTime) -> Vec<String> {
         format!("mcpd: {}", link(status)),
     ];
     lines.extend(why(status).map(|why| format!("      {why}")));
-    lines.push(totals(&status.totals.unwrap_or_default()));
+    lines.push(totals(status));
     lines
 }
 
@@ -70,7 +73,10 @@ fn link(status: &WatchStatusResponse) -> String {
     let state = words::agent_state(status.agent.as_ref().map_or(0, |agent| agent.state));
     let url = (!status.mcpd_url.is_empty()).then(|| Printable(&status.mcpd_url).to_string());
     let next = status.agent.as_ref().and_then(|agent| agent.next_attempt_ms);
-    let next = next.map(|ms| format!("next attempt in {}s", ms.div_ceil(1000)));
+    let next = next.map(|ms| (is_draining(status), ms.div_ceil(1000))).map(|next| match next {
+        (false, seconds) => format!("next attempt in {seconds}s"),
+        (true, seconds) => format!("{} left, for {seconds}s at most", counted(status.tasks.len(), "task")),
+    });
     let parts: Vec<_> = [Some(state.to_owned()), url, next].into_iter().flatten().collect();
     parts.join(", ")
 }
@@ -84,14 +90,24 @@ fn why(status: &WatchStatusResponse) -> Option<String> {
     }
 }
 
-fn totals(totals: &Totals) -> String {
+fn is_draining(status: &WatchStatusResponse) -> bool {
+    status.agent.as_ref().is_some_and(|agent| agent.state() == AgentState::Draining)
+}
+
+/// The counts, of which those after the colon add up to the one before it.
+fn totals(status: &WatchStatusResponse) -> String {
+    let totals = status.totals.unwrap_or_default();
+    let overloaded = match totals.tasks_overloaded {
+        0.0 => String::new(),
+        overloaded => format!(" ({overloaded} overloaded)"),
+    };
     format!(
-        "tasks: {} ({} ok, {} failed, {} cancelled, {} overloaded); reconnects: {}",
+        "tasks: {}: {} ok, {} failed{overloaded}, {} cancelled, {} under way; reconnects: {}",
         totals.tasks,
         totals.tasks_ok,
         totals.tasks_failed,
         totals.tasks_cancelled,
-        totals.tasks_overloaded,
+        status.tasks.len(),
         totals.reconnects
     )
 }
@@ -103,12 +119,16 @@ pub fn line(status: &WatchStatusResponse, rate: Rate<'_>) -> String {
     for provider in &status.providers {
         let name = provider.provider.as_ref().map_or("", |pushed| &pushed.name);
         let (running, most, queued) = (provider.running, provider.max_in_flight, provider.queued);
-        let state = Some(state_word(provider)).filter(|state| *state != "ready");
+        let state = match state_word(provider) {
+            NOT_ASKED => Some("not opted in"),
+            "ready" => None,
+            state => Some(state),
+        };
         let state = state.map(|state| format!("{state}, ")).unwrap_or_default();
         line += &format!("; {}: {state}{running}/{most} running, {queued} queued", Printable(name));
         line.extend(rate(name).map(|rate| format!(", {rate:.1} tok/s")));
     }
-    line + "; " + &totals(&status.totals.unwrap_or_default())
+    line + "; " + &totals(status)
 }
 
 /// The tables, the most wanted first.
@@ -117,7 +137,11 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
         Section {
             title: "Providers",
             header: if rate.is_some() { PROVIDERS_RATE } else { PROVIDERS },
-            rows: status.providers.iter().map(|provider| provider_row(provider, rate)).collect(),
+            rows: status
+                .providers
+                .iter()
+                .map(|provider| provider_row(provider, is_draining(status), rate))
+                .collect(),
             notes: status.providers.iter().filter_map(provider_note).collect(),
         },
         Section {
@@ -141,10 +165,10 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
     ]
 }
 
-fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> {
+fn provider_row(status: &ProviderStatus, draining: bool, rate: Option<Rate<'_>>) -> Vec<String> {
     let pushed = status.provider.clone().unwrap_or_default();
     let state = state_word(status);
-    let verdict = match is_withdrawn(status) {
+    let verdict = match is_withdrawn(status, draining) {
         true => "withdrawn".to_owned(),
         false => words::verdict(status.verdict).replace('_', " "),
     };
@@ -158,14 +182,17 @@ fn provider_row(status: &ProviderStatus, rate: Option<Rate<'_>>) -> Vec<String> 
 }
 
 fn state_word(status: &ProviderStatus) -> &'static str {
-    let pushed = status.provider.as_ref().map_or(0, |pushed| pushed.state);
-    if status.paused { "paused" } else { words::provider_state(pushed) }
+    match status.verdict() {
+        _ if status.paused => "paused",
+        Verdict::NotOptedIn => NOT_ASKED,
+        _ => words::provider_state(status.provider.as_ref().map_or(0, |pushed| pushed.state)),
+    }
 }
 
-/// Whether it would be published if it were neither paused nor away: mcpd does not list it.
-fn is_withdrawn(status: &ProviderStatus) -> bool {
+/// Whether it would be published if it were neither paused nor away, and the agent were not stopping: mcpd does not list it.
+fn is_withdrawn(status: &ProviderStatus, draining: bool) -> bool {
     let state = status.provider.as_ref().map(|pushed| pushed.state());
-    let rests = status.paused || state == Some(ProviderState::Unavailable);
+    let rests = draining || status.paused || state == Some(ProviderState::Unavailable);
     status.verdict() == Verdict::Published && rests
 }
 
@@ -223,7 +250,7 @@ fn or_dash(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pb::{AgentStatus, Provider, TaskState, Usage};
+    use crate::pb::{AgentStatus, Provider, TaskState, Totals, Usage};
 
     /// A moment with one of everything.
     pub(crate) fn example() -> WatchStatusResponse {
@@ -317,7 +344,7 @@ pub(crate) mod tests {
 mcprelay 0.1.0, pid 77, up 3h1m
 mcpd: backoff, https://mcpd.example.com, next attempt in 5s
       connection refused
-tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0
+tasks: 43: 41 ok, 1 failed, 0 cancelled, 1 under way; reconnects: 0
 
 PROVIDER   MODEL             STATE    VERDICT        RUNNING   QUEUED
 qwen3      qwen3:8b-q4_K_M   ready    published      1/4       0/64
@@ -358,6 +385,31 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
     }
 
     #[test]
+    fn a_provider_that_is_not_opted_in_has_no_state_and_refusals_for_overload_are_failures() {
+        let mut status = example();
+        status.providers[1].paused = false;
+        let totals = status.totals.get_or_insert_default();
+        (totals.tasks, totals.tasks_failed, totals.tasks_overloaded) = (55.0, 13.0, 12.0);
+        let text = text(&status, now(), Look { width: Some(80), ..Look::default() });
+        assert!(text.contains("private    qwen3:8b-q4_K_M   -       not opted in   0/4"), "{text}");
+        let counts = "tasks: 55: 41 ok, 13 failed (12 overloaded), 0 cancelled, 1 under way; reconnects: 0";
+        assert!(text.lines().any(|line| line == counts), "{text}");
+        assert!(line(&status, &|_| None).contains("; private: not opted in, 0/4 running"));
+    }
+
+    #[test]
+    fn a_stopping_agent_says_what_is_left_and_how_long_and_that_nothing_is_published() {
+        let mut status = example();
+        let agent = status.agent.get_or_insert_default();
+        agent.set_state(AgentState::Draining);
+        agent.detail = "stopping: no new tasks are taken".into();
+        agent.next_attempt_ms = Some(96_500);
+        let text = text(&status, now(), Look { width: Some(80), ..Look::default() });
+        let head = "mcpd: draining, https://mcpd.example.com, 1 task left, for 97s at most\n      stopping: ";
+        assert!(text.contains(head) && text.contains("ready    withdrawn "), "{text}");
+    }
+
+    #[test]
     fn without_a_terminal_nothing_is_cut() {
         assert!(
             text(&example(), now(), Look::default())
@@ -371,7 +423,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
             line(&example(), &|name| (name == "qwen3").then_some(12.34)),
             "backoff, https://mcpd.example.com, next attempt in 5s (connection refused); \
              qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: paused, 0/4 running, 0 queued; \
-             tasks: 43 (41 ok, 1 failed, 0 cancelled, 0 overloaded); reconnects: 0"
+             tasks: 43: 41 ok, 1 failed, 0 cancelled, 1 under way; reconnects: 0"
         );
     }
 

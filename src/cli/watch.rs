@@ -91,18 +91,22 @@ async fn follow_once(socket: &Path, news: &watch::Sender<News>) -> Result<(), St
 
 /// Prints one line per change.
 async fn lines(mut seen: watch::Receiver<News>) -> Result<(), Stop> {
-    let mut rates = Rates::default();
+    let (mut rates, mut gone) = (Rates::default(), false);
     loop {
         let news = seen.borrow_and_update().clone();
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
-        output::print(&match &news.what {
+        let is_old = std::mem::replace(&mut gone, news.what.is_err()) && gone;
+        let line = match &news.what {
             Ok(status) => {
                 rates.observe(status, news.came);
                 format!("{time} {}", view::line(status, &|name| rates.rate(name, news.came)))
             }
             Err(Stop::Failed(reason)) => format!("{time} {reason}"),
             Err(other) => return Err(other.clone()),
-        })?;
+        };
+        if !is_old {
+            output::print(&line)?;
+        }
         sleep(LINE_PAUSE).await;
         if seen.changed().await.is_err() {
             return Ok(());
@@ -173,8 +177,11 @@ fn keyboard() -> mpsc::Receiver<Event> {
 /// What is on the screen.
 struct Screen {
     news: News,
-    /// The last status: it is still shown when the agent has gone.
+    /// The last status: it is still shown when the agent has gone, as it was then.
     status: Box<WatchStatusResponse>,
+    came: Instant,
+    /// When the agent went, if it has gone.
+    gone: Option<Instant>,
     rates: Rates,
     /// How many lines are scrolled out at the top.
     scroll: u16,
@@ -182,16 +189,19 @@ struct Screen {
 
 impl Screen {
     fn new(news: News) -> Self {
-        let mut screen =
-            Self { news: news.clone(), status: Box::default(), rates: Rates::default(), scroll: 0 };
+        let (status, rates, came) = (Box::default(), Rates::default(), news.came);
+        let mut screen = Self { news: news.clone(), status, came, gone: None, rates, scroll: 0 };
         screen.show(news);
         screen
     }
 
     fn show(&mut self, news: News) {
-        if let Ok(status) = &news.what {
-            self.rates.observe(status, news.came);
-            self.status = status.clone();
+        match &news.what {
+            Ok(status) => {
+                self.rates.observe(status, news.came);
+                (self.status, self.came, self.gone) = (status.clone(), news.came, None);
+            }
+            Err(_) => self.gone = self.gone.or(Some(news.came)),
         }
         self.news = news;
     }
@@ -216,7 +226,7 @@ impl Screen {
 
     fn draw(&mut self, frame: &mut Frame<'_>, at: Instant, now: SystemTime) {
         let width = frame.area().width;
-        let trouble = self.trouble(width);
+        let trouble = self.trouble(width, at);
         let heights = [Constraint::Length(height(&trouble)), Constraint::Fill(1), Constraint::Length(1)];
         let [top, middle, bottom] = Layout::vertical(heights).areas(frame.area());
         let lines = self.lines(width, at, now);
@@ -228,20 +238,23 @@ impl Screen {
     }
 
     /// Why there is no newer status; never scrolled away.
-    fn trouble(&self, width: u16) -> Vec<Line<'static>> {
-        match &self.news.what {
-            Err(Stop::Failed(reason)) => {
-                folded(reason, width).into_iter().map(|line| Line::from(line).red()).collect()
-            }
-            _ => Vec::new(),
-        }
+    fn trouble(&self, width: u16, at: Instant) -> Vec<Line<'static>> {
+        let (Err(Stop::Failed(reason)), Some(gone)) = (&self.news.what, self.gone) else { return Vec::new() };
+        let ago = output::age(at.saturating_duration_since(gone));
+        let as_of = format!("Below is what it last said, {ago} ago.");
+        let lines = folded(reason, width).into_iter().chain(folded(&as_of, width));
+        lines.map(|line| Line::from(line).red()).collect()
     }
 
     fn lines(&self, width: u16, at: Instant, now: SystemTime) -> Vec<Line<'static>> {
-        let status = aged(&self.status, at.saturating_duration_since(self.news.came));
+        // Nothing is counted on for an agent that has gone.
+        let since = self.gone.map(|gone| at.saturating_duration_since(gone)).unwrap_or_default();
+        let (at, now) = (at - since, now - since);
+        let status = aged(&self.status, at.saturating_duration_since(self.came));
         let mut head = view::head(&status, now).into_iter();
         let mut lines: Vec<_> = head.next().map(Line::from).into_iter().collect();
-        lines.extend(head.next().map(|link| Line::from(link).style(link_style(&status))));
+        let style = if self.gone.is_none() { link_style(&status) } else { Style::new().dim() };
+        lines.extend(head.next().map(|link| Line::from(link).style(style)));
         lines.extend(head.flat_map(|line| folded(&line, width)).map(Line::from));
         for section in view::sections(&status, now, Some(&|name| self.rates.rate(name, at))) {
             lines.push(Line::default());
@@ -384,9 +397,23 @@ mod tests {
     #[test]
     fn an_agent_that_has_gone_is_said_above_its_last_status() {
         let mut screen = screen();
-        screen.show(News { what: Err(Stop::Failed("the agent has stopped".into())), came: Instant::now() });
-        let rows = drawn(&mut screen, 24, Duration::ZERO);
-        assert_eq!((&*rows[0], rows[1].starts_with("mcprelay 0.1.0")), ("the agent has stopped", true));
+        let came = screen.news.came + Duration::from_secs(2);
+        screen.show(News { what: Err(Stop::Failed("the agent has stopped".into())), came });
+        // It is looked for again and again, which is no news.
+        let again = came + Duration::from_secs(60);
+        screen.show(News { what: Err(Stop::Failed("the agent has stopped".into())), came: again });
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).expect("a terminal");
+        terminal.draw(|frame| screen.draw(frame, again, now() + Duration::from_secs(62))).expect("draws");
+        let text = terminal.backend().to_string();
+        for part in [
+            "the agent has stopped",
+            "Below is what it last said, 60s ago.",
+            "mcprelay 0.1.0, pid 77, up 3h1m",
+            "next attempt in 3s",
+            "streaming   14s",
+        ] {
+            assert!(text.contains(part), "{part} is missing: {text}");
+        }
         screen.scroll = u16::MAX;
         assert_eq!(drawn(&mut screen, 10, Duration::ZERO)[0], "the agent has stopped", "it stays in sight");
     }

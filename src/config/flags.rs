@@ -2,9 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use clap::{
+    Args, ValueEnum,
+    builder::{BoolishValueParser, EnumValueParser, PathBufValueParser},
+    value_parser,
+};
 
-use super::values::{duration, duration_or_zero, event_limit, loopback, mcpd_url, socket_mode};
+use super::values::{Trimmed, duration, duration_or_zero, event_limit, loopback, mcpd_url, socket_mode};
 use crate::credentials::McpdUrl;
 
 /// Where mcpctl keeps its files.
@@ -37,7 +41,7 @@ const MAX_COUNT: i64 = 1_000_000;
 #[derive(Clone, Debug, Args)]
 pub struct FolderArgs {
     /// Folder with config.json, credentials, provider-session and the socket
-    #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME)]
+    #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME, value_parser = Trimmed(PathBufValueParser::new()))]
     pub home: PathBuf,
     /// Not used; taken so that one set of flags fits every command.
     #[arg(long, value_name = "PATH", hide = true)]
@@ -48,10 +52,10 @@ pub struct FolderArgs {
 #[derive(Clone, Debug, Args)]
 pub struct HomeArgs {
     /// Folder with config.json, credentials, provider-session and the socket
-    #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME)]
+    #[arg(long, env = "MCPRELAY_HOME", value_name = "DIR", default_value = HOME, value_parser = Trimmed(PathBufValueParser::new()))]
     pub home: PathBuf,
     /// The agent's unix socket [default: mcprelay.sock in the home]
-    #[arg(long, env = "MCPRELAY_SOCKET", value_name = "PATH")]
+    #[arg(long, env = "MCPRELAY_SOCKET", value_name = "PATH", value_parser = Trimmed(PathBufValueParser::new()))]
     pub socket: Option<PathBuf>,
 }
 
@@ -60,13 +64,13 @@ pub struct HomeArgs {
 pub struct McpdArgs {
     /// Where mcpd is [default: from credentials in the home, else from config.json there]. The token comes from the
     /// environment variable MCPRELAY_TOKEN, else from credentials
-    #[arg(long, env = "MCPRELAY_MCPD_URL", value_name = "URL", value_parser = mcpd_url)]
+    #[arg(long, env = "MCPRELAY_MCPD_URL", value_name = "URL", value_parser = Trimmed(mcpd_url))]
     pub mcpd_url: Option<McpdUrl>,
     /// PEM file with the certificate authorities to trust besides the system's [default: none]
-    #[arg(long, env = "MCPRELAY_CA_FILE", value_name = "FILE")]
+    #[arg(long, env = "MCPRELAY_CA_FILE", value_name = "FILE", value_parser = Trimmed(PathBufValueParser::new()))]
     pub ca_file: Option<PathBuf>,
     /// Send the token over plain http to other machines too [default: false]
-    #[arg(long, env = "MCPRELAY_ALLOW_INSECURE_HTTP", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "MCPRELAY_ALLOW_INSECURE_HTTP", value_parser = Trimmed(BoolishValueParser::new()))]
     pub allow_insecure_http: bool,
 }
 
@@ -80,52 +84,52 @@ pub struct AgentArgs {
     #[command(flatten)]
     pub mcpd: McpdArgs,
     /// Pause between heartbeats to mcpd
-    #[arg(long, env = "MCPRELAY_HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = HEARTBEAT_INTERVAL, value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = HEARTBEAT_INTERVAL, value_parser = Trimmed(duration))]
     pub heartbeat_interval: Duration,
     /// First pause before mcpd is tried again; it doubles up to --reconnect-max
-    #[arg(long, env = "MCPRELAY_RECONNECT_MIN", value_name = "DURATION", default_value = RECONNECT[0], value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_RECONNECT_MIN", value_name = "DURATION", default_value = RECONNECT[0], value_parser = Trimmed(duration))]
     pub reconnect_min: Duration,
     /// Longest pause before mcpd is tried again
-    #[arg(long, env = "MCPRELAY_RECONNECT_MAX", value_name = "DURATION", default_value = RECONNECT[1], value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_RECONNECT_MAX", value_name = "DURATION", default_value = RECONNECT[1], value_parser = Trimmed(duration))]
     pub reconnect_max: Duration,
     /// How long running tasks may go on after SIGTERM; a second signal ends at once
-    #[arg(long, env = "MCPRELAY_DRAIN_TIMEOUT", value_name = "DURATION", default_value = DRAIN_TIMEOUT, value_parser = duration_or_zero)]
+    #[arg(long, env = "MCPRELAY_DRAIN_TIMEOUT", value_name = "DURATION", default_value = DRAIN_TIMEOUT, value_parser = Trimmed(duration_or_zero))]
     pub drain_timeout: Duration,
     /// Largest event on mcpd's channel, so largest request
-    #[arg(long, env = "MCPRELAY_EVENT_LIMIT", value_name = "SIZE", default_value = EVENT_LIMIT, value_parser = event_limit)]
+    #[arg(long, env = "MCPRELAY_EVENT_LIMIT", value_name = "SIZE", default_value = EVENT_LIMIT, value_parser = Trimmed(event_limit))]
     pub event_limit: usize,
     /// Longest time for a whole task
-    #[arg(long, env = "MCPRELAY_TASK_TIMEOUT", value_name = "DURATION", default_value = TASK_TIMEOUT, value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_TASK_TIMEOUT", value_name = "DURATION", default_value = TASK_TIMEOUT, value_parser = Trimmed(duration))]
     pub task_timeout: Duration,
     /// Longest time from a streaming task's start at its provider to the first token
-    #[arg(long, env = "MCPRELAY_FIRST_TOKEN_TIMEOUT", value_name = "DURATION", default_value = TOKEN_TIMEOUT, value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_FIRST_TOKEN_TIMEOUT", value_name = "DURATION", default_value = TOKEN_TIMEOUT, value_parser = Trimmed(duration))]
     pub first_token_timeout: Duration,
     /// Longest time between two tokens
-    #[arg(long, env = "MCPRELAY_IDLE_TOKEN_TIMEOUT", value_name = "DURATION", default_value = TOKEN_TIMEOUT, value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_IDLE_TOKEN_TIMEOUT", value_name = "DURATION", default_value = TOKEN_TIMEOUT, value_parser = Trimmed(duration))]
     pub idle_token_timeout: Duration,
     /// Longest time a task waits for a free slot
-    #[arg(long, env = "MCPRELAY_QUEUE_TIMEOUT", value_name = "DURATION", default_value = QUEUE_TIMEOUT, value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_QUEUE_TIMEOUT", value_name = "DURATION", default_value = QUEUE_TIMEOUT, value_parser = Trimmed(duration))]
     pub queue_timeout: Duration,
     /// Silence after which mcpd's channel is reopened, once it has shown a keep-alive
-    #[arg(long, env = "MCPRELAY_CHANNEL_IDLE_TIMEOUT", value_name = "DURATION", default_value = CHANNEL_IDLE_TIMEOUT, value_parser = duration)]
+    #[arg(long, env = "MCPRELAY_CHANNEL_IDLE_TIMEOUT", value_name = "DURATION", default_value = CHANNEL_IDLE_TIMEOUT, value_parser = Trimmed(duration))]
     pub channel_idle_timeout: Duration,
     /// Inferences at once on a provider that states no number of its own
-    #[arg(long, env = "MCPRELAY_MAX_IN_FLIGHT", value_name = "N", default_value = MAX_IN_FLIGHT, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+    #[arg(long, env = "MCPRELAY_MAX_IN_FLIGHT", value_name = "N", default_value = MAX_IN_FLIGHT, value_parser = Trimmed(value_parser!(u32).range(1..=MAX_COUNT)))]
     pub max_in_flight: u32,
     /// Tasks that may wait for one provider; beyond, callers get 429
-    #[arg(long, env = "MCPRELAY_MAX_QUEUED", value_name = "N", default_value = MAX_QUEUED, value_parser = clap::value_parser!(u32).range(0..=MAX_COUNT))]
+    #[arg(long, env = "MCPRELAY_MAX_QUEUED", value_name = "N", default_value = MAX_QUEUED, value_parser = Trimmed(value_parser!(u32).range(0..=MAX_COUNT)))]
     pub max_queued: u32,
     /// How logs look on standard error; auto is text on a terminal, else json. RUST_LOG filters them
-    #[arg(long, env = "MCPRELAY_LOG_FORMAT", value_name = "FORMAT", default_value = "auto")]
+    #[arg(long, env = "MCPRELAY_LOG_FORMAT", value_name = "FORMAT", default_value = "auto", value_parser = Trimmed(EnumValueParser::<LogFormat>::new()))]
     pub log_format: LogFormat,
     /// Loopback address with a Prometheus page of the metrics [default: none]
-    #[arg(long, env = "MCPRELAY_METRICS_LISTEN", value_name = "ADDRESS:PORT", value_parser = loopback)]
+    #[arg(long, env = "MCPRELAY_METRICS_LISTEN", value_name = "ADDRESS:PORT", value_parser = Trimmed(loopback))]
     pub metrics_listen: Option<SocketAddr>,
     /// Users besides you and root that may use the socket, by number; they need a --socket-mode too [default: none]
-    #[arg(long, env = "MCPRELAY_ALLOW_UID", value_name = "UID", value_delimiter = ',')]
+    #[arg(long, env = "MCPRELAY_ALLOW_UID", value_name = "UID", value_delimiter = ',', value_parser = Trimmed(value_parser!(u32)))]
     pub allow_uid: Vec<u32>,
     /// The socket's permissions, octal: 0660 for its group, 0666 for all that --allow-uid names
-    #[arg(long, env = "MCPRELAY_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = socket_mode)]
+    #[arg(long, env = "MCPRELAY_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = Trimmed(socket_mode))]
     pub socket_mode: u32,
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs};
-pub use values::duration;
+pub use values::{Trimmed, duration};
 
 /// The socket's name in the home.
 pub const SOCKET_FILE: &str = "mcprelay.sock";
@@ -89,7 +89,7 @@ pub struct Config {
 pub enum ConfigError {
     /// The default home is below HOME.
     #[error(
-        "HOME is not set, so ~ in --home (MCPRELAY_HOME) means nothing: set HOME or pass an absolute path"
+        "HOME is not set, so ~ in --home (MCPRELAY_HOME) cannot be resolved: set HOME or pass an absolute path"
     )]
     NoHome,
     /// A relative path, which has no meaning for a service.
@@ -109,7 +109,9 @@ pub enum ConfigError {
     )]
     ReconnectOrder,
     /// The token cannot be sent in a header.
-    #[error("{TOKEN_VARIABLE} has characters that no token has: set it to the token alone")]
+    #[error(
+        "{TOKEN_VARIABLE} contains a space or another character that no token can have: set it to the token alone"
+    )]
     BadToken,
 }
 

@@ -1,6 +1,8 @@
 //! Parsing the values of flags; an error says what to write instead.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{ffi::OsStr, net::SocketAddr, time::Duration};
+
+use clap::builder::{PossibleValue, TypedValueParser};
 
 use crate::credentials::McpdUrl;
 
@@ -9,13 +11,34 @@ const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// The least and the most of the event limit: below, no chat fits; above, the bridge's own limit leaves 32 bits.
 const EVENT_LIMIT_RANGE: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 30;
 
+/// Takes a value without the blanks around it and the CR after it that files with variables leave.
+#[derive(Clone, Debug)]
+pub struct Trimmed<P>(pub P);
+
+impl<P: TypedValueParser> TypedValueParser for Trimmed<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        self.0.parse_ref(command, argument, value.to_str().map_or(value, |text| text.trim().as_ref()))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        self.0.possible_values()
+    }
+}
+
 /// A duration as people write it, greater than zero.
 ///
 /// # Errors
 /// What to write instead.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_zero(text)? {
-        Duration::ZERO => Err("it must be more than nothing".into()),
+        Duration::ZERO => Err("it must be greater than zero".into()),
         duration => Ok(duration),
     }
 }

@@ -37,7 +37,7 @@ use channel::{ControlChannel, Pattern};
 use conflicts::Conflicts;
 use heartbeat::Heartbeat;
 use registration::{Ended, ProviderSet, Registration};
-use retry::{Retry, check_token, honoured};
+use retry::{Retry, honoured};
 
 /// Wait between attempts while another process has the session (the contract's number).
 const CONTESTED_RETRY: Duration = Duration::from_secs(60);
@@ -84,7 +84,7 @@ impl Link {
         self.conflicts.names()
     }
 
-    /// How often the control channel was opened again.
+    /// How often a control channel was opened in the place of one that was lost.
     pub(super) fn reconnects(&self) -> u64 {
         self.channel.reopened()
     }
@@ -304,7 +304,7 @@ impl Link {
                 if changed && self.retry.may_try_new_credentials() {
                     self.heartbeat.hurry(now);
                 } else {
-                    self.heartbeat.refuse(check_token(&detail));
+                    self.heartbeat.refuse(self.retry.check_token(&detail));
                 }
             }
             Err(CallFailure::Unknown(detail)) => {

@@ -51,8 +51,8 @@ pub enum Input {
     Refused(SessionKey, TaskKey, Failure),
     /// A task's output cannot be continued; the local side still has to end it.
     Broken(SessionKey, TaskKey, Failure),
-    /// A session says goodbye; it finishes what runs.
-    SessionDraining(SessionKey),
+    /// A session says goodbye; it finishes what runs, within this time if it says so.
+    SessionDraining(SessionKey, Option<Duration>),
     /// A session's stream ended.
     SessionClosed(SessionKey),
     /// mcpd accepted a task's end, or delivery was given up for good.

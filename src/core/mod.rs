@@ -102,8 +102,9 @@ impl Core {
                 self.broken(key, failure, CancelReason::UpstreamLost, now, effects);
             }
             Input::Broken(..) => {}
-            Input::SessionDraining(session) => {
-                self.providers.draining(session);
+            Input::SessionDraining(session, grace) => {
+                let grace = grace.unwrap_or(self.settings.drain_timeout);
+                self.providers.draining(session, now + grace);
                 self.providers_changed(now, effects);
             }
             Input::SessionClosed(session) => self.session_closed(session, now, activity, effects),
@@ -127,6 +128,9 @@ impl Core {
     /// Does what is due at `now`.
     pub fn tick(&mut self, now: Instant, activity: ActivityOf<'_>, effects: &mut Vec<Effect>) {
         if self.providers.next_deadline().is_some_and(|at| at <= now) {
+            for session in self.providers.overdue(now) {
+                self.replaced(session, now, activity, effects);
+            }
             self.providers.tick(now);
             self.providers_changed(now, effects);
         }

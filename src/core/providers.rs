@@ -36,10 +36,27 @@ pub(super) enum Departure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     Live,
-    /// Said goodbye, and is finishing its running tasks.
-    Draining,
+    /// Said goodbye, and is finishing its running tasks: until then at most, once its successor has come.
+    Draining {
+        until: Instant,
+        succeeded: bool,
+    },
     /// Its stream ended without a goodbye; its providers stay listed until then.
     Lost(Instant),
+}
+
+impl Life {
+    pub(super) fn is_draining(self) -> bool {
+        matches!(self, Self::Draining { .. })
+    }
+
+    /// When time alone ends it.
+    fn ends(self) -> Option<Instant> {
+        match self {
+            Self::Lost(at) | Self::Draining { until: at, succeeded: true } => Some(at),
+            Self::Live | Self::Draining { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -86,10 +103,17 @@ impl Providers {
 
     // ---- sessions --------------------------------------------------------------------------------------------------
 
-    /// Takes a session in; returns the connected one with the same client id, which it replaces.
+    /// Takes a session in; returns the connected one with the same client id, which it replaces. One that has said goodbye finishes
+    /// its tasks beside it.
     pub(super) fn opened(&mut self, session: SessionKey, hello: SessionHello) -> Option<SessionKey> {
-        let same = |s: &Session| s.hello.client_id == hello.client_id && !matches!(s.life, Life::Lost(_));
-        let former = self.sessions.iter().find(|(_, s)| same(s)).map(|(key, _)| *key);
+        let mut former = None;
+        for (key, other) in self.sessions.iter_mut().filter(|(_, s)| s.hello.client_id == hello.client_id) {
+            match &mut other.life {
+                Life::Live => former = Some(*key),
+                Life::Draining { succeeded, .. } => *succeeded = true,
+                Life::Lost(_) => {}
+            }
+        }
         let fresh = Session {
             hello,
             life: Life::Live,
@@ -137,10 +161,16 @@ impl Providers {
         self.sessions.retain(|_, s| !(matches!(s.life, Life::Lost(_)) && s.hello.client_id == client));
     }
 
-    pub(super) fn draining(&mut self, session: SessionKey) {
+    pub(super) fn draining(&mut self, session: SessionKey, until: Instant) {
         if let Some(entry) = self.sessions.get_mut(&session).filter(|s| s.life == Life::Live) {
-            entry.life = Life::Draining;
+            entry.life = Life::Draining { until, succeeded: false };
         }
+    }
+
+    /// The sessions whose successors have come and whose time to finish is over.
+    pub(super) fn overdue(&self, now: Instant) -> Vec<SessionKey> {
+        let over = self.sessions.iter().filter(|(_, s)| s.life.ends().is_some_and(|at| at <= now));
+        over.filter(|(_, s)| s.life.is_draining()).map(|(key, _)| *key).collect()
     }
 
     /// A session's stream ended; `None` if it was not connected.
@@ -148,7 +178,7 @@ impl Providers {
         let entry = self.sessions.get_mut(&session)?;
         match entry.life {
             Life::Lost(_) => None,
-            Life::Draining => {
+            Life::Draining { .. } => {
                 self.sessions.remove(&session);
                 Some(Departure::Orderly)
             }
@@ -160,9 +190,7 @@ impl Providers {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let ends =
-            self.sessions.values().filter_map(|s| if let Life::Lost(at) = s.life { Some(at) } else { None });
-        ends.min()
+        self.sessions.values().filter_map(|s| s.life.ends()).min()
     }
 
     /// Forgets the sessions whose grace is over.

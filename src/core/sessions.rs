@@ -19,9 +19,20 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) {
         if let Some(former) = self.providers.opened(session, hello) {
-            effects.push(Effect::Replaced(former));
-            self.session_closed(former, now, activity, effects);
+            self.replaced(former, now, activity, effects);
         }
+    }
+
+    /// Another session has taken the place of this one.
+    pub(super) fn replaced(
+        &mut self,
+        former: SessionKey,
+        now: Instant,
+        activity: ActivityOf<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        effects.push(Effect::Replaced(former));
+        self.session_closed(former, now, activity, effects);
     }
 
     pub(super) fn finished(

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{
     Core,
     providers::Life,
+    shutdown::Drain,
     tasks::{Entry, Local, Upstream},
 };
 use crate::domain::{Activity, LinkStatus, Provider, SessionKey, TaskId, TaskKey, Verdict};
@@ -95,7 +96,13 @@ pub struct TaskView {
 impl Core {
     /// The link to mcpd.
     pub fn link_status(&self, now: Instant) -> LinkStatus {
-        self.link.status(now)
+        let status = self.link.status(now);
+        match self.drain {
+            Drain::Finishing(until) => {
+                LinkStatus { next_attempt: Some(until.saturating_duration_since(now)), ..status }
+            }
+            _ => status,
+        }
     }
 
     /// The sticky id of the session in mcpd, once there is one.
@@ -103,7 +110,7 @@ impl Core {
         self.link.session()
     }
 
-    /// How often the control channel was opened again.
+    /// How often a control channel was opened in the place of one that was lost.
     pub fn reconnects(&self) -> u64 {
         self.link.reconnects()
     }
@@ -121,7 +128,7 @@ impl Core {
             client_id: s.hello.client_id.clone(),
             client_version: s.hello.client_version.clone(),
             providers: s.providers.len(),
-            draining: s.life == Life::Draining,
+            draining: s.life.is_draining(),
         };
         connected.map(view).collect()
     }

@@ -13,6 +13,8 @@ use super::{CONFIG_FILE, CREDENTIALS_FILE, CredentialsProblem, McpdUrl, WideMode
 
 /// The most that is read of either file, in bytes: far more than any real file has, and little enough to be read at any time.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// The mode bits that let anybody but the owner use a file: one with a secret should have none of them.
 pub const OTHERS: u32 = 0o077;
 /// The mode bits that let anybody but the owner write.
@@ -29,7 +31,7 @@ impl JsonFile {
     /// Reads the file; `None` if there is none.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, CredentialsProblem> {
         let unreadable = |why: String| CredentialsProblem::Unreadable { path: path.to_owned(), why };
-        let (metadata, bytes) = match read_regular(path) {
+        let (metadata, bytes) = match read_small(path) {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unreadable(error.to_string())),
@@ -58,8 +60,12 @@ impl JsonFile {
     }
 }
 
-/// Reads a small regular file. Anything else is refused before it is opened, because opening a pipe would wait for a writer.
-fn read_regular(path: &Path) -> io::Result<(Metadata, Vec<u8>)> {
+/// Reads a small regular file that people write, without the byte-order mark that editors on Windows begin a file with. Anything else is
+/// refused before it is opened, because opening a pipe would wait for a writer.
+///
+/// # Errors
+/// What the system says, or that the file is too large or is none.
+pub fn read_small(path: &Path) -> io::Result<(Metadata, Vec<u8>)> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -68,6 +74,9 @@ fn read_regular(path: &Path) -> io::Result<(Metadata, Vec<u8>)> {
     fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other("it is larger than 4 MiB"));
+    }
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
     }
     Ok((metadata, bytes))
 }

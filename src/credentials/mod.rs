@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-pub use file::{Fingerprint, OTHERS, OTHERS_WRITE};
+pub use file::{Fingerprint, OTHERS, OTHERS_WRITE, read_small};
 pub use url::{BadUrl, McpdUrl};
 
 use file::JsonFile;
@@ -43,6 +43,8 @@ pub struct Credentials {
     pub url: McpdUrl,
     /// The bearer token: printable ASCII, so that it always fits a header.
     pub token: SecretString,
+    /// Whether the token is from the environment rather than from a file.
+    pub from_environment: bool,
     /// The file that the token came from, if others than its owner may use it.
     pub wide_mode: Option<WideMode>,
 }
@@ -72,7 +74,7 @@ pub enum CredentialsProblem {
         why: String,
     },
     /// It is not JSON.
-    #[error("{path} is not JSON at line {line}, column {column}: mend it there or log in with mcpctl again", path = .path.display())]
+    #[error("{path} is not JSON at line {line}, column {column}: correct it there, or log in with mcpctl again", path = .path.display())]
     NotJson {
         /// The file.
         path: PathBuf,
@@ -85,10 +87,12 @@ pub enum CredentialsProblem {
     #[error("{path} has no \"token\": log in with mcpctl, or set MCPRELAY_TOKEN", path = .0.display())]
     NoToken(PathBuf),
     /// The token cannot be sent in a header.
-    #[error("the token in {0} has characters that no token has: log in with mcpctl again")]
+    #[error(
+        "the token in {0} contains a space or another character that no token can have: log in with mcpctl again"
+    )]
     BadToken(String),
     /// Nothing says where mcpd is.
-    #[error("nothing says where mcpd is: pass --mcpd-url, or put \"mcpdUrl\" into {path}", path = .0.display())]
+    #[error("mcpd's address is not set: pass --mcpd-url, or put \"mcpdUrl\" into {path}", path = .0.display())]
     NoUrl(PathBuf),
     /// The URL cannot be that of an mcpd.
     #[error("\"mcpdUrl\" in {path} {why}: write it like https://mcpd.example.com", path = .path.display())]
@@ -100,7 +104,7 @@ pub enum CredentialsProblem {
     },
     /// The token would be sent unencrypted over a network.
     #[error(
-        "{0} would get the token over plain http: use https, or pass --allow-insecure-http if the network is yours"
+        "the token would go to {0} over plain http: use https, or pass --allow-insecure-http if the network is yours"
     )]
     InsecureHttp(McpdUrl),
 }
@@ -125,7 +129,7 @@ pub fn load(sources: &Sources) -> Result<Credentials, CredentialsProblem> {
     if url.is_insecure() && !sources.allow_insecure_http {
         return Err(CredentialsProblem::InsecureHttp(url));
     }
-    Ok(Credentials { url, token, wide_mode })
+    Ok(Credentials { url, token, from_environment: sources.token.is_some(), wide_mode })
 }
 
 fn token(

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use super::ProviderName;
+use super::{ProviderName, counted};
 
 /// The status of the link to mcpd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Why, for people; may be empty. Never a secret.
     pub detail: String,
-    /// How long until the next attempt, if it waits for one.
+    /// How long until the next attempt, if it waits for one; until the end at the latest, if it stops.
     pub next_attempt: Option<Duration>,
 }
 
@@ -95,7 +95,7 @@ impl fmt::Display for CallFailure {
             | Self::ChannelEnded { detail, .. }
             | Self::Unknown(detail)
             | Self::Passing(detail, _) => f.write_str(detail),
-            Self::Conflict(names) => write!(f, "mcpd gives {} names to somebody else", names.len()),
+            Self::Conflict(names) => write!(f, "{} taken in mcpd", counted(names.len(), "name")),
         }
     }
 }

@@ -11,7 +11,8 @@ mod task;
 pub use failure::{Failure, FailureCode};
 pub use link::{CallFailure, LinkState, LinkStatus};
 pub use names::{
-    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
+    BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey,
+    counted, nearest,
 };
 pub use numbers::{NumberMap, NumberSet};
 pub use private::{hide_private, without_private};

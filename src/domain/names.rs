@@ -7,6 +7,21 @@ pub const MAX_NAME_BYTES: usize = 253;
 /// Longest task id the agent takes, in bytes: it becomes a path segment, a header and a line in a file.
 pub const MAX_TASK_ID_BYTES: usize = 512;
 
+/// From how similar two words are on one is taken for the other with a slip in it: "maxInFlite" for
+/// "maxInFlight" (0.73), but not "apiKey" for "apiKeyEnv" (0.67).
+const SIMILAR: f64 = 0.7;
+
+/// The one of `known` that `word` is most similar to, whatever its case and separators, if it is
+/// similar at all.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |word: &str| word.replace(['_', '-', ' '], "").to_lowercase();
+    let word = plain(word);
+    let rated =
+        known.into_iter().map(|known| (strsim::normalized_damerau_levenshtein(&word, &plain(known)), known));
+    let best = rated.max_by(|one, other| one.0.total_cmp(&other.0));
+    best.filter(|(similarity, _)| *similarity >= SIMILAR).map(|(_, known)| known)
+}
+
 /// mcpd's id of one task. Cheap to clone. It can be any text up to [`MAX_TASK_ID_BYTES`], so it must be encoded wherever it goes into a
 /// path, a header, a file or a terminal.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

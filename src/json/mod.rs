@@ -28,7 +28,7 @@ pub enum Malformed {
     #[error("is not a JSON object")]
     NotObject,
     /// Nested more deeply than 128 levels.
-    #[error("is nested too deep")]
+    #[error("is nested too deeply")]
     TooDeep,
     /// Longer than 4 GiB.
     #[error("is too long")]

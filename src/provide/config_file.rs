@@ -6,7 +6,25 @@ use std::{collections::HashSet, fmt, time::Duration};
 use serde_json::Value;
 
 use super::providers;
-use crate::domain::{Printable, ProviderName};
+use crate::domain::{Printable, ProviderName, nearest};
+
+/// The keys of the file that are read, and of `llm` in it.
+const KEYS: [&str; 2] = ["mcpdUrl", "llm"];
+const LLM_KEYS: [&str; 1] = ["providers"];
+/// The keys of an entry that are read.
+const ENTRY_KEYS: [&str; 11] = [
+    "name",
+    "type",
+    "model",
+    "publishedModel",
+    "url",
+    "tier",
+    "description",
+    "publish",
+    "maxInFlight",
+    "apiKeyEnv",
+    "tokenDelayMs",
+];
 
 /// One entry, as its owner wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +140,8 @@ pub fn parse(text: &[u8]) -> Result<Parsed, Broken> {
         Broken { line: error.line(), column: error.column(), what }
     })?;
     let mut parsed = Parsed::default();
+    parsed.warn_of_slips("", &root, &KEYS);
+    parsed.warn_of_slips("llm", &root["llm"], &LLM_KEYS);
     let providers = root.get("llm").and_then(|llm| llm.get("providers"));
     match providers {
         None | Some(Value::Null) => {}
@@ -136,10 +156,25 @@ impl Parsed {
         let mut names = HashSet::new();
         for (at, value) in list.iter().enumerate() {
             let place = format!("llm.providers[{at}]");
+            self.warn_of_slips(&place, value, &ENTRY_KEYS);
             match (Fields { place: &place, value, warnings: &mut self.warnings }).entry() {
                 Ok(entry) if names.insert(entry.name.clone()) => self.entries.push(entry),
                 Ok(entry) => self.warn(place, format!("is a second {}; skipped", entry.name)),
                 Err(what) => self.warn(place, format!("{what}; skipped")),
+            }
+        }
+    }
+
+    /// Warns of keys that resemble one of `known` which is missing: other unknown keys are other
+    /// programs'.
+    fn warn_of_slips(&mut self, place: &str, value: &Value, known: &[&str]) {
+        let Some(members) = value.as_object() else { return };
+        for key in members.keys().filter(|key| !known.contains(&key.as_str())) {
+            let missing = known.iter().copied().filter(|known| !members.contains_key(*known));
+            if let Some(near) = nearest(key, missing) {
+                let place = format!("{place}.{}", Printable(key));
+                let what = format!("is not read; \"{near}\" may be meant");
+                self.warn(place.trim_start_matches('.').to_owned(), what);
             }
         }
     }
@@ -233,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_read_and_unknown_ones_are_nobodys_business() {
+    fn every_key_is_read_and_other_programs_keys_are_nobodys_business() {
         let text = r#"{"mcpdUrl":1,"llm":{"x":[],"providers":[{"name":"a","type":"ollama","model":"m","url":"http://h",
             "tier":"fast","description":"d","publish":true,"maxInFlight":2,"apiKeyEnv":"K","tokenDelayMs":3,"publishedModel":"p","new":{}}]}}"#;
         let parsed = parse(text.as_bytes()).unwrap();
@@ -312,6 +347,32 @@ mod tests {
         assert_eq!((entry.publish, entry.max_in_flight, entry.tier.as_str()), (false, None, ""));
         assert_eq!(warnings(text).len(), 3);
         assert_eq!(warnings(text)[1], "llm.providers[0].publish: is neither true nor false; ignored");
+    }
+
+    #[test]
+    fn an_unknown_key_that_resembles_a_missing_one_is_a_warning_and_another_programs_is_none() {
+        let entry = |keys: &str| {
+            warnings(&format!(r#"{{"llm":{{"providers":[{{"name":"a","type":"echo",{keys}}}]}}}}"#))
+        };
+        for (slip, meant) in [
+            ("maxInFlite", "maxInFlight"),
+            ("max_in_flight", "maxInFlight"),
+            ("Publish", "publish"),
+            ("publihs", "publish"),
+            ("apiKeyENV", "apiKeyEnv"),
+            ("publishModel", "publishedModel"),
+        ] {
+            let expected = format!("llm.providers[0].{slip}: is not read; \"{meant}\" may be meant");
+            assert_eq!(entry(&format!(r#""{slip}":1"#)), [expected]);
+        }
+        for others in [r#""apiKey":1"#, r#""timeout":1"#, r#""model":"m","models":[]"#, r#""names":[]"#] {
+            assert_eq!(entry(others), Vec::<String>::new(), "{others}");
+        }
+        assert_eq!(
+            warnings(r#"{"llm":{"provider":[]}}"#),
+            ["llm.provider: is not read; \"providers\" may be meant"]
+        );
+        assert_eq!(warnings(r#"{"LLM":{}}"#), ["LLM: is not read; \"llm\" may be meant"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 
 use super::config_file::{self, Entry};
-use crate::{domain::counted, platform::FileWatch};
+use crate::{credentials::read_small, domain::counted, platform::FileWatch};
 
 /// How long a file must be left alone before it is read, so that the several steps of an editor are one change.
 const QUIET: Duration = Duration::from_millis(200);
@@ -26,11 +26,19 @@ pub(super) async fn follow(file: PathBuf) -> watch::Receiver<Entries> {
     entries
 }
 
+/// What the file was when it was read.
+#[derive(PartialEq, Eq)]
+enum Read {
+    Text(Vec<u8>),
+    Missing,
+    Unreadable(String),
+}
+
 struct Follower {
     file: PathBuf,
     changes: FileWatch,
     /// What was last read, so that touching the file does not count as a change.
-    last: Option<Result<Vec<u8>, io::ErrorKind>>,
+    last: Option<Read>,
     entries: Entries,
 }
 
@@ -70,22 +78,28 @@ impl Follower {
             let file = self.file.display();
             tracing::warn!("cannot follow {file}: {error}; restart the provider host after a change");
         }
-        let read = tokio::fs::read(&self.file).await.map_err(|error| error.kind());
+        let file = self.file.clone();
+        let read = match tokio::task::spawn_blocking(move || read_small(&file)).await {
+            Ok(Ok((_, text))) => Read::Text(text),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Read::Missing,
+            Ok(Err(error)) => Read::Unreadable(error.to_string()),
+            Err(error) => Read::Unreadable(error.to_string()),
+        };
         if self.last.as_ref() != Some(&read) {
             self.take(&read);
             self.last = Some(read);
         }
     }
 
-    fn take(&mut self, read: &Result<Vec<u8>, io::ErrorKind>) {
+    fn take(&mut self, read: &Read) {
         let file = self.file.display();
         match read {
-            Ok(text) => self.parse(text),
-            Err(io::ErrorKind::NotFound) => {
+            Read::Text(text) => self.parse(text),
+            Read::Missing => {
                 tracing::info!("{file} is not there; offering nothing until it is");
                 self.entries = Entries::default();
             }
-            Err(kind) => tracing::warn!("cannot read {file}: {kind}; {}", self.kept()),
+            Read::Unreadable(why) => tracing::warn!("cannot read {file}: {why}; {}", self.kept()),
         }
     }
 
@@ -105,8 +119,8 @@ impl Follower {
 
     fn kept(&self) -> String {
         match self.entries.len() {
-            0 => "offering nothing until it is mended".to_owned(),
-            kept => format!("keeping the {} of before", counted(kept, "provider")),
+            0 => "offering nothing until it is corrected".to_owned(),
+            kept => format!("keeping what was read before ({})", counted(kept, "provider")),
         }
     }
 }

@@ -164,7 +164,7 @@ impl Mcpd {
                 true
             }
             Err(error) => {
-                warn!("{error}; until that is mended, the authorities that were read before are used");
+                warn!("{error}; until that is corrected, the authorities read before stay in use");
                 let trust_files = Arc::new(self.settings.trust_files(&url));
                 self.replace(Connected { trust_files, ..Connected::clone(&c) });
                 false
@@ -232,7 +232,7 @@ impl Mcpd {
             let what = if looks_like_html(&body) {
                 "an HTML page".to_owned()
             } else {
-                format!("no JSON that makes sense ({e})")
+                format!("JSON that cannot be read ({e})")
             };
             CallFailure::Passing(
                 format!("{shown} was answered 200 with {what}; is the URL really mcpd's?"),

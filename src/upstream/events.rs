@@ -261,11 +261,11 @@ impl Channel {
             SourceError::StreamEnded => passing("mcpd closed the control channel".to_owned()),
             SourceError::InvalidStatusCode(_, response) => mcpd.channel_refused(response).await,
             SourceError::InvalidContentType(kind, _) => passing(format!(
-                "the control channel is no event stream but {}; is the URL really mcpd's?",
+                "the control channel is not an event stream but {}; is the URL really mcpd's?",
                 Printable(kind.to_str().unwrap_or("something unnamed"))
             )),
             SourceError::Parser(error) => {
-                let text = too_large(&error).unwrap_or("the control channel makes no sense");
+                let text = too_large(&error).unwrap_or("the control channel cannot be read");
                 passing(format!("{text}; --event-limit can raise it"))
             }
             SourceError::Transport(error) => {

@@ -57,7 +57,7 @@ impl<'a> Way<'a> {
             ),
             ProxySetting::Nonsense(variable) => explained(
                 format!(
-                    "mcpd at {url} does not answer ({why}), and no proxy is used because {variable} is no URL"
+                    "mcpd at {url} does not answer ({why}), and no proxy is used because {variable} is not a URL"
                 ),
                 format!("write {variable} as http://host:port"),
             ),
@@ -70,7 +70,7 @@ impl<'a> Way<'a> {
             TlsError::AlertReceived(alert) => return self.alert(*alert),
             TlsError::PeerIncompatible(_) => self.no_common_version(),
             TlsError::InvalidMessage(_) => explained(
-                format!("what answers at {} speaks no TLS ({why})", self.url),
+                format!("what answers at {} does not speak TLS ({why})", self.url),
                 "check the port in --mcpd-url, and whether it is http:// there",
             ),
             _ => return None,
@@ -109,7 +109,7 @@ impl<'a> Way<'a> {
         let url = self.url;
         match self.ca_file {
             None => explained(
-                format!("nobody here knows the authority of the certificate at {url} ({why})"),
+                format!("this machine does not know the authority of the certificate at {url} ({why})"),
                 "pass its PEM file as --ca-file",
             ),
             Some(file) => explained(

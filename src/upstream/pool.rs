@@ -95,7 +95,7 @@ pub(super) enum NoAnswer {
     #[error("{}", with_causes(.0))]
     Failed(reqwest::Error),
     /// None came in this time.
-    #[error("no whole reply within {} s", .0.as_secs())]
+    #[error("no complete reply within {} s", .0.as_secs())]
     Late(Duration),
     /// There was no connection, or no room on one.
     #[error("no connection was free within {} s", TURN_TIMEOUT.as_secs())]

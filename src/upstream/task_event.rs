@@ -134,7 +134,7 @@ fn unreadable(data: &str, error: &serde_json::Error) -> BadTask {
     match readable_id(data) {
         Some(id) => {
             let why =
-                format!("the task event makes no sense at line {}, column {}", error.line(), error.column());
+                format!("the task event cannot be read at line {}, column {}", error.line(), error.column());
             BadTask::Answerable(Box::new(nameless(id)), Failure::new(FailureCode::BadTask, why))
         }
         None => BadTask::Lost(format!("no task at line {}, column {}", error.line(), error.column())),

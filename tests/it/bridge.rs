@@ -14,7 +14,9 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::support::{Client, Watch, World, channel, chat, chunk, completion, named, pass, provider, soon};
+use crate::support::{
+    Client, Watch, World, channel, chat, chunk, completion, last_chunk, named, pass, provider, soon,
+};
 
 fn words(verdicts: &[pb::ProviderVerdict]) -> Vec<Verdict> {
     verdicts.iter().map(pb::ProviderVerdict::verdict).collect()
@@ -221,6 +223,43 @@ async fn a_goodbye_withdraws_at_once_ends_what_waits_and_lets_what_runs_finish()
     world.inactive("llama").await;
     client.finish_body(&offer, &completion("done")).await;
     assert_eq!(reply(running).await.status, 200);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_goodbye_a_session_keeps_its_tasks_beside_its_successor() {
+    let world = World::start().await;
+    let mut first = world.serving("llama").await;
+    let mut running = world.mcpd.infer_stream("llama", &chat("hi")).expect("accepted");
+    let offer = first.offer().await;
+    first.chunk(&offer, &chunk("to")).await;
+    soon("a token", running.chunk()).await.expect("it goes on");
+    first.drain_within(Duration::from_secs(30)).await;
+    let mut second = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    world.active("llama").await;
+    let next = infer(&world);
+    let taken = second.offer().await;
+    second.finish_body(&taken, &completion("from the successor")).await;
+    assert_eq!(reply(next).await.status, 200);
+    first.chunk(&offer, &chunk("gether")).await;
+    first.chunk(&offer, &last_chunk()).await;
+    first.finish(&offer, None).await;
+    assert_eq!(soon("the end", running.collect()).await.text(), "gether");
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_goodbye_a_session_that_has_a_successor_is_replaced_when_its_grace_is_over() {
+    let world = World::start().await;
+    let mut first = world.serving("llama").await;
+    let call = infer(&world);
+    first.offer().await;
+    let began = Instant::now();
+    first.drain_within(Duration::from_secs(30)).await;
+    let _second = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    let status = first.ended().await;
+    assert_eq!((status.code(), began.elapsed().as_secs()), (Code::Aborted, 30), "{status:?}");
+    assert_eq!(reply(call).await.status, 502);
     world.assert_clean();
 }
 

@@ -1,5 +1,8 @@
 //! The socket and the files of a home: what exists before the agent, what others may do with it, and disks that cannot be written.
 
+mod doctor;
+mod owner;
+
 use std::{
     fs,
     os::unix::{

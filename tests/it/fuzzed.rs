@@ -15,7 +15,12 @@ const SESSION: SessionKey = SessionKey(1);
 
 fn settings() -> Settings {
     let minute = Duration::from_secs(60);
-    let link = link::Settings { heartbeat_interval: minute, reconnect_min: minute, reconnect_max: minute };
+    let link = link::Settings {
+        heartbeat_interval: minute,
+        reconnect_min: minute,
+        reconnect_max: minute,
+        token_source: "",
+    };
     Settings {
         task_timeout: minute,
         first_token_timeout: minute,

@@ -30,5 +30,6 @@ mod service;
 mod session_life;
 mod simulation;
 mod soak;
+mod status;
 mod telemetry;
 mod tools;

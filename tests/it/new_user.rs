@@ -1,26 +1,15 @@
 //! What somebody sees who tries the program for the first time: nothing that looks like trouble if there is none, and the reason if there
 //! is.
 
-use std::{
-    fs,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-    process::{Command, Output, Stdio},
-};
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, process::Stdio};
 
 use fake_mcpd::FakeMcpd;
 use serde_json::json;
 
 use crate::support::{
-    process::{MCPRELAY, command, mcprelay, text},
+    process::{MCPRELAY, command, ended, mcprelay, text},
     soon,
 };
-
-/// What a command comes to, once it has ended.
-async fn ended(mut command: Command) -> Output {
-    let done = tokio::task::spawn_blocking(move || command.output());
-    done.await.expect("it does not panic").expect("the program is built")
-}
 
 /// A home with credentials for `mcpd` and one opted-in provider that answers from the prompt.
 fn furnish(home: &Path, mcpd: &FakeMcpd) {
@@ -91,4 +80,18 @@ async fn an_agent_with_a_provider_host_stops_without_a_warning() {
     let log = text(&output);
     assert_eq!(output.status.code(), Some(0), "{log}");
     assert!(!log.contains("WARN") && log.contains("the agent is going away"), "{log}");
+}
+
+#[tokio::test]
+async fn the_guides_line_for_bash_switches_completion_on() {
+    let guide = include_str!("../../docs/guides/operating.md");
+    let lines = guide.lines().filter_map(|line| line.strip_prefix("$ echo '")?.split_once("' >> "));
+    let (line, _) = lines.into_iter().find(|(_, file)| *file == "~/.bashrc").expect("the line for bash");
+    let mut bash = command("bash");
+    let folder = Path::new(MCPRELAY).parent().expect("a folder").display().to_string();
+    bash.env("PATH", format!("{folder}:{}", std::env::var("PATH").unwrap_or_default()));
+    let tab = "COMP_WORDS=(mcprelay pau) COMP_CWORD=1; _clap_complete_mcprelay mcprelay pau mcprelay";
+    bash.args(["-c", &format!("{line}; {tab}; echo \"${{COMPREPLY[@]}}\"")]);
+    let output = ended(bash).await;
+    assert_eq!(text(&output).trim(), "pause");
 }

@@ -129,3 +129,31 @@ async fn a_link_that_leads_to_another_file_of_its_folder_is_followed_there() {
     fs::write(at("play.json"), file(&echo("b", true))).unwrap();
     session.snapshot_where(|p| is(p, &[("b", true)])).await;
 }
+
+#[tokio::test]
+async fn a_link_in_the_middle_of_the_way_is_followed_wherever_it_turns() {
+    let (home, releases) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = |name: &str| releases.path().join(name);
+    for (release, published) in [("1", false), ("2", true)] {
+        fs::create_dir(at(release)).unwrap();
+        fs::write(at(release).join("config.json"), file(&echo("a", published))).unwrap();
+    }
+    let turn = |to: &str| {
+        std::os::unix::fs::symlink(to, at("new")).unwrap();
+        fs::rename(at("new"), at("current")).unwrap();
+    };
+    turn("1");
+    // Through "..", so that two paths lead to one folder.
+    let target = at("1/../current/config.json");
+    std::os::unix::fs::symlink(target, home.path().join("config.json")).unwrap();
+    let mut agent = Agent::listen(&home.path().join("s"));
+    let _host = host(&home, None);
+    let mut session = agent.session().await;
+    assert!(is(&session.snapshot().await, &[("a", false)]));
+    turn("2");
+    session.snapshot_where(|p| is(p, &[("a", true)])).await;
+    fs::write(at("2/config.json"), file(&echo("b", true))).unwrap();
+    session.snapshot_where(|p| is(p, &[("b", true)])).await;
+    turn("./1");
+    session.snapshot_where(|p| is(p, &[("a", false)])).await;
+}

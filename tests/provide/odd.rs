@@ -1,16 +1,20 @@
 //! Servers that answer in ways that nobody imagined: each is from a public report of somebody who runs one.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{body::Body, response::Response};
 use mcprelay::pb::ErrorCode;
+use tokio::time::Instant;
 
 use crate::{
     agent::Answer,
-    server::{Relay, Seen, Server, answer_of, entry, json, sse},
+    server::{Relay, Seen, Server, answer_of, entry, json, redirect_to, sse},
 };
 
 const STREAM: &str = r#"{"model":"virtual","stream":true,"messages":[]}"#;
@@ -195,6 +199,62 @@ async fn a_page_that_says_loading_is_no_loading_model() {
         (ErrorCode::ProviderUnavailable, Some(503))
     );
     assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+/// The waits between the tries of one request at a server whose model loads for five of them; it asks to wait so long.
+async fn waits(retry_after: Option<&'static str>) -> Vec<u64> {
+    let tries = Arc::<Mutex<Vec<Instant>>>::default();
+    let counted = Arc::clone(&tries);
+    let loading = move |_: Seen| {
+        let mut tries = counted.lock().unwrap();
+        tries.push(Instant::now());
+        let mut answer = match tries.len() {
+            ..6 => json(503, r#"{"error":{"message":"Loading model","code":503}}"#),
+            _ => json(200, WHOLE),
+        };
+        if let Some(seconds) = retry_after {
+            answer.headers_mut().insert("retry-after", seconds.parse().unwrap());
+        }
+        std::future::ready(answer)
+    };
+    let server = Server::start(loading).await;
+    let mut relay = Relay::to(&server).await;
+    relay.session.offer("t1", "virtual", PLAIN).await;
+    // Longer than one message may take.
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(relay.session.answer("t1").await.body(), WHOLE.as_bytes());
+    let tries = tries.lock().unwrap();
+    tries.windows(2).map(|two| (two[1] - two[0]).as_secs()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_is_loading_is_asked_ever_less_often_and_not_before_it_says() {
+    assert_eq!(waits(None).await, [1, 2, 4, 8, 15]);
+    assert_eq!(waits(Some("3")).await, [3, 3, 4, 8, 15]);
+    assert_eq!(waits(Some("3600")).await, [15; 5]);
+}
+
+#[tokio::test]
+async fn a_request_that_is_redirected_fails_and_its_owner_reads_where_to() {
+    let server = Server::start(|_| async { redirect_to("https://llm.example/v1") }).await;
+    let answer = Relay::to(&server).await.ask(PLAIN).await;
+    let error = answer.error();
+    assert_eq!(error.code(), ErrorCode::ProviderUnavailable);
+    assert!(!error.message.contains("llm.example"), "{error:?}");
+    assert!(error.owner_detail.contains("redirects to https://llm.example/v1; name"), "{error:?}");
+}
+
+#[tokio::test]
+async fn every_request_says_who_asks_and_a_refusal_for_other_reasons_is_not_about_the_key() {
+    let mut server =
+        Server::start(|_| async { json(403, r#"{"error":{"message":"not available in your region"}}"#) })
+            .await;
+    let answer = Relay::to(&server).await.ask(PLAIN).await;
+    let version = concat!("mcprelay/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(server.seen().await.headers["user-agent"], version);
+    let detail = &answer.error().owner_detail;
+    assert!(detail.contains("403") && detail.contains("not available in your region"), "{detail}");
+    assert!(!detail.contains("apiKeyEnv"), "{detail}");
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! When a provider is offered and when it is not.
 
-use mcprelay::pb::{Provider, ProviderState};
+use std::time::Duration;
+
+use mcprelay::pb::{Provider, ProviderState, session_request::Payload};
+use tokio::{sync::Notify, time::sleep};
 
 use crate::{
     agent::Agent,
@@ -35,7 +38,7 @@ async fn a_server_that_comes_goes_and_comes_back_is_offered_while_it_is_there() 
     relay.session.offer("t", "virtual", "{}").await;
     let gone = loop {
         match relay.session.next().await.unwrap() {
-            mcprelay::pb::session_request::Payload::ProviderSnapshot(snapshot) => break snapshot.providers,
+            Payload::ProviderSnapshot(snapshot) => break snapshot.providers,
             _ => continue,
         }
     };
@@ -85,6 +88,46 @@ async fn the_context_a_llama_cpp_was_started_with_outranks_the_models() {
     let mut agent = Agent::listen(&home.path().join("s"));
     let _host = host(&home, Some(vec![entry("llamacpp", &server.url)]));
     assert_eq!(agent.session().await.snapshot().await[0].context_tokens, Some(512));
+}
+
+#[tokio::test]
+async fn a_router_of_llama_cpp_is_asked_for_the_entrys_own_model() {
+    let (home, server) = (tempfile::tempdir().unwrap(), server().await);
+    let row = |id: &str, context: u32| {
+        format!(r#"{{"id":"{id}","status":{{"value":"unloaded"}},"meta":{{"n_ctx":{context}}}}}"#)
+    };
+    let list = |rows: &[String]| format!(r#"{{"data":[{}]}}"#, rows.join(","));
+    server.page("/health", 200, "{}");
+    server.page("/props", 200, r#"{"default_generation_settings":{"n_ctx":512}}"#);
+    server.page("/v1/models", 200, &list(&[row("other", 1024), row("real", 2048)]));
+    let mut agent = Agent::listen(&home.path().join("s"));
+    let known = host(&home, Some(vec![entry("llamacpp", &server.url)]));
+    let ready = agent.session().await.snapshot().await;
+    assert_eq!(
+        (state(&ready), ready[0].context_tokens, &*ready[0].state_detail),
+        (ProviderState::Ready, Some(2048), "")
+    );
+    drop(known);
+    // One row is not any model's row either: the router loads by name.
+    server.page("/v1/models", 200, &list(&[row("other", 1024)]));
+    let _unknown = host(&home, Some(vec![entry("llamacpp", &server.url)]));
+    let unknown = agent.session().await.snapshot().await;
+    assert_eq!(unknown[0].context_tokens, None);
+    assert!(unknown[0].state_detail.contains("does not list the model real"), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_redirects_is_unavailable_and_its_target_is_named() {
+    let (home, server) = (tempfile::tempdir().unwrap(), server().await);
+    server.redirect("/v1/models", "https://llm.example/v1/models");
+    let mut agent = Agent::listen(&home.path().join("s"));
+    let _host = host(&home, Some(vec![entry("vllm", &server.url)]));
+    let providers = agent.session().await.snapshot().await;
+    assert_eq!(state(&providers), ProviderState::Unavailable);
+    assert!(
+        providers[0].state_detail.contains("redirects to https://llm.example/v1/models; name"),
+        "{providers:?}"
+    );
 }
 
 #[tokio::test]
@@ -165,9 +208,38 @@ async fn a_server_that_is_well_is_asked_every_ten_seconds() {
     let server = server().await;
     let mut relay = Relay::to(&server).await;
     let before = server.asked();
-    tokio::time::sleep(std::time::Duration::from_secs(101)).await;
+    sleep(Duration::from_secs(101)).await;
     // A question takes no paused time, so the count is exact.
     let asked = server.asked() - before;
     assert!((9..=11).contains(&asked), "{asked} questions in 101 s");
     relay.ask("{}").await;
+}
+
+/// Longer than several questions and their timeouts.
+const A_WHILE: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_one_thing_at_a_time_is_away_only_when_it_does_nothing() {
+    let done = std::sync::Arc::new(Notify::new());
+    let waits = done.clone();
+    let mut server = Server::start(move |_| {
+        let done = waits.clone();
+        async move {
+            done.notified().await;
+            json(200, r#"{"choices":[]}"#)
+        }
+    })
+    .await;
+    let mut relay = Relay::to(&server).await;
+    relay.session.offer("t", "virtual", "{}").await;
+    server.seen().await;
+    server.hold_pages();
+    sleep(A_WHILE).await;
+    done.notify_one();
+    let next = relay.session.next().await;
+    assert!(matches!(next, Some(Payload::TaskFinished(_))), "{next:?} although it was busy");
+    sleep(A_WHILE).await;
+    let gone = relay.session.snapshot().await;
+    assert_eq!(state(&gone), ProviderState::Unavailable);
+    assert!(gone[0].state_detail.contains("does not answer within 10 s"), "{gone:?}");
 }

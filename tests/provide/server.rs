@@ -23,7 +23,12 @@ use mcprelay::{
 };
 use reqwest::header::HeaderMap;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::agent::{Agent, BOUND, Session};
@@ -51,6 +56,8 @@ pub(crate) struct Server {
 struct Script {
     chat: Chat,
     pages: Mutex<Vec<(&'static str, u16, String)>>,
+    /// Whether `GET`s are answered.
+    answers_pages: watch::Sender<bool>,
     asked: AtomicUsize,
     connections: Arc<AtomicUsize>,
     seen: mpsc::Sender<Seen>,
@@ -77,6 +84,7 @@ impl Server {
         let script = Arc::new(Script {
             chat: Box::new(move |seen| Box::pin(chat(seen))),
             pages: Mutex::new(vec![("/v1/models", 200, models.to_owned())]),
+            answers_pages: watch::Sender::new(true),
             asked: AtomicUsize::new(0),
             connections: connections.clone(),
             seen: found,
@@ -94,6 +102,16 @@ impl Server {
         let mut pages = self.script.pages.lock().unwrap();
         pages.retain(|(known, ..)| *known != path);
         pages.push((path, status, body.to_owned()));
+    }
+
+    /// Sets that a `GET` of `path` is sent elsewhere.
+    pub(crate) fn redirect(&self, path: &'static str, target: &str) {
+        self.page(path, 308, target);
+    }
+
+    /// No `GET` is answered any more.
+    pub(crate) fn hold_pages(&self) {
+        self.script.answers_pages.send_replace(false);
     }
 
     /// The next chat request.
@@ -121,10 +139,12 @@ impl Drop for Server {
 async fn answer(State(script): State<Arc<Script>>, request: Request) -> Response {
     if request.method() == "GET" {
         script.asked.fetch_add(1, Ordering::Relaxed);
+        let held = script.answers_pages.subscribe().wait_for(|answers| *answers).await.is_err();
+        assert!(!held, "its sender is in the script");
         let pages = script.pages.lock().unwrap();
         let page = pages.iter().find(|(path, ..)| *path == request.uri().path());
         let (status, body) = page.map_or((404, String::new()), |(_, status, body)| (*status, body.clone()));
-        return json(status, body);
+        return if (300..400).contains(&status) { redirect_to(&body) } else { json(status, body) };
     }
     assert_eq!(request.uri().path(), "/v1/chat/completions");
     let headers = request.headers().clone();
@@ -138,6 +158,13 @@ async fn answer(State(script): State<Arc<Script>>, request: Request) -> Response
 /// A JSON answer.
 pub(crate) fn json(status: u16, body: impl Into<String>) -> Response {
     answer_of(status, "application/json", Body::from(body.into()))
+}
+
+/// A redirect.
+pub(crate) fn redirect_to(target: &str) -> Response {
+    let mut response = json(308, "");
+    response.headers_mut().insert("location", target.parse().unwrap());
+    response
 }
 
 /// An event stream that ends.

@@ -47,6 +47,7 @@ impl World {
             heartbeat_interval: seconds(30),
             reconnect_min: seconds(5),
             reconnect_max: seconds(60),
+            token_source: "the credentials file",
         };
         let settings = Settings {
             task_timeout: seconds(600),
@@ -187,7 +188,7 @@ impl World {
             Step::SessionDraining(session) => {
                 let session = self.session(*session)?;
                 self.ledger.sessions.get_mut(&session)?.draining = true;
-                Input::SessionDraining(session)
+                Input::SessionDraining(session, None)
             }
             Step::SessionClosed(session) => {
                 let session = self.session(*session)?;

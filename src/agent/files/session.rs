@@ -61,9 +61,10 @@ impl StickySession {
 
     /// Reads the file. A file without a usable id is treated as missing, with a warning.
     pub fn read(path: &Path) -> Option<Self> {
-        let text = match fs::metadata(path)
-            .and_then(|m| if m.len() > SESSION_LIMIT { Ok(String::new()) } else { fs::read_to_string(path) })
-        {
+        let text = match fs::metadata(path).and_then(|m| match m.is_file() && m.len() <= SESSION_LIMIT {
+            true => fs::read_to_string(path),
+            false => Ok(String::new()),
+        }) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, Metadata},
+    io::Write as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
 };
@@ -10,7 +11,7 @@ use nix::unistd::Uid;
 
 use crate::{
     cli::report::Finding,
-    credentials::{OTHERS, OTHERS_WRITE},
+    credentials::{OTHERS, OTHERS_WRITE, read_small},
     domain::counted,
     provide::config_file::{self, Parsed},
 };
@@ -21,12 +22,12 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
     let Ok(metadata) = fs::metadata(home) else {
         return vec![Finding::failure(
             "home",
-            format!("{shown} is not there or not yours to see"),
-            "log in with mcpctl, or pass --home",
+            format!("{shown} does not exist, or you may not look into it"),
+            format!("make it (mkdir -m 700 {shown}), log in with mcpctl, or pass another --home"),
         )];
     };
     if !metadata.is_dir() {
-        return vec![Finding::failure("home", format!("{shown} is no folder"), "pass another --home")];
+        return vec![Finding::failure("home", format!("{shown} is not a folder"), "pass another --home")];
     }
     let mode = metadata.mode() & 0o7777;
     let mut findings: Vec<_> = foreign("home", home, &metadata).into_iter().collect();
@@ -38,7 +39,22 @@ pub(super) fn home(home: &Path) -> Vec<Finding> {
             format!("chmod 700 {shown}"),
         ),
     });
+    findings.extend(writable(home).err().map(|error| {
+        Finding::warning(
+            "home",
+            format!("nothing can be written to {shown} ({error})"),
+            "free some space or make it writable: until then an agent that crashes leaves its callers waiting, and one that \
+             starts again gets new rows",
+        )
+    }));
     findings
+}
+
+/// Whether the home takes a small file, which is gone again at once: a disk may be full or read-only.
+fn writable(home: &Path) -> std::io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix(".mcprelay-doctor-").tempfile_in(home)?;
+    file.write_all(&[b'\n'; 4096])?;
+    file.as_file().sync_all()
 }
 
 /// A file that holds a secret or an identity; no finding if there is none.
@@ -46,7 +62,7 @@ pub(super) fn secret(path: &Path, subject: &str) -> Option<Finding> {
     let metadata = fs::metadata(path).ok()?;
     let (shown, mode) = (path.display(), metadata.mode() & 0o7777);
     if !metadata.is_file() {
-        return Some(Finding::warning(subject, format!("{shown} is no file"), "move it away"));
+        return Some(Finding::warning(subject, format!("{shown} is not a file"), "move it away"));
     }
     Some(foreign(subject, path, &metadata).unwrap_or_else(|| match mode & OTHERS {
         0 => Finding::ok(subject, format!("{shown}, mode {mode:04o}")),
@@ -78,10 +94,11 @@ pub(super) fn socket(path: &Path) -> Finding {
 pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
     let nothing = |finding| (Parsed::default(), vec![finding]);
     let shown = path.display();
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let bytes = match read_small(path) {
+        Ok((_, bytes)) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let message = format!("there is no {shown}; fine where mcplocal brings its own providers");
+            let message =
+                format!("there is no {shown}, which is fine where mcplocal brings its own providers");
             return nothing(Finding::ok("config.json", message));
         }
         Err(error) => {
@@ -98,7 +115,7 @@ pub(super) fn config(path: &Path) -> (Parsed, Vec<Finding>) {
         }
         Err(broken) => {
             let message = format!("{shown} is not JSON at {broken}");
-            nothing(Finding::failure("config.json", message, "mend it there"))
+            nothing(Finding::failure("config.json", message, "correct it there"))
         }
     }
 }
@@ -115,7 +132,7 @@ fn opted_in(path: &Path, config: &Parsed) -> Finding {
 
 /// Something in the file that the host skips or ignores.
 fn skipped(warning: &config_file::Warning) -> Finding {
-    Finding::warning("config.json", warning.to_string(), "mend it there")
+    Finding::warning("config.json", warning.to_string(), "correct it there")
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ async fn first_byte(mcpd: &Mcpd, session: &str) -> Result<(), CallError> {
     }
     let kind = response.headers().get(header::CONTENT_TYPE).map(lossy).unwrap_or_default();
     if !kind.to_lowercase().starts_with(EVENT_STREAM) {
-        return Err(mcpd.not_mcpd(&format!("its channel is no event stream but {}", Printable(&kind))));
+        return Err(mcpd.not_mcpd(&format!("its channel is not an event stream but {}", Printable(&kind))));
     }
     match response.chunk().await {
         Ok(Some(_)) => Ok(()),
@@ -154,7 +154,7 @@ fn proxy(mcpd: &Mcpd) -> Option<Finding> {
     let through = |proxy: String| Finding::ok("proxy", format!("{} is reached through {proxy}", mcpd.url()));
     let nonsense = |variable| {
         let advice = "write it as http://host:port, or unset it";
-        Finding::warning("proxy", format!("{variable} is no URL of a proxy, so none is used"), advice)
+        Finding::warning("proxy", format!("{variable} is not the URL of a proxy, so none is used"), advice)
     };
     match http::proxy(mcpd.url().as_url()) {
         ProxySetting::None => None,

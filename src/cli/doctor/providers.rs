@@ -1,5 +1,7 @@
 //! The checks of the providers that config.json publishes: what the provider host would say about each.
 
+use std::path::Path;
+
 use futures_util::future::join_all;
 
 use crate::{
@@ -16,9 +18,9 @@ use crate::{
 /// What to do if the host's sentence does not say it.
 const MEND: &str = "start it, or correct its entry in config.json";
 
-/// Asks all opted-in servers at once; no other server is contacted.
-pub(super) async fn examine(config: &Parsed, env: Lookup<'_>) -> Vec<Finding> {
-    let clients = Clients::default();
+/// Asks all opted-in servers at once; no other server is contacted. The authorities in `ca_file` are trusted too.
+pub(super) async fn examine(config: &Parsed, ca_file: Option<&Path>, env: Lookup<'_>) -> Vec<Finding> {
+    let clients = Clients::trusting(ca_file.map(Path::to_owned));
     let opted_in = config.entries.iter().filter(|entry| entry.publish);
     join_all(opted_in.map(|entry| one(entry, &clients, env))).await
 }
@@ -73,7 +75,7 @@ mod tests {
     }
 
     async fn finding(config: &Parsed) -> Finding {
-        examine(config, &|_| None).await.remove(0)
+        examine(config, None, &|_| None).await.remove(0)
     }
 
     /// A server that answers the question for its models so.
@@ -122,7 +124,7 @@ mod tests {
         let echo = config(json!({"name": "a", "type": "echo", "publish": true}));
         assert_eq!(finding(&echo).await.result, Level::Ok);
         let shy = config(json!({"name": "a", "type": "ollama", "model": "m", "url": "http://127.0.0.1:1"}));
-        assert_eq!(examine(&shy, &|_| None).await, []);
+        assert_eq!(examine(&shy, None, &|_| None).await, []);
     }
 
     #[tokio::test]

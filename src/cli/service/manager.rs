@@ -23,7 +23,8 @@ impl Manager {
     /// Calls nobody.
     pub(super) fn of(kind: ServiceManager, env: Lookup<'_>) -> Result<Self, Stop> {
         let folder = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let no_home = || Stop::Usage("HOME is not set, so nobody knows whose service it would be".to_owned());
+        let no_home =
+            || Stop::Usage("HOME is not set, so there is no place for the service's files".to_owned());
         let home = folder("HOME").ok_or_else(no_home)?;
         let file = match kind {
             ServiceManager::Systemd => {

@@ -34,6 +34,10 @@ pub(super) struct ControlChannel {
     state: State,
     /// The channel that was opened last; what comes from any other is ignored.
     epoch: u64,
+    /// How often one was opened in the place of one that was lost.
+    reopened: u64,
+    /// The last one ended, or could not be opened, while it was wanted.
+    lost: bool,
     /// How the last channels ended.
     ends: Ends,
     /// It is from before a sleep, and may be dead without anybody having noticed.
@@ -42,7 +46,14 @@ pub(super) struct ControlChannel {
 
 impl ControlChannel {
     pub(super) fn new() -> Self {
-        Self { state: State::Closed, epoch: 0, ends: Ends::default(), slept_through: false }
+        Self {
+            state: State::Closed,
+            epoch: 0,
+            reopened: 0,
+            lost: false,
+            ends: Ends::default(),
+            slept_through: false,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -53,9 +64,14 @@ impl ControlChannel {
         matches!(self.state, State::Open { .. })
     }
 
-    /// How often a channel was opened again.
+    /// How often a channel was opened in the place of one that was lost.
     pub(super) fn reopened(&self) -> u64 {
-        self.epoch.saturating_sub(1)
+        self.reopened
+    }
+
+    /// No channel is wanted for now: the next one takes no other's place.
+    pub(super) fn rest(&mut self) {
+        self.lost = false;
     }
 
     /// Whether it is from before a sleep.
@@ -77,13 +93,16 @@ impl ControlChannel {
     /// Nothing is known of the channels of another mcpd.
     pub(super) fn forget(&mut self) {
         self.ends = Ends::default();
+        self.lost = false;
     }
 
-    /// A channel is being opened; returns its epoch.
-    pub(super) fn open(&mut self) -> u64 {
+    /// A channel is being opened; returns its epoch, and whether it takes the place of a lost one.
+    pub(super) fn open(&mut self) -> (u64, bool) {
+        let again = std::mem::take(&mut self.lost);
+        self.reopened += u64::from(again);
         self.epoch += 1;
         self.state = State::Opening;
-        self.epoch
+        (self.epoch, again)
     }
 
     /// The channel of this epoch is open; `false` if it is not awaited.
@@ -119,15 +138,15 @@ impl ControlChannel {
         if let State::Open { since, .. } = self.state {
             self.ends.note(now.duration_since(since), why);
         }
-        self.state = State::Closed;
-        self.slept_through = false;
-        true
+        self.close()
     }
 
     /// The agent closes it; `false` if it was closed.
     pub(super) fn close(&mut self) -> bool {
         self.slept_through = false;
-        std::mem::replace(&mut self.state, State::Closed) != State::Closed
+        let was_open = std::mem::replace(&mut self.state, State::Closed) != State::Closed;
+        self.lost |= was_open;
+        was_open
     }
 
     pub(super) fn woke(&mut self) {

@@ -13,6 +13,8 @@ pub struct Settings {
     pub reconnect_min: Duration,
     /// Longest wait of the backoff, before jitter.
     pub reconnect_max: Duration,
+    /// What the token is from, for who has to check it: "MCPRELAY_TOKEN".
+    pub token_source: &'static str,
 }
 
 /// Something that happened to the link.
@@ -67,6 +69,8 @@ pub enum LinkEffect {
     OpenChannel {
         /// Identifies everything that comes from the channel.
         epoch: u64,
+        /// Whether it takes the place of one that was lost.
+        again: bool,
         /// The session's sticky id.
         session: String,
     },

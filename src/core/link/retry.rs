@@ -25,6 +25,7 @@ pub(super) struct Wait {
 pub(super) struct Retry {
     least: Duration,
     most: Duration,
+    token_source: &'static str,
     rng: fastrand::Rng,
     wait: Option<Wait>,
     /// Waits since a channel last proved itself: the backoff doubles with each.
@@ -43,6 +44,7 @@ impl Retry {
         Self {
             least: settings.reconnect_min,
             most: settings.reconnect_max,
+            token_source: settings.token_source,
             rng: fastrand::Rng::with_seed(seed),
             wait: None,
             failures: 0,
@@ -78,7 +80,7 @@ impl Retry {
         match failure {
             CallFailure::Unauthorized { changed, detail } => {
                 if !(changed && self.may_try_new_credentials()) {
-                    self.back_off(LinkState::Refused, check_token(&detail), None, now);
+                    self.back_off(LinkState::Refused, self.check_token(&detail), None, now);
                 }
             }
             CallFailure::Unknown(detail) | CallFailure::ChannelEnded { detail, .. } => {
@@ -116,6 +118,11 @@ impl Retry {
     /// Waits for this long, whatever has failed before.
     pub(super) fn wait_for(&mut self, state: LinkState, detail: String, wait: Duration, now: Instant) {
         self.wait = Some(Wait { until: now + wait, state, detail });
+    }
+
+    /// A refusal, and what to do about it.
+    pub(super) fn check_token(&self, detail: &str) -> String {
+        format!("{detail}; check the token in {}", self.token_source)
     }
 
     /// The next attempt need not wait.
@@ -167,9 +174,4 @@ impl Retry {
 /// The part of a `Retry-After` that is honoured.
 pub(super) fn honoured(retry_after: Duration) -> Duration {
     retry_after.min(MAX_RETRY_AFTER)
-}
-
-/// What to do about a refusal.
-pub(super) fn check_token(detail: &str) -> String {
-    format!("{detail}; check the token in the credentials file")
 }

@@ -50,7 +50,7 @@ impl Link {
             None if self.channel.is_held_back() => plain(LinkState::Connecting, HELD_BACK),
             None if open => plain(LinkState::Online, &self.trouble(now).unwrap_or_default()),
             None if !self.publishes() => {
-                plain(LinkState::Refused, "mcpd gives every name to somebody else; choose other names")
+                plain(LinkState::Refused, "every name is taken in mcpd; choose other names")
             }
             None => plain(LinkState::Connecting, ""),
         }

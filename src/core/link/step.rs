@@ -63,7 +63,8 @@ impl Link {
         let Some(session) = self.session().map(str::to_owned) else { return };
         // The set may be wanted again before the reply to its deregistration has come, and then nothing else sets the heartbeat.
         self.heartbeat.start(now);
-        effects.push(LinkEffect::OpenChannel { epoch: self.channel.open(), session });
+        let (epoch, again) = self.channel.open();
+        effects.push(LinkEffect::OpenChannel { epoch, again, session });
     }
 
     fn beat_if_due(&mut self, now: Instant, effects: &mut Vec<LinkEffect>) {
@@ -78,6 +79,7 @@ impl Link {
     /// Nothing is opted in: no channel, no heartbeat, no waiting.
     fn rest(&mut self, effects: &mut Vec<LinkEffect>) {
         self.close_channel(effects);
+        self.channel.rest();
         self.heartbeat.stop();
         if !self.must_register() {
             self.retry.end_wait();

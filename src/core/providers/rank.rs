@@ -26,7 +26,7 @@ impl Providers {
     fn seats<'a>(&'a self, name: &'a ProviderName) -> impl Iterator<Item = Seat<'a>> {
         self.sessions
             .iter()
-            .filter(|(_, s)| s.life != Life::Draining)
+            .filter(|(_, s)| !s.life.is_draining())
             .filter_map(|(key, s)| s.providers.get(name).filter(|p| p.publish).map(|p| (*key, s, p)))
     }
 
@@ -87,7 +87,7 @@ impl Providers {
             return Verdict::Refused(Failure::new(FailureCode::Duplicate, message));
         }
         if self.conflicts.contains(&provider.name) {
-            let message = "mcpd has an LLM of this name from somebody else; choose another name";
+            let message = "this name is taken in mcpd; choose another name";
             return Verdict::Refused(Failure::retryable(
                 FailureCode::Duplicate,
                 message,

@@ -152,7 +152,7 @@ fn what_an_old_session_still_says_touches_nothing_of_the_new_one() {
         Input::Finished(SESSION, TaskKey(0), Outcome::Complete),
         Input::Broken(SESSION, TaskKey(0), shutting_down()),
         Input::Snapshot(SESSION, 7, Vec::new()),
-        Input::SessionDraining(SESSION),
+        Input::SessionDraining(SESSION, None),
         Input::SessionClosed(SESSION),
     ];
     for input in late {

@@ -149,6 +149,22 @@ pub(super) fn beats(effects: &[LinkEffect]) -> usize {
 }
 
 #[test]
+fn only_a_channel_that_was_lost_is_counted_when_it_is_opened_again() {
+    let mut bench = Bench::online();
+    bench.want(&[]);
+    bench.pass(SECOND);
+    bench.registered(2);
+    let effects = bench.pass_and_want(SECOND, &["a"]);
+    assert_eq!((registers(&effects), channels(&bench.registered(3))), (vec![3], vec![2]));
+    assert_eq!(bench.link.reconnects(), 0, "nothing was opted in meanwhile");
+    bench.act(LinkInput::ChannelOpened(2));
+    bench.act(LinkInput::ChannelClosed(2, passing()));
+    let effects = bench.pass(10 * SECOND);
+    bench.registered(registers(&effects)[0]);
+    assert_eq!(bench.link.reconnects(), 1);
+}
+
+#[test]
 fn the_wait_doubles_from_five_seconds_to_a_minute_with_up_to_half_of_it_on_top() {
     let mut bench = Bench::online();
     bench.act(LinkInput::ChannelClosed(1, passing()));

@@ -37,6 +37,7 @@ pub(super) fn settings() -> Settings {
             heartbeat_interval: 30 * SECOND,
             reconnect_min: 5 * SECOND,
             reconnect_max: 60 * SECOND,
+            token_source: "the credentials file",
         },
     }
 }

@@ -247,7 +247,7 @@ impl Watch {
                 Some(key) => Input::DeliveryFailed(key, fail()),
                 None => return Ok(()),
             },
-            Event::Goodbye(n) => Input::SessionDraining(session(n)),
+            Event::Goodbye(n) => Input::SessionDraining(session(n), None),
             Event::Close(n) => Input::SessionClosed(session(n)),
             Event::Pause(one, on) => Input::SetPaused(one.then(|| name("one")), on),
             Event::Wait(ms) => {

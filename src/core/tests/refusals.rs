@@ -69,7 +69,7 @@ fn a_stand_by_that_is_busy_is_not_asked() {
 fn a_task_that_its_program_refuses_while_it_leaves_goes_to_the_head_of_the_next_ones_queue() {
     let mut rig = sessions(2);
     rig.act(Input::Task(task("a", "llm", true)));
-    rig.act(Input::SessionDraining(SessionKey(1)));
+    rig.act(Input::SessionDraining(SessionKey(1), None));
     assert_eq!(offered_to(&refuse(&mut rig, 1)), [2]);
 }
 

@@ -1,12 +1,13 @@
 //! What changes a file, as inotify(7) tells it: its folder is watched, because editors replace a file rather than write to it.
 //!
 //! Nothing polls: without a change nothing wakes up, and what is appended to other files in the folder does not count as a change. A
-//! folder that does not exist yet is waited for by watching its nearest existing ancestor; a link is followed to its target.
+//! folder that does not exist yet is waited for by watching its nearest existing ancestor. Every link on the way is followed and
+//! watched.
 
 use std::{
     collections::HashMap,
     ffi::OsStr,
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -15,12 +16,14 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 
 /// Room for the events of one read: some dozens with names of usual length, and at least one with the longest possible name.
 const EVENT_BYTES: usize = 4096;
+/// How many links are followed: as many as the kernel follows (path_resolution(7)).
+const MAX_LINKS: usize = 40;
 
 /// One file, followed by its path.
 pub(crate) struct FileWatch {
     file: PathBuf,
     folders: Vec<PathBuf>,
-    /// The path that is followed, and the file that it resolves to.
+    /// The links on the way to the file, and the file that they lead to.
     files: Vec<PathBuf>,
     /// `None` before the first [`FileWatch::renew`].
     events: Option<Events>,
@@ -113,12 +116,37 @@ fn changes() -> WatchMask {
         | WatchMask::ONLYDIR
 }
 
-/// A path, and the file that it resolves to.
+/// Every link on the way to a file, and the file that they lead to: any of them may be turned or
+/// replaced.
 fn names(file: &Path) -> Vec<PathBuf> {
-    [file.to_owned()].into_iter().chain(file.canonicalize()).collect()
+    let (mut names, mut way) = (Vec::new(), file.to_owned());
+    while names.len() < MAX_LINKS
+        && let Some((link, beyond)) = first_link(&way)
+    {
+        names.push(link);
+        way = beyond;
+    }
+    names.push(in_real_folder(&way));
+    names
 }
 
-/// The folders to watch for these paths: where the file is or will be, and where a link leads.
+/// The first link in a path, and the path with the link's target in its place.
+fn first_link(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let parts: Vec<_> = path.ancestors().collect();
+    let (link, target) = parts.iter().rev().find_map(|part| Some((*part, fs::read_link(part).ok()?)))?;
+    let beyond = link.parent()?.join(target);
+    let rest = path.strip_prefix(link).ok()?;
+    Some((in_real_folder(link), beyond.components().chain(rest.components()).collect()))
+}
+
+/// A path below the nearest folder that exists. The folder is written without links and "..", so
+/// that it is the same for every path that leads to it: the kernel tells of a folder once.
+fn in_real_folder(path: &Path) -> PathBuf {
+    let below = |folder: &Path| Some(folder.canonicalize().ok()?.join(path.strip_prefix(folder).ok()?));
+    path.ancestors().skip(1).find_map(below).unwrap_or_else(|| path.to_owned())
+}
+
+/// The folders to watch for these paths: where the file is or will be, and where the links are.
 fn folders(files: &[PathBuf]) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = files.iter().filter_map(|file| nearest(file)).collect();
     folders.dedup();
@@ -132,7 +160,7 @@ fn nearest(file: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write as _};
+    use std::io::Write as _;
 
     use super::*;
 

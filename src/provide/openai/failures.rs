@@ -79,7 +79,7 @@ impl Origin {
     /// The failure if the connection ended within an answer.
     pub(in crate::provide) fn broken_off(&self, error: &dyn Error) -> Failure {
         Failure::new(FailureCode::BadOutput, "the provider's answer broke off").with_owner_detail(format!(
-            "the answer of {} broke off: {}",
+            "the answer from {} broke off: {}",
             self.name,
             root_cause(error)
         ))

@@ -207,13 +207,13 @@ impl Prober {
             }
             300..=399 => unavailable(redirect_advice(&base.to_string(), &page.location)),
             401 => unavailable(match self.key.variable() {
-                Some(variable) => format!("{base} refuses the key in {variable}"),
+                Some(variable) => format!("{base} refuses the key in {variable}; put a valid one there"),
                 None => format!("{base} wants a key; name its variable as apiKeyEnv"),
             }),
             403 => unavailable(self.refusal(page)),
             // A server without such a page answers nevertheless, which is what matters.
             501 => None,
-            status @ 500.. => unavailable(format!("{base} answers {status}")),
+            status @ 500.. => unavailable(format!("{base} answers {status}; see that server's log")),
             _ => None,
         }
     }
@@ -227,7 +227,8 @@ impl Prober {
     fn refusal(&self, page: &Page) -> String {
         let failure = provider_failure(Some(page.status), &page.body);
         let words = if self.key.is_in(failure.owner_detail.as_bytes()) { "" } else { &failure.owner_detail };
-        format!("{} refuses to list its models: {}", self.base, Printable(words))
+        let words = Printable(words).to_string().replace("; ", ", ");
+        format!("{} refuses to list its models: {words}; see whether its key allows it", self.base)
     }
 
     /// llama.cpp tells its context on a page of its own, for the one model that it serves. Its router serves several, each with its own.
@@ -270,7 +271,14 @@ impl Prober {
 
     fn absence(&self, away: &Away) -> String {
         match away {
-            Away::Late => format!("{} does not answer within {} s", self.base, PROBE_TIMEOUT.as_secs()),
+            Away::Late => format!(
+                "{} does not answer within {} s; see whether it is busy",
+                self.base,
+                PROBE_TIMEOUT.as_secs()
+            ),
+            Away::Failed(why) if why.contains("certificate") => {
+                format!("{} is not trusted: {why}; pass its authority's PEM file as --ca-file", self.base)
+            }
             Away::Failed(why) => format!("{} does not answer: {why}", self.base),
         }
     }

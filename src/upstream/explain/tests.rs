@@ -81,7 +81,7 @@ fn every_failure_of_tls_and_of_proxies_has_its_sentence_and_its_advice() {
         (
             direct(),
             through_io(TlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType)),
-            "speaks no TLS",
+            "does not speak TLS",
             "port",
         ),
         (
@@ -112,7 +112,7 @@ fn every_failure_of_tls_and_of_proxies_has_its_sentence_and_its_advice() {
         (
             nonsense,
             Said("Connection refused", None),
-            "no proxy is used because HTTPS_PROXY is no URL",
+            "no proxy is used because HTTPS_PROXY is not a URL",
             "http://host:port",
         ),
         (

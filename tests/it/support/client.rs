@@ -1,6 +1,6 @@
 //! A scripted local program: it says exactly what the test tells it to.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use mcprelay::pb::{
     self, Hello, Provider, SessionRequest, SessionResponse, TaskChunk, TaskFinished,
@@ -230,8 +230,13 @@ impl Client {
 
     /// Says goodbye.
     pub async fn drain(&self) {
-        self.send(session_request::Payload::Drain(pb::Drain { grace_ms: 0, reason: "test".to_owned() }))
-            .await;
+        self.drain_within(Duration::ZERO).await;
+    }
+
+    /// Says goodbye, with how long it stays.
+    pub async fn drain_within(&self, grace: Duration) {
+        let grace_ms = grace.as_millis().try_into().expect("fits");
+        self.send(session_request::Payload::Drain(pb::Drain { grace_ms, reason: "test".to_owned() })).await;
     }
 
     /// Ends the stream from this side without a word.

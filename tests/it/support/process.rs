@@ -46,7 +46,11 @@ pub fn mcprelay(home: &Path, arguments: &[&str]) -> Command {
 
 /// What a command of mcprelay prints, once it has ended.
 pub async fn output(home: &Path, arguments: &[&str]) -> Output {
-    let mut command = mcprelay(home, arguments);
+    ended(mcprelay(home, arguments)).await
+}
+
+/// What a command comes to, once it has ended.
+pub async fn ended(mut command: Command) -> Output {
     let done = tokio::task::spawn_blocking(move || command.output());
     done.await.expect("it does not panic").expect("the program is built")
 }
