@@ -94,6 +94,7 @@ if [ "${1:-all}" != rust ]; then
     step "commands of the docs" python3 tests/docs/run.py
     step "fuzz seeds" fuzz_seeds
     step "packaging" packaging
+    step "npm packages of the programs" tests/node/programs.sh
     step "Node client" sh tests/node/run.sh
     step "real peers" sh tests/peers/run.sh
 fi

@@ -1,5 +1,7 @@
 //! `fake-mcpd`: the library as a process, for tests in any language.
 
+mod healthcheck;
+
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use fake_mcpd::{Builder, FakeMcpd, GRAMMAR, PingStyle, Profile, Step, Tls, VerdictView, scenario};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,6 +22,9 @@ const FAILED: u8 = 1;
 #[derive(Debug, Parser)]
 #[command(name = "fake-mcpd", version, after_long_help = GRAMMAR)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Where to listen: an address with a port, localhost:PORT, or a port of 127.0.0.1; port 0 takes a free one
     #[arg(long, env = "FAKE_MCPD_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS", value_parser = address)]
     listen: SocketAddr,
@@ -103,6 +108,13 @@ struct Args {
     restarted: bool,
 }
 
+/// What it does instead of serving.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask a running fake-mcpd for its verdict: exit code 0 if it answers, for a container's health check
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
 /// The words for [`Profile`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ProfileArg {
@@ -128,17 +140,14 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let steps = match steps(&args) {
-        Ok(steps) => steps,
-        Err(message) => usage_error(message),
+    let done = match &args.command {
+        Some(Command::Healthcheck(args)) => healthcheck::check(args).map(|()| ExitCode::SUCCESS),
+        None => run(&args, steps(&args).unwrap_or_else(|message| usage_error(message))).await,
     };
-    match run(&args, steps).await {
-        Ok(code) => code,
-        Err(message) => {
-            eprintln!("fake-mcpd: {message}");
-            ExitCode::from(FAILED)
-        }
-    }
+    done.unwrap_or_else(|message| {
+        eprintln!("fake-mcpd: {message}");
+        ExitCode::from(FAILED)
+    })
 }
 
 /// Ends the process as clap ends it on wrong usage: exit code 2.

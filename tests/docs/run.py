@@ -43,6 +43,7 @@ NOT_RUN = {
     "apt install": "packaging/deb.sh installs and purges the package itself",
     "packaging/deb.sh": "a step of its own",
     "npm install": "the package is not in the registry; the Node client's step installs it packed",
+    "npx @mcpctl/mcprelay": "likewise; tests/node/programs.sh runs it",
     "npm ci": "the Node client's step",
     "npm pack": "the Node client's step",
     "../../tests/node/run.sh": "the Node client's step",

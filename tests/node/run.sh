@@ -21,6 +21,8 @@ for program in "$MCPRELAY_BIN" "$FAKE_MCPD_BIN"; do
 done
 
 client=$repo/clients/node
+programs=$target/npm-programs/dist/npm
+platform=$(node -p 'process.platform + "-" + process.arch')
 quiet="--ignore-scripts --no-audit --no-fund --loglevel=error"
 
 # A consumer of the package, with its tools; installed once for each lock file.
@@ -44,15 +46,19 @@ npm pack --ignore-scripts --loglevel=error --pack-destination "$work" >/dev/null
 
 cd "$work"
 rm -f ./*.mjs ./*.ts ./*.mts ./*.cts
-npm install $quiet --no-save --prefer-offline ./*.tgz
+# The packages with the programs, as tests/node/programs.sh packed them.
+[ -d "$programs" ] || "$repo/tests/node/programs.sh"
+npm install $quiet --no-save --prefer-offline ./*.tgz "$programs"/mcpctl-mcprelay-[0-9]*.tgz "$programs/mcpctl-mcprelay-$platform"-*.tgz
 cp "$repo"/tests/node/*.mjs "$repo"/tests/node/consumer/*.*ts "$repo/tests/node/consumer/tsconfig.json" .
 
 # The package as its users' tools see it: its metadata, its types, its two forms.
 npx publint --strict ./*.tgz
+npx publint --strict "$programs"/mcpctl-mcprelay-[0-9]*.tgz
 npx attw --no-color --no-emoji --format ascii --profile node16 ./*.tgz --exclude-entrypoints ./bridge.proto
+npx attw --no-color --no-emoji --format ascii --profile node16 "$programs"/mcpctl-mcprelay-[0-9]*.tgz
 node node_modules/typescript/bin/tsc -p .
 node node_modules/typescript-7/bin/tsc -p .
-npx vitest run --reporter=dot registry.test.ts
+npx vitest run --reporter=dot registry.test.ts programs.test.ts
 
 # A bound far above what the slowest test takes, so that a hang is a failure.
 node --test --test-timeout=120000 ./*.test.mjs

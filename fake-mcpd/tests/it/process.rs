@@ -198,3 +198,18 @@ fn scratch(name: &str) -> String {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
     path.to_str().expect("a UTF-8 path").to_owned()
 }
+
+#[tokio::test]
+async fn a_health_check_says_whether_one_serves() {
+    let process = Process::serving("http://0.0.0.0:", &["--listen", "0.0.0.0:0"]).await;
+    let port = process.url.rsplit_once(':').expect("a port").1.to_owned();
+    let check = |listen: String| async move {
+        let output = command(&["healthcheck", "--listen", &listen]).output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(check(format!("0.0.0.0:{port}")).await, (Some(0), String::new()));
+    process.stop("TERM").await;
+    let (code, said) = check(format!("localhost:{port}")).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("does not answer"), "{said}");
+}
