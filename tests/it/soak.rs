@@ -6,6 +6,8 @@
 //!
 //! A normal test run has a few seconds of it. Callers rest between their calls, so that it takes a fraction of one core.
 
+mod nginx;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -13,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use fake_mcpd::{Aim, Answer, CallKind, Collected, FakeMcpd, InferRequest, Rule, TaskEnd};
+use fake_mcpd::{Aim, Answer, CallKind, Collected, FakeMcpd, InferRequest, Rule, TaskEnd, Tls};
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,6 +24,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use self::nginx::Nginx;
 use crate::support::{
     Scheme, chat,
     process::{Process, mcprelay},
@@ -38,6 +41,8 @@ const CALLERS: usize = 8;
 const REPORT: Duration = Duration::from_secs(10);
 /// What a program may hold more at the end than after a third of the time, in bytes: the allocator's own ups and downs.
 const GROWTH: usize = 8 << 20;
+/// Between two reloads of nginx: more than once in the time for which the guide lets an old worker live.
+const RELOAD: Duration = Duration::from_secs(20);
 /// Between two faults that break the control channel: it reconnects within 1.5 s and then has to live for 5 s.
 const CHANNEL_PEACE: Duration = Duration::from_secs(8);
 /// The two of them.
@@ -68,14 +73,30 @@ fn agent(home: &Path, ca_file: Option<&Path>) -> Process {
     Process::start(agent)
 }
 
-/// How the agent reaches mcpd: MCPRELAY_SOAK_SCHEME is http, https1 or https2. What the relay cannot read over https (when the
-/// agent sent what) is not judged there.
-fn scheme() -> Scheme {
-    match std::env::var("MCPRELAY_SOAK_SCHEME").as_deref() {
-        Err(_) | Ok("http") => Scheme::Http,
-        Ok("https1") => Scheme::Https1,
-        Ok("https2") => Scheme::Https2,
-        Ok(other) => panic!("MCPRELAY_SOAK_SCHEME is none of http, https1 and https2: {other}"),
+/// How the agent reaches mcpd: MCPRELAY_SOAK_SCHEME is http, https1, https2 or nginx, which is https over HTTP/2 through an nginx that
+/// reloads, and http behind it. What the relay cannot read over https (when the agent sent what) is not judged there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Direct(Scheme),
+    Nginx,
+}
+
+impl Way {
+    fn of_this_run() -> Self {
+        match std::env::var("MCPRELAY_SOAK_SCHEME").as_deref() {
+            Err(_) | Ok("http") => Self::Direct(Scheme::Http),
+            Ok("https1") => Self::Direct(Scheme::Https1),
+            Ok("https2") => Self::Direct(Scheme::Https2),
+            Ok("nginx") => Self::Nginx,
+            Ok(other) => panic!("MCPRELAY_SOAK_SCHEME is none of http, https1, https2 and nginx: {other}"),
+        }
+    }
+
+    fn tls(self) -> Option<Tls> {
+        match self {
+            Self::Direct(scheme) => scheme.tls(),
+            Self::Nginx => None,
+        }
     }
 }
 
@@ -112,14 +133,17 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
     let minutes = std::env::var("MCPRELAY_SOAK_MINUTES").ok().map(|m| m.parse::<f64>().expect("minutes"));
     let lasting = Duration::from_secs_f64(minutes.map_or(4.0, |m| m * 60.0));
     let mut mcpd = FakeMcpd::builder().journal(1_000);
-    if let Some(tls) = scheme().tls() {
+    let way = Way::of_this_run();
+    if let Some(tls) = way.tls() {
         mcpd = mcpd.tls(tls);
     }
     let mcpd = Arc::new(mcpd.start().await.expect("a loopback port"));
     let proxy = Proxy::start(mcpd.address()).await.expect("a loopback port");
-    let url = mcpd.url().replace(&mcpd.address().to_string(), &proxy.address().to_string());
-    let home = home(&url, &mcpd.token());
-    let agent = agent(home.path(), mcpd.ca_file());
+    let direct = mcpd.url().replace(&mcpd.address().to_string(), &proxy.address().to_string());
+    let nginx = if way == Way::Nginx { Some(Nginx::start(proxy.address()).await) } else { None };
+    let home = home(&nginx.as_ref().map_or(direct, Nginx::url), &mcpd.token());
+    let ca_file = nginx.as_ref().map(Nginx::ca_file).or_else(|| mcpd.ca_file().map(Path::to_owned));
+    let agent = agent(home.path(), ca_file.as_deref());
     let mut served = provider(home.path());
     for name in ["slow", "fast"] {
         soon("an active row", mcpd.wait_until(|state| state.is_active(name))).await;
@@ -130,8 +154,15 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
         callers.spawn(call_on(Arc::clone(&mcpd), Arc::clone(&harvest), Rng::with_seed(n as u64)));
     }
     let (began, mut rng, mut reported) = (Instant::now(), Rng::with_seed(7), Instant::now());
-    let (mut figures, mut broken) = (Figures::default(), None);
+    let (mut figures, mut broken, mut reloaded) = (Figures::default(), None, began);
     while began.elapsed() < lasting {
+        if let Some(nginx) = &nginx
+            && reloaded.elapsed() >= RELOAD
+        {
+            reloaded = Instant::now();
+            nginx.reload();
+            *figures.faults.entry("nginx reloaded").or_default() += 1;
+        }
         let spared = broken.is_some_and(|at: Instant| at.elapsed() < CHANNEL_PEACE);
         let what = trouble(&proxy, &mcpd, &mut rng, spared).await;
         *figures.faults.entry(what).or_default() += 1;
@@ -157,18 +188,19 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
     }
     callers.shutdown().await;
     println!("{}", table(began.elapsed(), &lock(&harvest), &figures, &agent));
-    judge(&mcpd, &lock(&harvest), &figures);
+    judge(way, &mcpd, &lock(&harvest), &figures);
 }
 
 /// Nothing wrong, nothing unexplained, no rule broken, no memory gained.
-fn judge(mcpd: &FakeMcpd, harvest: &Harvest, figures: &Figures) {
+fn judge(way: Way, mcpd: &FakeMcpd, harvest: &Harvest, figures: &Figures) {
     assert!(harvest.streamed > 0 && harvest.plain > 0 && harvest.wrong.is_empty(), "{harvest:?}");
     let of_a_kill = |why: &String| figures.kills > 0 && why.contains("went away before its end");
     let overload = |why: &String| why.starts_with("429") || why.starts_with("503");
     let strange: Vec<_> = harvest.failed.keys().filter(|why| !of_a_kill(why) && !overload(why)).collect();
     assert!(strange.is_empty(), "{strange:?}");
-    // A task event that was under way when its channel was cut is known to nobody but mcpd.
-    let late: Vec<_> = harvest.overdue.iter().filter(|task| figures.pace.arrived.contains(*task)).collect();
+    // A task event that was under way when its channel was cut is known to nobody but mcpd, and one that nginx got may have been.
+    let arrived = |task: &&String| way != Way::Nginx && figures.pace.arrived.contains(*task);
+    let late: Vec<_> = harvest.overdue.iter().filter(arrived).collect();
     assert!(late.is_empty(), "{late:?} had reached the agent, and no end came in time");
     // What is held up by the network reaches mcpd close together, or late: that is judged by when the agent sent it.
     let by_arrival = |rule: Rule| matches!(rule, Rule::RegisterTooOften | Rule::MissingHeartbeat);
