@@ -6,6 +6,7 @@
 mod clock;
 mod credentials_watch;
 mod executor;
+mod facts;
 pub mod files;
 mod hub;
 mod journal;
@@ -34,6 +35,7 @@ use crate::{
 };
 
 pub use clock::{SleepClock, SleptFor};
+pub use facts::{FactSource, TellFacts};
 use hub::Hub;
 
 /// How long open connections to the socket may take to end once everything else is over.
@@ -44,6 +46,8 @@ const SERVER_STOP: Duration = Duration::from_secs(5);
 pub struct Deps {
     /// How it learns that the machine has slept.
     pub clock: SleepClock,
+    /// How it learns what the owner's rules are about.
+    pub facts: FactSource,
     /// The seed of all jitter.
     pub seed: u64,
     /// Where spans and measurements go.
@@ -74,6 +78,7 @@ impl Default for Deps {
     fn default() -> Self {
         Self {
             clock: SleepClock::Machine,
+            facts: FactSource::Machine,
             seed: fastrand::u64(..),
             telemetry: telemetry::Handle::off(),
             health: watch::Sender::default(),

@@ -16,7 +16,9 @@ pub mod session;
 
 use tokio::sync::oneshot;
 
-use crate::domain::{Failure, Outcome, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Usage};
+use crate::domain::{
+    Failure, Outcome, Pause, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Usage,
+};
 
 pub use session::{CloseReason, Offer, SessionHandle};
 
@@ -44,7 +46,7 @@ pub enum Event {
     /// Its stream ended. Always the last event of a session.
     Closed(SessionKey),
     /// Somebody pauses or resumes; the answer is the names that changed, or `None` if nobody has pushed such a name.
-    SetPaused(Option<ProviderName>, bool, oneshot::Sender<Option<Vec<String>>>),
+    SetPaused(Option<ProviderName>, Option<Pause>, oneshot::Sender<Option<Vec<String>>>),
     /// Somebody watches the status and wants it now.
     StatusWanted,
 }

@@ -78,10 +78,10 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Try the whole provider contract on a live mcpd, with a throw-away provider
     CheckMcpd(check_mcpd::CheckArgs),
-    /// Give a provider, or all, no new work until resumed
+    /// Give a provider, or all, no new work until resumed or for a time
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
-    Resume(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
     /// Run the agent as a service of yours, from now on and at every login
     Service(service::ServiceArgs),
     /// Withdraw this home's LLMs from mcpd, for an uninstall; refuses while its agent runs
@@ -208,8 +208,8 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::Status(args) => status::run(args, env).await,
         Command::Doctor(args) => doctor::run(args, env).await,
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
-        Command::Pause(args) => pause::run(args, true, env).await,
-        Command::Resume(args) => pause::run(args, false, env).await,
+        Command::Pause(args) => pause::run(args, env).await,
+        Command::Resume(args) => pause::resume(args, env).await,
         Command::Service(args) => service::run(args, env).await,
         Command::Deregister(args) => deregister::run(args, env).await,
         Command::Completions(args) => completions::run(&args),

@@ -32,6 +32,8 @@ pub const SOCKET_FILE: &str = "mcprelay.sock";
 pub const SESSION_FILE: &str = "provider-session";
 /// The file of the tasks under way, in the home.
 pub const TASKS_FILE: &str = "mcprelay.tasks";
+/// The file of the owner's pauses, in the home.
+pub const PAUSES_FILE: &str = "mcprelay.pauses";
 /// The environment variable with the token. There is no flag for it, because process lists show flags.
 pub const TOKEN_VARIABLE: &str = "MCPRELAY_TOKEN";
 

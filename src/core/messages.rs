@@ -7,8 +7,8 @@ use std::{
 
 use super::{LinkEffect, LinkInput, link};
 use crate::domain::{
-    Activity, CancelReason, End, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello,
-    SessionKey, Task, TaskId, TaskKey, Verdicts,
+    Activity, CancelReason, End, Facts, Failure, FailureCode, Outcome, Pause, ProviderName, Pushed,
+    SessionHello, SessionKey, Task, TaskId, TaskKey, Verdicts,
 };
 
 /// The owner's settings that the decisions depend on.
@@ -61,8 +61,10 @@ pub enum Input {
     CallerGone(TaskKey),
     /// mcpd did not accept a part, so the task has to end with this failure.
     DeliveryFailed(TaskKey, Failure),
-    /// The owner pauses (`true`) or resumes one provider, or all.
-    SetPaused(Option<ProviderName>, bool),
+    /// The owner pauses one provider, or all, or resumes what was paused.
+    SetPaused(Option<ProviderName>, Option<Pause>),
+    /// What is so on the machine now, once a second: see [`Core::heeds_facts`](super::Core::heeds_facts).
+    Facts(Facts),
     /// Tasks of a former life, which are never run.
     Restored(Vec<TaskId>),
     /// Stop intake, let running tasks finish.

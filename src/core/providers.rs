@@ -7,6 +7,7 @@
 
 mod queues;
 mod rank;
+mod sharing;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,11 +16,15 @@ use std::{
 
 use super::SESSION_GRACE;
 use crate::domain::{
-    Failure, FailureCode, Provider, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Verdicts,
+    Failure, FailureCode, Pauses, Provider, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Verdicts,
 };
 
 pub use queues::Refusal;
 pub(super) use queues::{AfterRefusal, Slot};
+pub use sharing::Paused;
+use sharing::Rules;
+#[cfg(test)]
+pub(super) use sharing::SETTLING;
 
 /// Most providers one session may push; more are refused one by one.
 pub const MAX_PROVIDERS: usize = 1000;
@@ -62,10 +67,8 @@ pub(super) struct Providers {
     pub(super) sessions: BTreeMap<SessionKey, Session>,
     running: BTreeMap<(ProviderName, SessionKey), u32>,
     queues: BTreeMap<ProviderName, VecDeque<TaskKey>>,
-    paused: BTreeSet<ProviderName>,
-    all_paused: bool,
-    /// Names that were resumed one by one after all were paused.
-    resumed: BTreeSet<ProviderName>,
+    pub(super) pauses: Pauses,
+    rules: Rules,
     conflicts: BTreeSet<ProviderName>,
 }
 
@@ -77,9 +80,8 @@ impl Providers {
             sessions: BTreeMap::new(),
             running: BTreeMap::new(),
             queues: BTreeMap::new(),
-            paused: BTreeSet::new(),
-            all_paused: false,
-            resumed: BTreeSet::new(),
+            pauses: Pauses::default(),
+            rules: Rules::default(),
             conflicts: BTreeSet::new(),
         }
     }
@@ -103,7 +105,13 @@ impl Providers {
     }
 
     /// Replaces a session's whole set. A lost session of the same client ends here: its successor has spoken.
-    pub(super) fn snapshot(&mut self, session: SessionKey, generation: u32, pushed: Vec<Pushed>) {
+    pub(super) fn snapshot(
+        &mut self,
+        session: SessionKey,
+        generation: u32,
+        pushed: Vec<Pushed>,
+        now: Instant,
+    ) {
         // A session that is lost or replaced can push nothing more.
         let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else {
             return;
@@ -135,6 +143,7 @@ impl Providers {
         }
         let client = entry.hello.client_id.clone();
         self.sessions.retain(|_, s| !(matches!(s.life, Life::Lost(_)) && s.hello.client_id == client));
+        self.judge_rules(now);
     }
 
     pub(super) fn draining(&mut self, session: SessionKey) {
@@ -168,29 +177,6 @@ impl Providers {
     /// Forgets the sessions whose grace is over.
     pub(super) fn tick(&mut self, now: Instant) {
         self.sessions.retain(|_, s| !matches!(s.life, Life::Lost(at) if at <= now));
-    }
-
-    /// Pauses or resumes one provider, or all.
-    pub(super) fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) {
-        match (name, paused) {
-            (Some(name), true) => {
-                self.resumed.remove(&name);
-                self.paused.insert(name);
-            }
-            (Some(name), false) => {
-                self.paused.remove(&name);
-                self.resumed.insert(name);
-            }
-            (None, paused) => {
-                self.all_paused = paused;
-                self.paused.clear();
-                self.resumed.clear();
-            }
-        }
-    }
-
-    pub(super) fn is_paused(&self, name: &ProviderName) -> bool {
-        self.paused.contains(name) || (self.all_paused && !self.resumed.contains(name))
     }
 
     /// The names that mcpd gives to somebody else; `true` if that changed.

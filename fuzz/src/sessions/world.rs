@@ -14,7 +14,7 @@ use super::{
 use crate::{
     core::{Core, DRAIN_DELIVERY_BOUND, Effect, Input, LinkInput, Settings, link, link::McpdChange},
     domain::{
-        Activity, CallFailure, Failure, FailureCode, Outcome, Provider, ProviderName, ProviderState, Pushed,
+        Activity, CallFailure, Failure, FailureCode, Outcome, Pause, Provider, ProviderName, ProviderState, Pushed,
         RequestFacts, SessionHello, SessionKey, Task, TaskId, TaskKey,
     },
 };
@@ -284,7 +284,7 @@ impl World {
                 ledger.resumed.clear();
             }
         }
-        Input::SetPaused(name, paused)
+        Input::SetPaused(name, paused.then(Pause::default))
     }
 
     /// mcpd takes the task's end, if it has one.
@@ -394,6 +394,7 @@ fn pushed(entry: &Entry) -> Pushed {
         tier: String::new(),
         description: String::new(),
         publish: entry.publish,
+        sharing: Vec::new(),
         max_in_flight: entry.max_in_flight.map(|n| u32::from(n % 4)),
         state,
         state_detail: String::new(),

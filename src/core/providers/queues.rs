@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Providers,
+    Paused, Providers,
     rank::{Seat, rank},
 };
 use crate::{
@@ -14,13 +14,16 @@ use crate::{
 /// How long a caller is told to wait when a provider is full: about the time that one short answer takes.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a caller is told to wait while a provider is paused.
+const PAUSED_RETRY: Duration = Duration::from_secs(60);
+
 /// Why a task is not admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// No provider of this name is published.
     NotPublished,
-    /// Its owner has paused it.
-    Paused,
+    /// Its owner, or a rule of its owner's, has paused it.
+    Paused(Paused),
     /// All slots and places in the queue are taken: so many run, so many wait.
     Full(u32, u32),
     /// The requests under way hold too many bytes.
@@ -49,11 +52,13 @@ impl Refusal {
                 format!("no provider named '{name}' is published by this agent"),
                 SESSION_GRACE,
             ),
-            Self::Paused => Failure::retryable(
+            Self::Paused(paused) => Failure::retryable(
                 Unavailable,
-                format!("'{name}' is paused by its owner; `mcprelay resume` lets it take work again"),
-                Duration::from_secs(60),
-            ),
+                // Why is nobody else's business: it may tell whether somebody sits at the machine.
+                format!("'{name}' is paused by its owner; try again later"),
+                PAUSED_RETRY,
+            )
+            .with_owner_detail(format!("'{name}' is {paused}; see `mcprelay status`")),
             Self::Full(running, queued) => Failure::retryable(
                 Overloaded,
                 format!("'{name}' is full: {running} running, {queued} waiting; try again later"),
@@ -91,7 +96,7 @@ impl Providers {
 
     /// The free slot that the next task of this name would take.
     fn free_slot(&self, name: &ProviderName) -> Option<Slot> {
-        let seat = self.serving(name).filter(|_| !self.is_paused(name))?;
+        let seat = self.serving(name)?;
         self.has_free_slot(&seat).then(|| slot_of(&seat))
     }
 
@@ -106,7 +111,7 @@ impl Providers {
         name: &ProviderName,
         refused_by: &[SessionKey],
     ) -> Option<AfterRefusal> {
-        let (serving, ..) = self.serving(name).filter(|_| !self.is_paused(name))?;
+        let (serving, ..) = self.serving(name)?;
         if !refused_by.contains(&serving) {
             return Some(AfterRefusal::Queue);
         }
@@ -122,10 +127,11 @@ impl Providers {
 
     /// Whether one more task of this name may come in.
     pub(in crate::core) fn admit(&self, name: &ProviderName) -> Result<(), Refusal> {
-        if self.is_paused(name) && self.candidates(name).next().is_some() {
-            return Err(Refusal::Paused);
+        if self.listed(name).is_none() {
+            let paused = self.candidates(name).find_map(|(_, _, p)| self.paused(p));
+            return Err(paused.map_or(Refusal::NotPublished, Refusal::Paused));
         }
-        if self.listed(name).is_none() || self.conflicts.contains(name) {
+        if self.conflicts.contains(name) {
             return Err(Refusal::NotPublished);
         }
         let queued = self.queued(name);

@@ -7,6 +7,7 @@ mod link;
 mod model;
 mod patterns;
 mod refusals;
+mod sharing;
 mod unsure;
 
 use std::{
@@ -53,6 +54,7 @@ pub(super) fn provider(text: &str, max_in_flight: u32) -> Provider {
         tier: String::new(),
         description: String::new(),
         publish: true,
+        sharing: Vec::new(),
         max_in_flight: Some(max_in_flight),
         state: ProviderState::Ready,
         state_detail: String::new(),
