@@ -181,6 +181,7 @@ fn core_settings(config: &Config) -> core::Settings {
         queue_timeout: config.queue_timeout,
         max_in_flight: config.max_in_flight,
         max_queued: config.max_queued,
+        max_queued_per_caller: config.max_queued_per_caller,
         drain_timeout: config.drain_timeout,
         link: core::link::Settings {
             heartbeat_interval: config.heartbeat_interval,

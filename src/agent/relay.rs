@@ -36,7 +36,7 @@ pub(super) struct Relay {
 pub(super) struct Ended {
     pub(super) id: TaskId,
     pub(super) llm: String,
-    pub(super) caller: Option<String>,
+    pub(super) caller: Option<Arc<str>>,
     pub(super) at: SystemTime,
     pub(super) duration: Duration,
     pub(super) first_token: Option<Duration>,

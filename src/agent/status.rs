@@ -125,7 +125,7 @@ fn task_status(view: &TaskView, relay: Option<&Relay>) -> pb::TaskStatus {
             .zip(first_token_at)
             .map(|(r, at)| convert::millis(at.duration_since(r.arrived))),
         chunks,
-        caller: view.caller.clone().unwrap_or_default(),
+        caller: view.caller.as_deref().unwrap_or_default().to_owned(),
         streaming: view.streaming,
     }
 }
@@ -140,7 +140,7 @@ fn ended_task(ended: &Ended) -> pb::EndedTask {
         first_token_ms: ended.first_token.map(convert::millis),
         usage: convert::usage_to_pb(ended.summary.usage),
         chunks: ended.summary.chunks,
-        caller: ended.caller.clone().unwrap_or_default(),
+        caller: ended.caller.as_deref().unwrap_or_default().to_owned(),
         reason: ended.summary.reason.clone().unwrap_or_default(),
     }
 }

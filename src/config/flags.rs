@@ -115,6 +115,9 @@ pub struct AgentArgs {
     /// Tasks that may wait for one provider; beyond, callers get 429
     #[arg(long, env = "MCPRELAY_MAX_QUEUED", value_name = "N", default_value = MAX_QUEUED, value_parser = clap::value_parser!(u32).range(0..=MAX_COUNT))]
     pub max_queued: u32,
+    /// Of them, tasks of one caller whom mcpd names; beyond, that caller gets 429 [default: half of --max-queued]
+    #[arg(long, env = "MCPRELAY_MAX_QUEUED_PER_CALLER", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_COUNT))]
+    pub max_queued_per_caller: Option<u32>,
     /// How logs look on standard error; auto is text on a terminal, else json. RUST_LOG filters them
     #[arg(long, env = "MCPRELAY_LOG_FORMAT", value_name = "FORMAT", default_value = "auto")]
     pub log_format: LogFormat,

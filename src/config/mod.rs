@@ -72,6 +72,8 @@ pub struct Config {
     pub max_in_flight: u32,
     /// Tasks that may wait for one provider.
     pub max_queued: u32,
+    /// Of them, tasks of one caller.
+    pub max_queued_per_caller: u32,
     /// How logs look.
     pub log_format: LogFormat,
     /// Where to serve metrics; a loopback address.
@@ -206,6 +208,7 @@ impl Config {
             channel_idle_timeout: args.channel_idle_timeout,
             max_in_flight: args.max_in_flight,
             max_queued: args.max_queued,
+            max_queued_per_caller: args.max_queued_per_caller.unwrap_or(args.max_queued.div_ceil(2)),
             log_format: args.log_format,
             metrics_listen: args.metrics_listen,
             ca_file: args.mcpd.ca_file,

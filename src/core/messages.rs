@@ -26,6 +26,8 @@ pub struct Settings {
     pub max_in_flight: u32,
     /// Tasks waiting, per provider.
     pub max_queued: u32,
+    /// Of them, tasks of one caller whom mcpd names.
+    pub max_queued_per_caller: u32,
     /// For running tasks, from the beginning of the drain.
     pub drain_timeout: Duration,
     /// The link's.

@@ -66,7 +66,7 @@ impl Core {
     pub fn new(settings: Settings, sticky_session: Option<String>, seed: u64) -> Self {
         Self {
             link: Link::new(&settings.link, sticky_session, seed),
-            providers: Providers::new(settings.max_in_flight, settings.max_queued),
+            providers: Providers::new(&settings),
             tasks: Tasks::default(),
             settings,
             drain: Drain::No,

@@ -5,20 +5,23 @@
 //! before the agent's own provider host, and earlier sessions before later ones. A slot belongs to a session's provider, because it stands
 //! for work that this session is doing, so it outlives a withdrawal.
 
+mod queue;
 mod queues;
 mod rank;
 mod sharing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Instant,
 };
 
-use super::SESSION_GRACE;
+use super::{SESSION_GRACE, Settings};
 use crate::domain::{
-    Failure, FailureCode, Pauses, Provider, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Verdicts,
+    Failure, FailureCode, Pauses, Provider, ProviderName, Pushed, SessionHello, SessionKey, Verdicts,
 };
 
+pub(super) use queue::Caller;
+use queue::Queue;
 pub use queues::Refusal;
 pub(super) use queues::{AfterRefusal, Slot};
 pub use sharing::Paused;
@@ -64,19 +67,21 @@ pub(super) struct Session {
 pub(super) struct Providers {
     default_in_flight: u32,
     max_queued: u32,
+    max_queued_per_caller: u32,
     pub(super) sessions: BTreeMap<SessionKey, Session>,
     running: BTreeMap<(ProviderName, SessionKey), u32>,
-    queues: BTreeMap<ProviderName, VecDeque<TaskKey>>,
+    queues: BTreeMap<ProviderName, Queue>,
     pub(super) pauses: Pauses,
     rules: Rules,
     conflicts: BTreeSet<ProviderName>,
 }
 
 impl Providers {
-    pub(super) fn new(default_in_flight: u32, max_queued: u32) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         Self {
-            default_in_flight,
-            max_queued,
+            default_in_flight: settings.max_in_flight,
+            max_queued: settings.max_queued,
+            max_queued_per_caller: settings.max_queued_per_caller,
             sessions: BTreeMap::new(),
             running: BTreeMap::new(),
             queues: BTreeMap::new(),

@@ -1,6 +1,9 @@
 //! What the core contributes to the status.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Core, Paused,
@@ -87,7 +90,7 @@ pub struct TaskView {
     /// Since it arrived.
     pub age: Duration,
     /// Who called, if mcpd says.
-    pub caller: Option<String>,
+    pub caller: Option<Arc<str>>,
     /// Whether the caller wants a stream.
     pub streaming: bool,
 }

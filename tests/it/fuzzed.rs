@@ -23,6 +23,7 @@ fn settings() -> Settings {
         queue_timeout: minute,
         max_in_flight: 1,
         max_queued: 9,
+        max_queued_per_caller: 9,
         drain_timeout: minute,
         link,
     }

@@ -55,6 +55,7 @@ impl World {
             queue_timeout: seconds(30),
             max_in_flight: MAX_IN_FLIGHT,
             max_queued: MAX_QUEUED,
+            max_queued_per_caller: MAX_QUEUED,
             drain_timeout: DRAIN_TIMEOUT,
             link,
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Paused, Providers,
+    Caller, Paused, Providers, Queue,
     rank::{Seat, rank},
 };
 use crate::{
@@ -26,6 +26,8 @@ pub enum Refusal {
     Paused(Paused),
     /// All slots and places in the queue are taken: so many run, so many wait.
     Full(u32, u32),
+    /// So many tasks of this caller wait already.
+    CallerFull(u32),
     /// The requests under way hold too many bytes.
     Memory,
 }
@@ -64,6 +66,11 @@ impl Refusal {
                 format!("'{name}' is full: {running} running, {queued} waiting; try again later"),
                 OVERLOAD_RETRY,
             ),
+            Self::CallerFull(queued) => Failure::retryable(
+                Overloaded,
+                format!("{queued} of this caller's tasks wait for '{name}' already; try again later"),
+                OVERLOAD_RETRY,
+            ),
             Self::Memory => Failure::retryable(
                 Overloaded,
                 "the agent holds as many bytes of requests as it may; try again later",
@@ -91,7 +98,7 @@ impl Providers {
     }
 
     pub(in crate::core) fn queued(&self, name: &ProviderName) -> u32 {
-        self.queues.get(name).map_or(0, |q| u32::try_from(q.len()).unwrap_or(u32::MAX))
+        self.queues.get(name).map_or(0, |queue| number(queue.waiting()))
     }
 
     /// The free slot that the next task of this name would take.
@@ -109,6 +116,7 @@ impl Providers {
     pub(in crate::core) fn after_refusal(
         &mut self,
         name: &ProviderName,
+        caller: &Caller,
         refused_by: &[SessionKey],
     ) -> Option<AfterRefusal> {
         let (serving, ..) = self.serving(name)?;
@@ -118,6 +126,7 @@ impl Providers {
         let others = self.able(name).filter(|(session, ..)| !refused_by.contains(session));
         let slot = slot_of(&others.filter(|seat| self.has_free_slot(seat)).min_by_key(rank)?);
         self.take_slot(name, slot.0);
+        self.queues.entry(name.clone()).or_default().run(caller);
         Some(AfterRefusal::Offer(slot))
     }
 
@@ -125,8 +134,8 @@ impl Providers {
         *self.running.entry((name.clone(), session)).or_default() += 1;
     }
 
-    /// Whether one more task of this name may come in.
-    pub(in crate::core) fn admit(&self, name: &ProviderName) -> Result<(), Refusal> {
+    /// Whether one more task of this name and caller may come in.
+    pub(in crate::core) fn admit(&self, name: &ProviderName, caller: &Caller) -> Result<(), Refusal> {
         if self.listed(name).is_none() {
             let paused = self.candidates(name).find_map(|(_, _, p)| self.paused(p));
             return Err(paused.map_or(Refusal::NotPublished, Refusal::Paused));
@@ -136,46 +145,42 @@ impl Providers {
         }
         let queued = self.queued(name);
         let at_once = queued == 0 && self.free_slot(name).is_some();
-        if at_once || queued < self.max_queued {
+        let queued_of = |queue: &Queue| number(queue.waiting_of(caller));
+        let of_caller = self.queues.get(name).filter(|_| caller.is_some()).map_or(0, queued_of);
+        if at_once || (queued < self.max_queued && of_caller < self.max_queued_per_caller) {
             return Ok(());
+        }
+        if of_caller >= self.max_queued_per_caller {
+            return Err(Refusal::CallerFull(of_caller));
         }
         let running = self.serving(name).map_or(0, |(session, _, _)| self.running(name, session));
         Err(Refusal::Full(running, queued))
     }
 
-    pub(in crate::core) fn enqueue(&mut self, name: &ProviderName, key: TaskKey) {
-        self.queues.entry(name.clone()).or_default().push_back(key);
+    pub(in crate::core) fn enqueue(&mut self, name: &ProviderName, caller: &Caller, key: TaskKey) {
+        self.queues.entry(name.clone()).or_default().push(caller, key);
     }
 
     /// Puts a task that had been offered before at the head of its queue.
-    pub(in crate::core) fn enqueue_first(&mut self, name: &ProviderName, key: TaskKey) {
-        self.queues.entry(name.clone()).or_default().push_front(key);
+    pub(in crate::core) fn enqueue_first(&mut self, name: &ProviderName, caller: &Caller, key: TaskKey) {
+        self.queues.entry(name.clone()).or_default().push_first(caller, key);
     }
 
-    pub(in crate::core) fn unqueue(&mut self, name: &ProviderName, key: TaskKey) {
-        if let Some(queue) = self.queues.get_mut(name) {
-            queue.retain(|k| *k != key);
-            if queue.is_empty() {
-                self.queues.remove(name);
-            }
-        }
+    pub(in crate::core) fn unqueue(&mut self, name: &ProviderName, caller: &Caller, key: TaskKey) {
+        self.with_queue(name, |queue| queue.remove(caller, key));
     }
 
     /// Takes the next task out of the queue and a slot for it.
     pub(in crate::core) fn next_offer(&mut self, name: &ProviderName) -> Option<(TaskKey, Slot)> {
-        self.queues.get(name)?;
+        self.queues.get(name).filter(|queue| queue.waiting() > 0)?;
         let slot = self.free_slot(name)?;
-        let queue = self.queues.get_mut(name)?;
-        let key = queue.pop_front()?;
-        if queue.is_empty() {
-            self.queues.remove(name);
-        }
+        let key = self.queues.get_mut(name)?.next()?;
         self.take_slot(name, slot.0);
         Some((key, slot))
     }
 
-    /// Gives a slot back.
-    pub(in crate::core) fn release(&mut self, name: &ProviderName, session: SessionKey) {
+    /// Gives a slot back that a task of this caller had.
+    pub(in crate::core) fn release(&mut self, name: &ProviderName, caller: &Caller, session: SessionKey) {
         let seat = (name.clone(), session);
         if let Some(running) = self.running.get_mut(&seat) {
             *running -= 1;
@@ -183,17 +188,37 @@ impl Providers {
                 self.running.remove(&seat);
             }
         }
+        self.with_queue(name, |queue| queue.ended(caller));
     }
 
-    /// The names whose queue is not empty.
+    /// Changes a queue, and forgets it if it is over.
+    fn with_queue(&mut self, name: &ProviderName, change: impl FnOnce(&mut Queue)) {
+        if let Some(queue) = self.queues.get_mut(name) {
+            change(queue);
+            if queue.is_over() {
+                self.queues.remove(name);
+            }
+        }
+    }
+
+    /// The names for which tasks wait.
     pub(in crate::core) fn waiting_names(&self) -> Vec<ProviderName> {
-        self.queues.keys().cloned().collect()
+        let waiting = self.queues.iter().filter(|(_, queue)| queue.waiting() > 0);
+        waiting.map(|(name, _)| name.clone()).collect()
     }
 
     /// Empties the queues of names that nobody publishes any more.
     pub(in crate::core) fn strand_queues(&mut self) -> Vec<TaskKey> {
         let stranded: Vec<_> =
             self.queues.keys().filter(|name| self.listed(name).is_none()).cloned().collect();
-        stranded.iter().filter_map(|name| self.queues.remove(name)).flatten().collect()
+        let mut keys = Vec::new();
+        for name in stranded {
+            self.with_queue(&name, |queue| keys.extend(queue.clear()));
+        }
+        keys
     }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

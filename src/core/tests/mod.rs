@@ -1,5 +1,6 @@
 //! The core driven by hand: the clock is a number, and the effects are inspected.
 
+mod callers;
 mod deadlines;
 mod heartbeats;
 mod herd;
@@ -33,6 +34,7 @@ pub(super) fn settings() -> Settings {
         queue_timeout: 40 * SECOND,
         max_in_flight: 1,
         max_queued: 2,
+        max_queued_per_caller: 1,
         drain_timeout: 20 * SECOND,
         link: super::link::Settings {
             heartbeat_interval: 30 * SECOND,
