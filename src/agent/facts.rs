@@ -1,8 +1,11 @@
 //! What is so on the machine, for the owner's rules: its clock, its battery, and whether somebody uses it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use chrono::{DateTime, Datelike as _, Local, TimeZone, Timelike as _, Utc};
+use chrono::{DateTime, Datelike as _, Local, TimeZone, Timelike as _};
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
@@ -59,6 +62,14 @@ impl FactWatch {
         Self { source, wanted, found }
     }
 
+    /// The machine's clock.
+    pub(super) fn clock(&self) -> UnixTime {
+        match &self.source {
+            FactSource::Machine => SystemTime::now().into(),
+            FactSource::Told(tell) => tell().now,
+        }
+    }
+
     /// What is so now. What these rules are about is looked up from now on.
     pub(super) fn now<'a>(&self, rules: impl Iterator<Item = &'a Rule>) -> Facts {
         if let FactSource::Told(tell) = &self.source {
@@ -70,10 +81,10 @@ impl FactWatch {
             Rule::IdleFor(_) => Wanted { idle: true, ..wanted },
         });
         self.wanted.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
-        let (found, now) = (*self.found.borrow(), Utc::now());
+        let (found, now) = (*self.found.borrow(), SystemTime::now());
         Facts {
-            now: UnixTime(now.timestamp().try_into().unwrap_or_default()),
-            minute_of_week: minute_of_week(&now.with_timezone(&Local)),
+            now: now.into(),
+            minute_of_week: minute_of_week(&DateTime::<Local>::from(now)),
             on_battery: found.on_battery,
             idle_for: found.idle_for,
         }
@@ -131,6 +142,7 @@ fn fact<T>(read: Result<T, String>, what: &str, warned: &mut bool) -> Fact<T> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::Utc;
     use chrono_tz::{Asia::Kathmandu, Europe::Berlin, Tz};
     use proptest::prelude::*;
 

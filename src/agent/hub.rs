@@ -19,18 +19,19 @@ use tracing::{debug, info, warn};
 
 use super::{
     Deps, Stop, Stopped, core_settings, credentials_watch::CredentialsWatch, executor::Executor,
-    facts::FactWatch, files::PauseFile, journal::Journal, mcpd_link::McpdLink, notices::Notices,
-    relays::Relays, sessions::Sessions, sleep::SleepWatch, spawner::Spawner, status,
+    facts::FactWatch, files::PauseFile, journal::Journal, ledger::Ledger, mcpd_link::McpdLink,
+    notices::Notices, relays::Relays, sessions::Sessions, sleep::SleepWatch, spawner::Spawner, status,
 };
 use crate::{
     bridge::{self, SessionHandle, listener::Serve},
-    config::{Config, PAUSES_FILE, TASKS_FILE},
+    config::{Config, PAUSES_FILE, TASKS_FILE, USAGE_FOLDER},
     core::{ActivityOf, Core, Effect, Input, LinkInput},
     domain::{CallFailure, LinkStatus, Pause, ProviderName, SessionHello, SessionKey, TaskId, TaskKey},
     telemetry,
     upstream::{
         self,
         events::{Delivered, Handover},
+        outbox::Summary,
         results::Report,
     },
 };
@@ -62,6 +63,8 @@ pub(super) struct Hub {
     sleep: SleepWatch,
     facts: FactWatch,
     pauses: PauseFile,
+    /// `None` if none is to be kept.
+    ledger: Option<Ledger>,
     telemetry: telemetry::Handle,
     started: SystemTime,
     /// Largest message that the bridge takes, in bytes.
@@ -99,6 +102,7 @@ impl Hub {
         let (pauses, paused) = PauseFile::open(config.home.join(PAUSES_FILE));
         let core = Core::new(core_settings(config), mcpd.session_id().map(str::to_owned), rng.u64(..));
         let facts = FactWatch::new(deps.facts, &spawner);
+        let ledger = config.usage_ledger.then(|| Ledger::open(config.home.join(USAGE_FOLDER), facts.clock()));
         let parts = Executor {
             mcpd,
             sessions: Sessions::default(),
@@ -120,6 +124,7 @@ impl Hub {
             sleep: SleepWatch::new(deps.clock),
             facts,
             pauses,
+            ledger,
             telemetry,
             started: SystemTime::now(),
             message_bytes: max_message_bytes,
@@ -154,7 +159,7 @@ impl Hub {
                 Some(id) = self.inputs.orphans.recv() => self.orphan_is_over(id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
-                () = every_second.tick() => self.look_around(),
+                () = every_second.tick() => self.look_around().await,
             }
             self.take_turns();
         }
@@ -191,6 +196,9 @@ impl Hub {
     async fn stopped(mut self, how: Stopped) -> Stopped {
         self.parts.journal.flush();
         self.parts.sessions.close_all();
+        if let Some(ledger) = &mut self.ledger {
+            ledger.close().await;
+        }
         self.spawner.stop().await;
         how
     }
@@ -287,13 +295,19 @@ impl Hub {
         match report {
             Report::Failed(failure) => self.feed(Input::DeliveryFailed(key, failure)),
             Report::Settled(summary) => {
-                self.parts.relays.delivered(key, summary);
+                self.delivered(key, summary);
                 self.feed(Input::Settled(key));
             }
             Report::NobodyWaits(summary) => {
-                self.parts.relays.delivered(key, summary);
+                self.delivered(key, summary);
                 self.feed(Input::CallerGone(key));
             }
+        }
+    }
+
+    fn delivered(&mut self, key: TaskKey, summary: Summary) {
+        if let (Some(ended), Some(ledger)) = (self.parts.relays.delivered(key, summary), &mut self.ledger) {
+            ledger.record(ended);
         }
     }
 
@@ -323,6 +337,11 @@ impl Hub {
                 let _ = reply.send(self.set_paused(name, pause));
             }
             Event::StatusWanted => self.publish_status(),
+            Event::UsageWanted(by, days, reply) => match &self.ledger {
+                Some(ledger) => ledger.report(by, days, reply),
+                // Whoever asked may be gone.
+                None => drop(reply.send(None)),
+            },
         }
     }
 
@@ -356,8 +375,11 @@ impl Hub {
     // ---- the machine and its owner ---------------------------------------------------------------------------------
 
     /// What has to be checked once a second, because nothing notifies the agent of it.
-    fn look_around(&mut self) {
+    async fn look_around(&mut self) {
         self.look_at_machine();
+        if let Some(ledger) = &mut self.ledger {
+            ledger.tick(self.facts.clock()).await;
+        }
         if let Some(slept) = self.sleep.slept() {
             info!("the machine slept for {} s", slept.as_secs());
             self.feed_link(LinkInput::Woke);

@@ -10,6 +10,7 @@ mod facts;
 pub mod files;
 mod hub;
 mod journal;
+mod ledger;
 mod mcpd_link;
 mod notices;
 mod orphans;
@@ -19,6 +20,7 @@ mod sessions;
 mod sleep;
 mod spawner;
 mod status;
+pub mod usage;
 
 use std::{fs::File, time::Duration};
 

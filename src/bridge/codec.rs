@@ -46,10 +46,12 @@ impl Taken for pb::SessionRequest {
 }
 impl Taken for pb::WatchStatusRequest {}
 impl Taken for pb::SetPausedRequest {}
+impl Taken for pb::GetUsageRequest {}
 // What the agent itself sends to the clients in this program.
 impl Taken for pb::SessionResponse {}
 impl Taken for pb::WatchStatusResponse {}
 impl Taken for pb::SetPausedResponse {}
+impl Taken for pb::GetUsageResponse {}
 
 /// The codec of the bridge's rpcs: prost's, with a count of the fields that come in.
 #[derive(Debug)]

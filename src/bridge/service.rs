@@ -114,6 +114,20 @@ impl BridgeService for Service {
         })?;
         Ok(Response::new(pb::SetPausedResponse { changed }))
     }
+
+    async fn get_usage(
+        &self,
+        request: Request<pb::GetUsageRequest>,
+    ) -> Result<Response<pb::GetUsageResponse>, Status> {
+        let request = request.into_inner();
+        let (reply, rows) = oneshot::channel();
+        self.emit(Event::UsageWanted(request.by(), request.days, reply)).await?;
+        let rows = rows.await.map_err(|_| Status::unavailable(STOPPING))?;
+        let rows = rows.ok_or_else(|| {
+            Status::failed_precondition("no usage is kept: the agent runs with --usage-ledger off")
+        })?;
+        Ok(Response::new(pb::GetUsageResponse { rows }))
+    }
 }
 
 /// Lets in the agent's own uid, root, and the uids that the owner named; everybody else gets PERMISSION_DENIED.

@@ -27,6 +27,7 @@ pub mod status;
 pub mod status_json;
 #[cfg(test)]
 mod stub;
+pub mod usage;
 mod version;
 pub mod view;
 pub mod watch;
@@ -82,6 +83,8 @@ pub enum Command {
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
     Resume(pause::ResumeArgs),
+    /// Show for whom this machine worked
+    Usage(usage::UsageArgs),
     /// Run the agent as a service of yours, from now on and at every login
     Service(service::ServiceArgs),
     /// Withdraw this home's LLMs from mcpd, for an uninstall; refuses while its agent runs
@@ -210,6 +213,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
         Command::Pause(args) => pause::run(args, env).await,
         Command::Resume(args) => pause::resume(args, env).await,
+        Command::Usage(args) => usage::run(args, env).await,
         Command::Service(args) => service::run(args, env).await,
         Command::Deregister(args) => deregister::run(args, env).await,
         Command::Completions(args) => completions::run(&args),

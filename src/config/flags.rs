@@ -118,6 +118,9 @@ pub struct AgentArgs {
     /// Of them, tasks of one caller whom mcpd names; beyond, that caller gets 429 [default: half of --max-queued]
     #[arg(long, env = "MCPRELAY_MAX_QUEUED_PER_CALLER", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_COUNT))]
     pub max_queued_per_caller: Option<u32>,
+    /// Whether the home keeps for whom this machine worked: `mcprelay usage` shows it
+    #[arg(long, env = "MCPRELAY_USAGE_LEDGER", value_name = "SWITCH", default_value = "on")]
+    pub usage_ledger: Switch,
     /// How logs look on standard error; auto is text on a terminal, else json. RUST_LOG filters them
     #[arg(long, env = "MCPRELAY_LOG_FORMAT", value_name = "FORMAT", default_value = "auto")]
     pub log_format: LogFormat,
@@ -130,6 +133,15 @@ pub struct AgentArgs {
     /// The socket's permissions, octal: 0660 for its group, 0666 for all that --allow-uid names
     #[arg(long, env = "MCPRELAY_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = socket_mode)]
     pub socket_mode: u32,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// How logs look.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use fake_mcpd::{Call, InferReply, InferRequest};
 use mcprelay::{
-    config::PAUSES_FILE,
+    config::{PAUSES_FILE, USAGE_FOLDER},
     domain::Fact,
-    pb::{self, SetPausedRequest, Sharing},
+    pb::{self, GetUsageRequest, SetPausedRequest, Sharing, UsageBy},
 };
 
-use crate::support::{Client, EPOCH, Watch, World, chat, completion, pass, provider, soon};
+use crate::support::{Client, EPOCH, Logs, Watch, World, chat, completion, pass, provider, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ async fn a_pause_survives_a_restart_and_a_timed_one_ends_by_itself() {
     world.start_agent();
     let _client = world.client_with("mcplocal", &both).await;
     let status = told(&world, "timed", "paused by its owner").await;
-    assert_eq!(status.paused_until, "2027-01-15T09:00:00.000Z");
+    assert_eq!(status.paused_until, "2027-01-15T12:00:00.000Z");
     assert_eq!(told(&world, "for-good", "paused by its owner").await.paused_until, "");
     pass(3590 * SECOND).await;
     assert!(!world.mcpd.state().is_active("timed"));
@@ -114,4 +114,77 @@ async fn hours_and_idleness_pause_too_and_a_rule_that_is_not_understood_is_refus
     });
     told(&world, "away", "paused: the machine is in use").await;
     told(&world, "evening", "").await;
+}
+
+async fn usage(client: &mut Client, by: UsageBy) -> Vec<(String, f64, f64, f64)> {
+    let request = GetUsageRequest { by: by.into(), days: 0 };
+    let rows = client.rpc.get_usage(request).await.expect("accepted").into_inner().rows;
+    rows.into_iter().map(|row| (row.key, row.tasks_ok, row.output_tokens, row.inference_seconds)).collect()
+}
+
+/// One inference for a caller, which takes two seconds and five tokens.
+async fn work(world: &World, client: &mut Client, caller: Option<&str>) {
+    let mut request = InferRequest::new("llama", &chat("hi"));
+    request.caller = caller.map(str::to_owned);
+    let call = world.mcpd.submit(request).expect("accepted");
+    let offer = client.offer().await;
+    pass(2 * SECOND).await;
+    let body = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5}}"#;
+    client.finish_body(&offer, body).await;
+    soon("the end", call.collect()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ledger_counts_by_caller_is_written_within_a_minute_and_survives_a_kill() {
+    let mut world = World::start().await;
+    let mut client = world.serving("llama").await;
+    for caller in [Some("alice"), Some("alice"), None] {
+        work(&world, &mut client, caller).await;
+    }
+    let counted = vec![("alice".to_owned(), 2.0, 10.0, 4.0), (String::new(), 1.0, 5.0, 2.0)];
+    let rounded = |mut rows: Vec<(String, f64, f64, f64)>| {
+        rows.iter_mut().for_each(|row| row.3 = row.3.round());
+        rows
+    };
+    assert_eq!(rounded(usage(&mut client, UsageBy::Caller).await), counted);
+    let file = world.path(USAGE_FOLDER).join("2027-01-15.json");
+    let written = async {
+        while !file.exists() {
+            pass(SECOND).await;
+        }
+    };
+    let began = tokio::time::Instant::now();
+    soon("the file", written).await;
+    assert!(began.elapsed() <= 61 * SECOND, "{:?}", began.elapsed());
+    world.kill_agent().await;
+    drop(client);
+    world.start_agent();
+    let mut client = world.serving("llama").await;
+    assert_eq!(rounded(usage(&mut client, UsageBy::Caller).await), counted);
+    // A day later is the next day, whatever the zone of the machine.
+    world.now(|facts| facts.now.0 += 24 * 3600);
+    pass(2 * SECOND).await;
+    work(&world, &mut client, Some("bob")).await;
+    let days: Vec<_> = usage(&mut client, UsageBy::Day).await.into_iter().map(|row| (row.0, row.1)).collect();
+    assert_eq!(days, [("2027-01-15".to_owned(), 3.0), ("2027-01-16".to_owned(), 1.0)]);
+    world.stop_agent().await;
+    assert!(world.path(USAGE_FOLDER).join("2027-01-16.json").exists(), "written at the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_cannot_be_written_costs_nothing_and_a_ledger_that_is_off_says_so() {
+    let logs = Logs::keep();
+    let mut world = World::start().await;
+    std::fs::write(world.path(USAGE_FOLDER), "no folder").expect("the home is writable");
+    let mut client = world.serving("llama").await;
+    work(&world, &mut client, Some("alice")).await;
+    pass(200 * SECOND).await;
+    assert_eq!(logs.lines_with("cannot write the usage").len(), 1);
+    assert_eq!(usage(&mut client, UsageBy::Llm).await[0].1, 1.0, "it is kept in memory");
+    world.stop_agent().await;
+    world.config.usage_ledger = false;
+    world.start_agent();
+    let mut client = world.serving("llama").await;
+    let refused = client.rpc.get_usage(GetUsageRequest::default()).await.expect_err("there is none");
+    assert!(refused.message().contains("--usage-ledger off"), "{refused}");
 }

@@ -40,8 +40,8 @@ pub(crate) use scheme::over_https;
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// The machine's clock when a test begins, in seconds since 1970.
-pub const EPOCH: u64 = 1_800_000_000;
+/// The machine's clock when a test begins, in seconds since 1970: 2027-01-15 in every zone where people live but two.
+pub const EPOCH: u64 = 1_800_010_800;
 
 /// What all ids and all jitter follow from, unless a test says otherwise.
 const SEED: u64 = 7;
@@ -72,7 +72,7 @@ pub struct World {
     pub config: Config,
     /// How long the machine has slept, in ms.
     pub slept: Arc<AtomicU64>,
-    /// What is so on the machine; its clock is the test's.
+    /// What is so on the machine; its clock goes on with the test's.
     pub facts: Arc<Mutex<Facts>>,
     /// Fixes the agent's jitter.
     pub seed: u64,
@@ -166,9 +166,9 @@ impl World {
     /// What is so on the machine, as the agent is told.
     fn facts(&self) -> TellFacts {
         let (facts, began) = (Arc::clone(&self.facts), self.began);
-        Arc::new(move || Facts {
-            now: UnixTime(EPOCH + began.elapsed().as_secs()),
-            ..*facts.lock().unwrap_or_else(PoisonError::into_inner)
+        Arc::new(move || {
+            let facts = *facts.lock().unwrap_or_else(PoisonError::into_inner);
+            Facts { now: UnixTime(facts.now.0 + began.elapsed().as_secs()), ..facts }
         })
     }
 
