@@ -151,6 +151,7 @@ impl Untraced {
             tier: String::new(),
             description: String::new(),
             publish: true,
+            sharing: Vec::new(),
             max_in_flight: None,
             state: ProviderState::Ready,
             state_detail: String::new(),

@@ -1,5 +1,6 @@
 //! The agent's own files in its home: the sticky session id, and the ids of the tasks under way.
 
+mod pauses;
 mod session;
 
 use std::{
@@ -20,6 +21,7 @@ use crate::{
     domain::TaskId,
 };
 
+pub(super) use pauses::PauseFile;
 pub use session::{FormerSession, StickySession};
 
 /// Mode of everything the agent writes: for its owner only.

@@ -19,18 +19,19 @@ use tracing::{debug, info, warn};
 
 use super::{
     Deps, Stop, Stopped, core_settings, credentials_watch::CredentialsWatch, executor::Executor,
-    journal::Journal, mcpd_link::McpdLink, notices::Notices, relays::Relays, sessions::Sessions,
-    sleep::SleepWatch, spawner::Spawner, status,
+    facts::FactWatch, files::PauseFile, journal::Journal, ledger::Ledger, mcpd_link::McpdLink,
+    notices::Notices, relays::Relays, sessions::Sessions, sleep::SleepWatch, spawner::Spawner, status,
 };
 use crate::{
     bridge::{self, SessionHandle, listener::Serve},
-    config::{Config, TASKS_FILE},
+    config::{Config, PAUSES_FILE, TASKS_FILE, USAGE_FOLDER},
     core::{ActivityOf, Core, Effect, Input, LinkInput},
-    domain::{CallFailure, LinkStatus, ProviderName, SessionHello, SessionKey, TaskId, TaskKey},
+    domain::{CallFailure, LinkStatus, Pause, ProviderName, SessionHello, SessionKey, TaskId, TaskKey},
     telemetry,
     upstream::{
         self,
         events::{Delivered, Handover},
+        outbox::Summary,
         results::Report,
     },
 };
@@ -60,6 +61,10 @@ pub(super) struct Hub {
     parts: Executor,
     credentials: CredentialsWatch,
     sleep: SleepWatch,
+    facts: FactWatch,
+    pauses: PauseFile,
+    /// `None` if none is to be kept.
+    ledger: Option<Ledger>,
     telemetry: telemetry::Handle,
     started: SystemTime,
     /// Largest message that the bridge takes, in bytes.
@@ -94,7 +99,10 @@ impl Hub {
         let (spawner, telemetry) = (Spawner::default(), deps.telemetry);
         let mcpd = McpdLink::open(config, to_upstream, spawner.clone(), telemetry.clone());
         let mut rng = fastrand::Rng::with_seed(deps.seed);
+        let (pauses, paused) = PauseFile::open(config.home.join(PAUSES_FILE));
         let core = Core::new(core_settings(config), mcpd.session_id().map(str::to_owned), rng.u64(..));
+        let facts = FactWatch::new(deps.facts, &spawner);
+        let ledger = config.usage_ledger.then(|| Ledger::open(config.home.join(USAGE_FOLDER), facts.clock()));
         let parts = Executor {
             mcpd,
             sessions: Sessions::default(),
@@ -104,7 +112,7 @@ impl Hub {
             drained: false,
         };
         let hub = Self {
-            core,
+            core: core.with_pauses(paused),
             inputs: Inputs {
                 bridge: from_bridge,
                 upstream: from_upstream,
@@ -114,6 +122,9 @@ impl Hub {
             parts,
             credentials: CredentialsWatch::new(config.credential_sources()),
             sleep: SleepWatch::new(deps.clock),
+            facts,
+            pauses,
+            ledger,
             telemetry,
             started: SystemTime::now(),
             message_bytes: max_message_bytes,
@@ -131,6 +142,7 @@ impl Hub {
     /// Runs until told to stop; then everything that was started has ended.
     pub(super) async fn run(mut self, stop: Stop) -> Stopped {
         self.read_credentials();
+        self.look_at_machine();
         let mut every_second = self.sleep.ticks();
         // Made once: a new future per turn would have to be added to its token's list, and removed again.
         let (mut aborted, mut drain) = (pin!(stop.abort.cancelled()), pin!(stop.drain.cancelled()));
@@ -147,7 +159,7 @@ impl Hub {
                 Some(id) = self.inputs.orphans.recv() => self.orphan_is_over(id),
                 () = sleep_until_some(due) => self.tick(),
                 () = sleep_until_some(status_due) => self.publish_status(),
-                () = every_second.tick() => self.poll_clock_and_credentials(),
+                () = every_second.tick() => self.look_around().await,
             }
             self.take_turns();
         }
@@ -184,6 +196,9 @@ impl Hub {
     async fn stopped(mut self, how: Stopped) -> Stopped {
         self.parts.journal.flush();
         self.parts.sessions.close_all();
+        if let Some(ledger) = &mut self.ledger {
+            ledger.close().await;
+        }
         self.spawner.stop().await;
         how
     }
@@ -280,13 +295,19 @@ impl Hub {
         match report {
             Report::Failed(failure) => self.feed(Input::DeliveryFailed(key, failure)),
             Report::Settled(summary) => {
-                self.parts.relays.delivered(key, summary);
+                self.delivered(key, summary);
                 self.feed(Input::Settled(key));
             }
             Report::NobodyWaits(summary) => {
-                self.parts.relays.delivered(key, summary);
+                self.delivered(key, summary);
                 self.feed(Input::CallerGone(key));
             }
+        }
+    }
+
+    fn delivered(&mut self, key: TaskKey, summary: Summary) {
+        if let (Some(ended), Some(ledger)) = (self.parts.relays.delivered(key, summary), &mut self.ledger) {
+            ledger.record(ended);
         }
     }
 
@@ -298,6 +319,7 @@ impl Hub {
             Event::Opened(session, hello, handle) => self.session_opened(session, hello, handle),
             Event::Snapshot(session, generation, pushed) => {
                 self.providers_changed(Input::Snapshot(session, generation, pushed));
+                self.look_at_machine();
             }
             Event::Finished(session, key, outcome, usage) => {
                 self.parts.relays.set_usage(key, usage);
@@ -313,11 +335,16 @@ impl Hub {
                 self.parts.sessions.closed(session);
                 self.providers_changed(Input::SessionClosed(session));
             }
-            Event::SetPaused(name, paused, reply) => {
+            Event::SetPaused(name, pause, reply) => {
                 // Whoever asked may be gone, but the request is carried out.
-                let _ = reply.send(self.set_paused(name, paused));
+                let _ = reply.send(self.set_paused(name, pause));
             }
             Event::StatusWanted => self.publish_status(),
+            Event::UsageWanted(by, days, reply) => match &self.ledger {
+                Some(ledger) => ledger.report(by, days, reply),
+                // Whoever asked may be gone.
+                None => drop(reply.send(None)),
+            },
         }
     }
 
@@ -335,12 +362,13 @@ impl Hub {
     }
 
     /// Pauses or resumes; gives the names that this changed, or `None` for one that nobody has pushed.
-    fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) -> Option<Vec<String>> {
+    fn set_paused(&mut self, name: Option<ProviderName>, pause: Option<Pause>) -> Option<Vec<String>> {
         let before = self.core.providers();
         if name.as_ref().is_some_and(|name| before.iter().all(|p| p.provider.name != *name)) {
             return None;
         }
-        self.providers_changed(Input::SetPaused(name, paused));
+        self.providers_changed(Input::SetPaused(name, pause));
+        self.pauses.save(self.core.pauses());
         let after = self.core.providers();
         let changed = before.iter().zip(&after).filter(|(before, after)| before.paused != after.paused);
         let names: BTreeSet<_> = changed.map(|(_, after)| after.provider.name.as_str().to_owned()).collect();
@@ -350,7 +378,11 @@ impl Hub {
     // ---- the machine and its owner ---------------------------------------------------------------------------------
 
     /// What has to be checked once a second, because nothing notifies the agent of it.
-    fn poll_clock_and_credentials(&mut self) {
+    async fn look_around(&mut self) {
+        self.look_at_machine();
+        if let Some(ledger) = &mut self.ledger {
+            ledger.tick(self.facts.clock()).await;
+        }
         if let Some(slept) = self.sleep.slept() {
             info!("the machine slept for {} s", slept.as_secs());
             self.feed_link(LinkInput::Woke);
@@ -363,6 +395,15 @@ impl Hub {
         }
         if self.parts.mcpd.follow_authorities() {
             self.feed_link(LinkInput::AuthoritiesChanged);
+        }
+    }
+
+    /// Judges the owner's rules and timed pauses by what is so on the machine now.
+    fn look_at_machine(&mut self) {
+        if self.core.heeds_facts() {
+            let facts = self.facts.now(self.core.rules());
+            self.providers_changed(Input::Facts(facts));
+            self.pauses.save(self.core.pauses());
         }
     }
 

@@ -6,9 +6,11 @@
 mod clock;
 mod credentials_watch;
 mod executor;
+mod facts;
 pub mod files;
 mod hub;
 mod journal;
+mod ledger;
 mod mcpd_link;
 mod notices;
 mod orphans;
@@ -18,6 +20,7 @@ mod sessions;
 mod sleep;
 mod spawner;
 mod status;
+pub mod usage;
 
 use std::{fs::File, time::Duration};
 
@@ -34,6 +37,7 @@ use crate::{
 };
 
 pub use clock::{SleepClock, SleptFor};
+pub use facts::{FactSource, TellFacts};
 use hub::Hub;
 
 /// How long open connections to the socket may take to end once everything else is over.
@@ -44,6 +48,8 @@ const SERVER_STOP: Duration = Duration::from_secs(5);
 pub struct Deps {
     /// How it learns that the machine has slept.
     pub clock: SleepClock,
+    /// How it learns what the owner's rules are about.
+    pub facts: FactSource,
     /// The seed of all jitter.
     pub seed: u64,
     /// Where spans and measurements go.
@@ -74,6 +80,7 @@ impl Default for Deps {
     fn default() -> Self {
         Self {
             clock: SleepClock::Machine,
+            facts: FactSource::Machine,
             seed: fastrand::u64(..),
             telemetry: telemetry::Handle::off(),
             health: watch::Sender::default(),
@@ -176,6 +183,7 @@ fn core_settings(config: &Config) -> core::Settings {
         queue_timeout: config.queue_timeout,
         max_in_flight: config.max_in_flight,
         max_queued: config.max_queued,
+        max_queued_per_caller: config.max_queued_per_caller,
         drain_timeout: config.drain_timeout,
         link: core::link::Settings {
             heartbeat_interval: config.heartbeat_interval,

@@ -23,6 +23,8 @@ pub(super) struct Relay {
     pub(super) task: Arc<Task>,
     pub(super) arrived: Instant,
     pub(super) outbox: Arc<Outbox>,
+    /// When a provider got it last.
+    pub(super) offered: Option<Instant>,
     /// The session that has it.
     pub(super) session: Option<SessionKey>,
     /// Whether the history has its result: its slot may be held for longer than that.
@@ -36,10 +38,12 @@ pub(super) struct Relay {
 pub(super) struct Ended {
     pub(super) id: TaskId,
     pub(super) llm: String,
-    pub(super) caller: Option<String>,
+    pub(super) caller: Option<Arc<str>>,
     pub(super) at: SystemTime,
     pub(super) duration: Duration,
     pub(super) first_token: Option<Duration>,
+    /// How long a provider worked on it; `None` if none did.
+    pub(super) inference: Option<Duration>,
     pub(super) summary: Summary,
 }
 
@@ -65,6 +69,7 @@ impl Relay {
             at: SystemTime::now(),
             duration,
             first_token,
+            inference: self.offered.map(|offered| now.duration_since(offered)),
             summary,
         }
     }

@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::warn;
 
 use super::{
-    relay::{History, Relay},
+    relay::{Ended, History, Relay},
     spawner::Spawner,
 };
 use crate::{
@@ -108,6 +108,7 @@ impl Relays {
             task,
             arrived: Instant::now(),
             outbox,
+            offered: None,
             session: None,
             recorded: false,
             _permit: handover.permit,
@@ -124,7 +125,7 @@ impl Relays {
         timeout: Duration,
     ) -> Option<Offer> {
         let relay = self.under_way.get_mut(&key)?;
-        relay.session = Some(session);
+        (relay.session, relay.offered) = (Some(session), Some(Instant::now()));
         let trace_context = relay.outbox.trace(|trace| {
             trace.running(provider);
             trace.offer_context()
@@ -162,12 +163,12 @@ impl Relays {
         }
     }
 
-    /// The delivery of a task is over.
-    pub(super) fn delivered(&mut self, key: TaskKey, summary: Summary) {
-        if let Some(relay) = self.under_way.get_mut(&key) {
-            relay.recorded = true;
-            self.history.record(relay.ended(summary, Instant::now()));
-        }
+    /// The delivery of a task is over; how it ended.
+    pub(super) fn delivered(&mut self, key: TaskKey, summary: Summary) -> Option<&Ended> {
+        let relay = self.under_way.get_mut(&key)?;
+        relay.recorded = true;
+        self.history.record(relay.ended(summary, Instant::now()));
+        self.history.recent.front()
     }
 
     /// Whether no delivery is under way.

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     bridge::convert,
-    core::{Core, ProviderView, SessionView, TaskPhase, TaskView},
+    core::{Core, Paused, ProviderView, SessionView, TaskPhase, TaskView},
+    domain::Pause,
     pb,
 };
 
@@ -85,7 +86,7 @@ fn provider_status(view: ProviderView) -> pb::ProviderStatus {
     let (verdict, error) = convert::verdict(&view.verdict);
     let detail = match error {
         Some(error) => error.message,
-        None if view.paused => "paused by its owner".to_owned(),
+        None if view.paused.is_some() => view.paused.map(|paused| paused.to_string()).unwrap_or_default(),
         None if view.lost => "its program went away; listed for a few seconds more".to_owned(),
         None => String::new(),
     };
@@ -98,7 +99,11 @@ fn provider_status(view: ProviderView) -> pb::ProviderStatus {
         queued: view.queued,
         max_in_flight: view.max_in_flight,
         max_queued: view.max_queued,
-        paused: view.paused,
+        paused: view.paused.is_some(),
+        paused_until: match view.paused {
+            Some(Paused::ByOwner(Pause { until: Some(until) })) => timestamp(until.into()),
+            _ => String::new(),
+        },
     }
 }
 
@@ -120,7 +125,7 @@ fn task_status(view: &TaskView, relay: Option<&Relay>) -> pb::TaskStatus {
             .zip(first_token_at)
             .map(|(r, at)| convert::millis(at.duration_since(r.arrived))),
         chunks,
-        caller: view.caller.clone().unwrap_or_default(),
+        caller: view.caller.as_deref().unwrap_or_default().to_owned(),
         streaming: view.streaming,
     }
 }
@@ -135,6 +140,7 @@ fn ended_task(ended: &Ended) -> pb::EndedTask {
         first_token_ms: ended.first_token.map(convert::millis),
         usage: convert::usage_to_pb(ended.summary.usage),
         chunks: ended.summary.chunks,
-        caller: ended.caller.clone().unwrap_or_default(),
+        caller: ended.caller.as_deref().unwrap_or_default().to_owned(),
+        reason: ended.summary.reason.clone().unwrap_or_default(),
     }
 }

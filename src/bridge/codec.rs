@@ -35,20 +35,23 @@ pub trait Taken: Message + Default + 'static {
 /// A delta's `tool_calls`.
 const DELTA: Shape = Shape(&[(3, Shape(&[]))]);
 
-/// `providers` of a snapshot; a chunk's pieces, with the `tool_calls` of each delta; `tool_calls` of a finished task's result.
+/// `providers` of a snapshot, with the `sharing` of each; a chunk's pieces, with the `tool_calls` of each
+/// delta; `tool_calls` of a finished task's result.
 impl Taken for pb::SessionRequest {
     const COUNTED: Option<Shape> = Some(Shape(&[
-        (2, Shape(&[(2, Shape(&[]))])),
+        (2, Shape(&[(2, Shape(&[(15, Shape(&[]))]))])),
         (3, Shape(&[(3, DELTA), (4, Shape(&[(2, DELTA)]))])),
         (4, Shape(&[(3, Shape(&[(3, Shape(&[]))]))])),
     ]));
 }
 impl Taken for pb::WatchStatusRequest {}
 impl Taken for pb::SetPausedRequest {}
+impl Taken for pb::GetUsageRequest {}
 // What the agent itself sends to the clients in this program.
 impl Taken for pb::SessionResponse {}
 impl Taken for pb::WatchStatusResponse {}
 impl Taken for pb::SetPausedResponse {}
+impl Taken for pb::GetUsageResponse {}
 
 /// The codec of the bridge's rpcs: prost's, with a count of the fields that come in.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::{
     domain::{
         BadName, CancelReason, CompletionResult, Delta, Failure, FailureCode, LinkState, LinkStatus,
-        MAX_NAME_BYTES, Outcome, Output, Provider, ProviderName, ProviderState, Pushed, ServerAddress,
-        ToolCallDelta, Usage, Verdict, Verdicts,
+        MAX_NAME_BYTES, Outcome, Output, Provider, ProviderName, ProviderState, Pushed, Rule, ServerAddress,
+        ToolCallDelta, Usage, Verdict, Verdicts, Window,
     },
     pb,
 };
@@ -22,6 +22,9 @@ const ESCAPE: usize = 5;
 const MAX_MESSAGE: usize = 4 << 10;
 /// Most features of a provider that are kept.
 const MAX_FEATURES: usize = 64;
+
+/// Most rules and windows of hours of a provider: more than one for every hour of a week is a mistake.
+const MAX_RULES: usize = 200;
 
 /// A duration in whole milliseconds; what does not fit becomes the largest number.
 pub fn millis(duration: Duration) -> u32 {
@@ -49,6 +52,12 @@ pub fn provider(p: pb::Provider) -> Pushed {
         );
         return Err((p.name, Failure::new(FailureCode::InvalidRequest, message)));
     }
+    let sharing = match rules(&p.sharing) {
+        Ok(sharing) => sharing,
+        Err(why) => {
+            return Err((p.name, Failure::new(FailureCode::InvalidRequest, format!("sharing: {why}"))));
+        }
+    };
     let host = Some(&p.server_address).filter(|host| !host.is_empty() && host.len() <= MAX_TEXT);
     let port = p.server_port.and_then(|port| u16::try_from(port).ok());
     Ok(Provider {
@@ -60,12 +69,45 @@ pub fn provider(p: pb::Provider) -> Pushed {
         tier: p.tier,
         description: p.description,
         publish: p.publish,
+        sharing,
         max_in_flight: p.max_in_flight,
         state_detail: p.state_detail,
         features: p.features,
         context_tokens: p.context_tokens,
         max_output_tokens: p.max_output_tokens,
     })
+}
+
+/// The rules of some `sharing` objects, all of which have to be fulfilled.
+///
+/// # Errors
+/// What is not understood in them.
+pub fn rules(sharing: &[pb::Sharing]) -> Result<Vec<Rule>, String> {
+    if sharing.iter().map(|one| 1 + one.hours.len()).sum::<usize>() > MAX_RULES {
+        return Err(format!("has more than {MAX_RULES} rules"));
+    }
+    let mut rules = Vec::new();
+    for one in sharing {
+        if !one.hours.is_empty() {
+            let windows = one.hours.iter().map(|text| Window::parse(text));
+            rules.push(Rule::Hours(windows.collect::<Result<_, _>>()?));
+        }
+        rules.extend((one.on_battery == Some(false)).then_some(Rule::NotOnBattery));
+        let idle_for = one.when_idle_for_ms.map(|ms| Duration::from_millis(ms.into()));
+        rules.extend(idle_for.map(Rule::IdleFor));
+    }
+    Ok(rules)
+}
+
+fn rule_to_pb(rule: &Rule) -> pb::Sharing {
+    let nothing = pb::Sharing::default();
+    match rule {
+        Rule::Hours(windows) => {
+            pb::Sharing { hours: windows.iter().map(|w| w.as_str().to_owned()).collect(), ..nothing }
+        }
+        Rule::NotOnBattery => pb::Sharing { on_battery: Some(false), ..nothing },
+        Rule::IdleFor(least) => pb::Sharing { when_idle_for_ms: Some(millis(*least)), ..nothing },
+    }
 }
 
 /// A text cut to `most` bytes.
@@ -101,6 +143,7 @@ pub fn provider_to_pb(p: &Provider) -> pb::Provider {
         max_output_tokens: p.max_output_tokens,
         server_address: p.server.as_ref().map(|server| server.host.to_string()).unwrap_or_default(),
         server_port: p.server.as_ref().map(|server| server.port.into()),
+        sharing: p.sharing.iter().map(rule_to_pb).collect(),
     }
 }
 

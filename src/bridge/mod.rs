@@ -18,7 +18,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::domain::{Failure, Outcome, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Usage};
+use crate::domain::{
+    Failure, Outcome, Pause, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Usage,
+};
+use crate::pb::{UsageBy, UsageRow};
 
 pub use session::{CloseReason, Offer, SessionHandle};
 
@@ -27,6 +30,9 @@ pub const BUILTIN_CLIENT: &str = "mcprelay/";
 
 /// What everybody on the socket is told when the agent stops.
 pub const STOPPING: &str = "the agent is stopping";
+
+/// The usage; `None` where no ledger is kept.
+pub type UsageReply = Option<Vec<UsageRow>>;
 
 /// Something that a local program did.
 #[derive(Debug)]
@@ -46,7 +52,9 @@ pub enum Event {
     /// Its stream ended. Always the last event of a session.
     Closed(SessionKey),
     /// Somebody pauses or resumes; the answer is the names that changed, or `None` if nobody has pushed such a name.
-    SetPaused(Option<ProviderName>, bool, oneshot::Sender<Option<Vec<String>>>),
+    SetPaused(Option<ProviderName>, Option<Pause>, oneshot::Sender<Option<Vec<String>>>),
+    /// Somebody wants the usage of so many days, today included, or of all.
+    UsageWanted(UsageBy, u32, oneshot::Sender<UsageReply>),
     /// Somebody watches the status and wants it now.
     StatusWanted,
 }

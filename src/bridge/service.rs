@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming, transport::server::UdsConnectI
 
 use super::{Event, STOPPING, outbound, session::Reader};
 use crate::{
-    domain::{Printable, ProviderName, SessionKey},
+    domain::{Pause, Printable, ProviderName, SessionKey},
     pb::{self, bridge_service_server::BridgeService},
 };
 
@@ -101,14 +101,32 @@ impl BridgeService for Service {
                     .map_err(|why| Status::invalid_argument(format!("provider_name {why}")))?,
             ),
         };
+        let until = Some(&*request.until).filter(|until| !until.is_empty());
+        let until = until.map(humantime::parse_rfc3339).transpose();
+        let until = until.map_err(|why| Status::invalid_argument(format!("until: {why}")))?;
+        let pause = request.paused.then_some(Pause { until: until.map(Into::into) });
         let (reply, changed) = oneshot::channel();
-        self.emit(Event::SetPaused(name, request.paused, reply)).await?;
+        self.emit(Event::SetPaused(name, pause, reply)).await?;
         let changed = changed.await.map_err(|_| Status::unavailable(STOPPING))?;
         let changed = changed.ok_or_else(|| {
             let name = Printable(&request.provider_name);
             Status::not_found(format!("no provider named '{name}' was pushed"))
         })?;
         Ok(Response::new(pb::SetPausedResponse { changed }))
+    }
+
+    async fn get_usage(
+        &self,
+        request: Request<pb::GetUsageRequest>,
+    ) -> Result<Response<pb::GetUsageResponse>, Status> {
+        let request = request.into_inner();
+        let (reply, rows) = oneshot::channel();
+        self.emit(Event::UsageWanted(request.by(), request.days, reply)).await?;
+        let rows = rows.await.map_err(|_| Status::unavailable(STOPPING))?;
+        let rows = rows.ok_or_else(|| {
+            Status::failed_precondition("no usage is kept: the agent runs with --usage-ledger off")
+        })?;
+        Ok(Response::new(pb::GetUsageResponse { rows }))
     }
 }
 

@@ -28,6 +28,7 @@ pub mod status;
 pub mod status_json;
 #[cfg(test)]
 mod stub;
+pub mod usage;
 mod version;
 pub mod view;
 pub mod watch;
@@ -79,10 +80,12 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Try the whole provider contract on a live mcpd, with a throw-away provider
     CheckMcpd(check_mcpd::CheckArgs),
-    /// Give no new work to a provider, or to all of them, until resumed
+    /// Give a provider, or all, no new work until resumed or for a time
     Pause(pause::PauseArgs),
-    /// Give work to a paused provider, or to all of them, again
-    Resume(pause::PauseArgs),
+    /// Give a paused provider, or all, work again
+    Resume(pause::ResumeArgs),
+    /// Show for whom this machine worked
+    Usage(usage::UsageArgs),
     /// Run the agent as your own service, from now on and at every login
     Service(service::ServiceArgs),
     /// Withdraw this home's LLMs from mcpd, for an uninstall; refuses while its agent runs
@@ -209,8 +212,9 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::Status(args) => status::run(args, env).await,
         Command::Doctor(args) => doctor::run(args, env).await,
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
-        Command::Pause(args) => pause::run(args, true, env).await,
-        Command::Resume(args) => pause::run(args, false, env).await,
+        Command::Pause(args) => pause::run(args, env).await,
+        Command::Resume(args) => pause::resume(args, env).await,
+        Command::Usage(args) => usage::run(args, env).await,
         Command::Service(args) => service::run(args, env).await,
         Command::Deregister(args) => deregister::run(args, env).await,
         Command::Completions(args) => completions::run(&args),

@@ -2,11 +2,13 @@
 
 use std::{
     env,
+    fmt::Display,
     io::{self, IsTerminal as _, Write as _},
     sync::OnceLock,
     time::{Duration, SystemTime},
 };
 
+use chrono::{DateTime, TimeZone};
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Row, Table, presets};
 use ratatui::crossterm::style::{self, Stylize as _};
@@ -219,6 +221,17 @@ pub fn age_since(rfc3339: &str, now: SystemTime) -> String {
         Ok(time) => age(now.duration_since(time).unwrap_or_default()),
         Err(_) => "<unknown>".into(),
     }
+}
+
+/// A point in time as a clock on the wall shows it, with the date where it is not today; a text that is not one as it is.
+pub fn time_of_day<Z: TimeZone>(rfc3339: &str, now: &DateTime<Z>) -> String
+where
+    Z::Offset: Display,
+{
+    let Ok(time) = DateTime::parse_from_rfc3339(rfc3339) else { return Printable(rfc3339).to_string() };
+    let time = time.with_timezone(&now.timezone());
+    let is_today = time.date_naive() == now.date_naive();
+    time.format(if is_today { "%H:%M" } else { "%Y-%m-%d %H:%M" }).to_string()
 }
 
 /// A short time as people read it: 85ms, 1.2s, 14s, then as an age.

@@ -68,6 +68,7 @@ struct Provider<'a> {
     max_in_flight: u32,
     max_queued: u32,
     paused: bool,
+    paused_until: &'a str,
 }
 
 /// `state`: queued, running, streaming, cancelling or delivering.
@@ -98,6 +99,7 @@ struct Ended<'a> {
     output_tokens: Option<u32>,
     chunks: u32,
     caller: &'a str,
+    reason: &'a str,
 }
 
 /// Counts since the agent started; `tasksOverloaded` is a part of `tasksFailed`.
@@ -175,6 +177,7 @@ fn provider(status: &pb::ProviderStatus) -> Option<Provider<'_>> {
         max_in_flight: status.max_in_flight,
         max_queued: status.max_queued,
         paused: status.paused,
+        paused_until: &status.paused_until,
     })
 }
 
@@ -203,6 +206,7 @@ fn ended(task: &pb::EndedTask) -> Ended<'_> {
         output_tokens: task.usage.and_then(|usage| usage.output_tokens),
         chunks: task.chunks,
         caller: &task.caller,
+        reason: &task.reason,
     }
 }
 

@@ -21,8 +21,8 @@ use crate::{
     cli::http::Mcpd,
     config::{McpdArgs, SOCKET_FILE, parse_args},
     pb::{
-        SessionRequest, SessionResponse, SetPausedRequest, SetPausedResponse, WatchStatusRequest,
-        WatchStatusResponse,
+        GetUsageRequest, GetUsageResponse, SessionRequest, SessionResponse, SetPausedRequest,
+        SetPausedResponse, WatchStatusRequest, WatchStatusResponse,
         bridge_service_server::{BridgeService, BridgeServiceServer},
     },
 };
@@ -135,5 +135,9 @@ impl BridgeService for Told {
             "" | "a" => Ok(Response::new(SetPausedResponse { changed: vec!["a".into()] })),
             _ => Err(Status::not_found("no such provider")),
         }
+    }
+
+    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Result<Response<GetUsageResponse>, Status> {
+        Err(Status::failed_precondition("no usage is kept"))
     }
 }

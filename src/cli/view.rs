@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use chrono::Local;
+
 use super::{
     agent_status::why_idle,
     output::{self, Look},
@@ -38,6 +40,8 @@ const RECENT: &[&str] = &["ENDED", "LLM", "OUTCOME", "TOOK", "FIRST", "TOKENS", 
 
 /// The state of a provider that is not opted in: nobody asks whether it can work.
 const NOT_ASKED: &str = "-";
+/// How many of the last failures stand below the table with their reasons.
+const REASONS: usize = 5;
 
 /// The whole status, to be printed once.
 pub fn text(status: &WatchStatusResponse, now: SystemTime, look: Look) -> String {
@@ -121,8 +125,8 @@ pub fn line(status: &WatchStatusResponse, rate: Rate<'_>) -> String {
         let (running, most, queued) = (provider.running, provider.max_in_flight, provider.queued);
         let state = match state_word(provider) {
             NOT_ASKED => Some("not opted in"),
-            "ready" => None,
-            state => Some(state),
+            "paused" if !provider.detail.is_empty() => Some(&*provider.detail),
+            state => Some(state).filter(|state| *state != "ready"),
         };
         let state = state.map(|state| format!("{state}, ")).unwrap_or_default();
         line += &format!("; {}: {state}{running}/{most} running, {queued} queued", Printable(name));
@@ -160,7 +164,7 @@ pub fn sections(status: &WatchStatusResponse, now: SystemTime, rate: Option<Rate
             title: "Tasks that ended",
             header: RECENT,
             rows: status.recent.iter().map(|task| ended_row(task, now)).collect(),
-            notes: Vec::new(),
+            notes: status.recent.iter().filter_map(|task| ended_note(task, now)).take(REASONS).collect(),
         },
     ]
 }
@@ -199,11 +203,12 @@ fn is_withdrawn(status: &ProviderStatus, draining: bool) -> bool {
 /// What is to be said about a provider: why it does not work, or may not work.
 fn provider_note(status: &ProviderStatus) -> Option<String> {
     let pushed = status.provider.as_ref()?;
-    // What is not opted in or paused has its reason in the table.
-    let own = pushed.publish.then_some(&pushed.state_detail);
-    let ours = (!status.paused).then_some(&status.detail);
-    let reasons: Vec<_> =
-        own.into_iter().chain(ours).filter(|why| !why.is_empty()).map(String::as_str).collect();
+    // What is not opted in has its reason in the table.
+    let own = pushed.publish.then(|| pushed.state_detail.clone());
+    let until = Some(&*status.paused_until).filter(|until| !until.is_empty());
+    let until = until.map(|until| format!(" until {}", output::time_of_day(until, &Local::now())));
+    let ours = status.detail.clone() + &until.unwrap_or_default();
+    let reasons: Vec<_> = own.into_iter().chain([ours]).filter(|why| !why.is_empty()).collect();
     (!reasons.is_empty()).then(|| format!("{}: {}", pushed.name, reasons.join("; ")))
 }
 
@@ -241,6 +246,13 @@ fn ended_row(task: &EndedTask, now: SystemTime) -> Vec<String> {
         tokens.map_or_else(|| "-".into(), |tokens| tokens.to_string()),
         or_dash(&task.caller),
     ]
+}
+
+/// Why a task failed.
+fn ended_note(task: &EndedTask, now: SystemTime) -> Option<String> {
+    let ago = output::age_since(&task.ended_at, now);
+    (!task.reason.is_empty())
+        .then(|| format!("{} {ago} ago, {}: {}", task.llm_name, task.outcome, task.reason))
 }
 
 fn or_dash(text: &str) -> String {
@@ -365,9 +377,9 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         pushed.state_detail = reason.into();
         status.providers[1].detail = "paused by its owner".into();
         let text = text(&status, now(), Look { width: Some(80), ..Look::default() });
-        assert!(text.contains(&format!("0/64\n  qwen3: {reason}\n\n")), "{text}");
+        assert!(text.contains(&format!("0/64\n  qwen3: {reason}\n")), "{text}");
         assert!(text.contains("unavailable   withdrawn "), "mcpd does not list it: {text}");
-        assert!(!text.contains("by its owner"), "the table says that already: {text}");
+        assert!(text.contains("\n  private: paused by its owner\n"), "{text}");
     }
 
     #[test]

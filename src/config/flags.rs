@@ -119,6 +119,12 @@ pub struct AgentArgs {
     /// Tasks that may wait for one provider; beyond, callers get 429
     #[arg(long, env = "MCPRELAY_MAX_QUEUED", value_name = "N", default_value = MAX_QUEUED, value_parser = Trimmed(value_parser!(u32).range(0..=MAX_COUNT)))]
     pub max_queued: u32,
+    /// Of them, tasks of one caller whom mcpd names; beyond, that caller gets 429 [default: half of --max-queued]
+    #[arg(long, env = "MCPRELAY_MAX_QUEUED_PER_CALLER", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_COUNT))]
+    pub max_queued_per_caller: Option<u32>,
+    /// Whether the home keeps for whom this machine worked: `mcprelay usage` shows it
+    #[arg(long, env = "MCPRELAY_USAGE_LEDGER", value_name = "SWITCH", default_value = "on")]
+    pub usage_ledger: Switch,
     /// How logs look on standard error; auto is text on a terminal, else json. RUST_LOG filters them
     #[arg(long, env = "MCPRELAY_LOG_FORMAT", value_name = "FORMAT", default_value = "auto", value_parser = Trimmed(EnumValueParser::<LogFormat>::new()))]
     pub log_format: LogFormat,
@@ -131,6 +137,15 @@ pub struct AgentArgs {
     /// The socket's permissions, octal: 0660 for its group, 0666 for all that --allow-uid names
     #[arg(long, env = "MCPRELAY_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = Trimmed(socket_mode))]
     pub socket_mode: u32,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// How logs look.

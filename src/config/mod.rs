@@ -23,7 +23,7 @@ use crate::{
     platform::MAX_SOCKET_PATH_BYTES,
 };
 
-pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs};
+pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs, Switch};
 pub use values::{Trimmed, duration};
 
 /// The socket's name in the home.
@@ -32,6 +32,10 @@ pub const SOCKET_FILE: &str = "mcprelay.sock";
 pub const SESSION_FILE: &str = "provider-session";
 /// The file of the tasks under way, in the home.
 pub const TASKS_FILE: &str = "mcprelay.tasks";
+/// The file of the owner's pauses, in the home.
+pub const PAUSES_FILE: &str = "mcprelay.pauses";
+/// The folder of the usage ledger, in the home.
+pub const USAGE_FOLDER: &str = "usage";
 /// The environment variable with the token. There is no flag for it, because process lists show flags.
 pub const TOKEN_VARIABLE: &str = "MCPRELAY_TOKEN";
 
@@ -70,6 +74,10 @@ pub struct Config {
     pub max_in_flight: u32,
     /// Tasks that may wait for one provider.
     pub max_queued: u32,
+    /// Of them, tasks of one caller.
+    pub max_queued_per_caller: u32,
+    /// Whether it is kept for whom the machine worked.
+    pub usage_ledger: bool,
     /// How logs look.
     pub log_format: LogFormat,
     /// Where to serve metrics; a loopback address.
@@ -206,6 +214,8 @@ impl Config {
             channel_idle_timeout: args.channel_idle_timeout,
             max_in_flight: args.max_in_flight,
             max_queued: args.max_queued,
+            max_queued_per_caller: args.max_queued_per_caller.unwrap_or(args.max_queued.div_ceil(2)),
+            usage_ledger: args.usage_ledger == Switch::On,
             log_format: args.log_format,
             metrics_listen: args.metrics_listen,
             ca_file: args.mcpd.ca_file,

@@ -55,7 +55,7 @@ impl Core {
             }
             None => {
                 if let Some(name) = self.tasks.provider(key) {
-                    self.providers.unqueue(&name, key);
+                    self.providers.unqueue(&name, &self.tasks.caller(key), key);
                 }
                 self.tasks.release(key);
             }
@@ -81,7 +81,7 @@ impl Core {
         let (session, name) = (self.tasks.session_of(key), self.tasks.provider(key));
         self.tasks.release(key);
         if let (Some(session), Some(name)) = (session, name) {
-            self.providers.release(&name, session);
+            self.providers.release(&name, &self.tasks.caller(key), session);
             self.pump(&name, now, effects);
         }
         self.forget_if_over(key, now, effects);

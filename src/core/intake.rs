@@ -29,7 +29,8 @@ impl Core {
         match admitted {
             Ok(name) => {
                 entry.provider = Some(name.clone());
-                self.providers.enqueue(&name, key);
+                let caller = entry.task.caller.clone();
+                self.providers.enqueue(&name, &caller, key);
                 self.pump(&name, now, effects);
             }
             Err(failure) => {
@@ -49,7 +50,7 @@ impl Core {
         if self.tasks.held_bytes() + task.request.len() > MAX_HELD_BYTES {
             return Err(Refusal::Memory.failure(&name));
         }
-        self.providers.admit(&name).map_err(|refusal| refusal.failure(&name))?;
+        self.providers.admit(&name, &task.caller).map_err(|refusal| refusal.failure(&name))?;
         Ok(name)
     }
 
@@ -70,7 +71,7 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) {
         if let Some(failure) = self.too_late_or_large(key, limit, now) {
-            self.providers.release(name, session);
+            self.providers.release(name, &self.tasks.caller(key), session);
             self.tasks.release(key);
             self.end(key, End::Failed(failure), now, effects);
         } else {

@@ -7,8 +7,8 @@ use std::{
 
 use super::{LinkEffect, LinkInput, link};
 use crate::domain::{
-    Activity, CancelReason, End, Failure, FailureCode, Outcome, ProviderName, Pushed, SessionHello,
-    SessionKey, Task, TaskId, TaskKey, Verdicts,
+    Activity, CancelReason, End, Facts, Failure, FailureCode, Outcome, Pause, ProviderName, Pushed,
+    SessionHello, SessionKey, Task, TaskId, TaskKey, Verdicts,
 };
 
 /// The owner's settings that the decisions depend on.
@@ -26,6 +26,8 @@ pub struct Settings {
     pub max_in_flight: u32,
     /// Tasks waiting, per provider.
     pub max_queued: u32,
+    /// Of them, tasks of one caller whom mcpd names.
+    pub max_queued_per_caller: u32,
     /// For running tasks, from the beginning of the drain.
     pub drain_timeout: Duration,
     /// The link's.
@@ -61,8 +63,10 @@ pub enum Input {
     CallerGone(TaskKey),
     /// mcpd did not accept a part, so the task has to end with this failure.
     DeliveryFailed(TaskKey, Failure),
-    /// The owner pauses (`true`) or resumes one provider, or all.
-    SetPaused(Option<ProviderName>, bool),
+    /// The owner pauses one provider, or all, or resumes what was paused.
+    SetPaused(Option<ProviderName>, Option<Pause>),
+    /// What is so on the machine now, once a second: see [`Core::heeds_facts`](super::Core::heeds_facts).
+    Facts(Facts),
     /// Tasks of a former life, which are never run.
     Restored(Vec<TaskId>),
     /// Stop intake, let running tasks finish.

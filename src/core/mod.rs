@@ -24,10 +24,11 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use crate::domain::{CancelReason, Provider, TaskKey};
+use crate::domain::{CancelReason, Pauses, Provider, Rule, TaskKey};
 
 pub use link::{LinkEffect, LinkInput};
 pub use messages::{ActivityOf, Effect, Input, Settings};
+pub use providers::Paused;
 pub use status::{ProviderView, SessionView, TaskPhase, TaskView};
 
 use link::Link;
@@ -65,7 +66,7 @@ impl Core {
     pub fn new(settings: Settings, sticky_session: Option<String>, seed: u64) -> Self {
         Self {
             link: Link::new(&settings.link, sticky_session, seed),
-            providers: Providers::new(settings.max_in_flight, settings.max_queued),
+            providers: Providers::new(&settings),
             tasks: Tasks::default(),
             settings,
             drain: Drain::No,
@@ -91,7 +92,7 @@ impl Core {
                 self.session_opened(session, hello, now, activity, effects)
             }
             Input::Snapshot(session, generation, pushed) => {
-                self.providers.snapshot(session, generation, pushed);
+                self.providers.snapshot(session, generation, pushed, now);
                 self.providers_changed(now, effects);
             }
             Input::Finished(session, key, outcome) => self.finished(session, key, outcome, now, effects),
@@ -113,9 +114,14 @@ impl Core {
             Input::DeliveryFailed(key, failure) => {
                 self.broken(key, failure, CancelReason::UpstreamLost, now, effects)
             }
-            Input::SetPaused(name, paused) => {
-                self.providers.set_paused(name, paused);
+            Input::SetPaused(name, pause) => {
+                self.providers.pauses.set(name, pause);
                 self.providers_changed(now, effects);
+            }
+            Input::Facts(facts) => {
+                if self.providers.heed(&facts, now) {
+                    self.providers_changed(now, effects);
+                }
             }
             Input::Restored(ids) => ids.iter().for_each(|id| self.tasks.remember(id, now)),
             Input::Drain => self.drain(now, effects),
@@ -146,6 +152,28 @@ impl Core {
         }
         self.with_link(effects, |link, out| link.tick(now, out));
         self.settle_down(now, effects);
+    }
+
+    /// The same core with what its owner has paused.
+    #[must_use]
+    pub fn with_pauses(mut self, pauses: Pauses) -> Self {
+        self.providers.pauses = pauses;
+        self
+    }
+
+    /// What its owner has paused.
+    pub fn pauses(&self) -> &Pauses {
+        &self.providers.pauses
+    }
+
+    /// The rules under which the pushed providers are shared.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.providers.rules()
+    }
+
+    /// Whether [`Input::Facts`] can change anything.
+    pub fn heeds_facts(&self) -> bool {
+        self.pauses().are_timed() || self.rules().next().is_some()
     }
 
     /// When [`Core::tick`] has something to do next.

@@ -5,21 +5,29 @@
 //! before the agent's own provider host, and earlier sessions before later ones. A slot belongs to a session's provider, because it stands
 //! for work that this session is doing, so it outlives a withdrawal.
 
+mod queue;
 mod queues;
 mod rank;
+mod sharing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Instant,
 };
 
-use super::SESSION_GRACE;
+use super::{SESSION_GRACE, Settings};
 use crate::domain::{
-    Failure, FailureCode, Provider, ProviderName, Pushed, SessionHello, SessionKey, TaskKey, Verdicts,
+    Failure, FailureCode, Pauses, Provider, ProviderName, Pushed, SessionHello, SessionKey, Verdicts,
 };
 
+pub(super) use queue::Caller;
+use queue::Queue;
 pub use queues::Refusal;
 pub(super) use queues::{AfterRefusal, Slot};
+pub use sharing::Paused;
+use sharing::Rules;
+#[cfg(test)]
+pub(super) use sharing::SETTLING;
 
 /// Most providers one session may push; more are refused one by one.
 pub const MAX_PROVIDERS: usize = 1000;
@@ -76,27 +84,26 @@ pub(super) struct Session {
 pub(super) struct Providers {
     default_in_flight: u32,
     max_queued: u32,
+    max_queued_per_caller: u32,
     pub(super) sessions: BTreeMap<SessionKey, Session>,
     running: BTreeMap<(ProviderName, SessionKey), u32>,
-    queues: BTreeMap<ProviderName, VecDeque<TaskKey>>,
-    paused: BTreeSet<ProviderName>,
-    all_paused: bool,
-    /// Names that were resumed one by one after all were paused.
-    resumed: BTreeSet<ProviderName>,
+    queues: BTreeMap<ProviderName, Queue>,
+    pub(super) pauses: Pauses,
+    rules: Rules,
     conflicts: BTreeSet<ProviderName>,
 }
 
 impl Providers {
-    pub(super) fn new(default_in_flight: u32, max_queued: u32) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         Self {
-            default_in_flight,
-            max_queued,
+            default_in_flight: settings.max_in_flight,
+            max_queued: settings.max_queued,
+            max_queued_per_caller: settings.max_queued_per_caller,
             sessions: BTreeMap::new(),
             running: BTreeMap::new(),
             queues: BTreeMap::new(),
-            paused: BTreeSet::new(),
-            all_paused: false,
-            resumed: BTreeSet::new(),
+            pauses: Pauses::default(),
+            rules: Rules::default(),
             conflicts: BTreeSet::new(),
         }
     }
@@ -127,7 +134,13 @@ impl Providers {
     }
 
     /// Replaces a session's whole set. A lost session of the same client ends here: its successor has spoken.
-    pub(super) fn snapshot(&mut self, session: SessionKey, generation: u32, pushed: Vec<Pushed>) {
+    pub(super) fn snapshot(
+        &mut self,
+        session: SessionKey,
+        generation: u32,
+        pushed: Vec<Pushed>,
+        now: Instant,
+    ) {
         // A session that is lost or replaced can push nothing more.
         let Some(entry) = self.sessions.get_mut(&session).filter(|s| !matches!(s.life, Life::Lost(_))) else {
             return;
@@ -159,6 +172,7 @@ impl Providers {
         }
         let client = entry.hello.client_id.clone();
         self.sessions.retain(|_, s| !(matches!(s.life, Life::Lost(_)) && s.hello.client_id == client));
+        self.judge_rules(now);
     }
 
     pub(super) fn draining(&mut self, session: SessionKey, until: Instant) {
@@ -196,29 +210,6 @@ impl Providers {
     /// Forgets the sessions whose grace is over.
     pub(super) fn tick(&mut self, now: Instant) {
         self.sessions.retain(|_, s| !matches!(s.life, Life::Lost(at) if at <= now));
-    }
-
-    /// Pauses or resumes one provider, or all.
-    pub(super) fn set_paused(&mut self, name: Option<ProviderName>, paused: bool) {
-        match (name, paused) {
-            (Some(name), true) => {
-                self.resumed.remove(&name);
-                self.paused.insert(name);
-            }
-            (Some(name), false) => {
-                self.paused.remove(&name);
-                self.resumed.insert(name);
-            }
-            (None, paused) => {
-                self.all_paused = paused;
-                self.paused.clear();
-                self.resumed.clear();
-            }
-        }
-    }
-
-    pub(super) fn is_paused(&self, name: &ProviderName) -> bool {
-        self.paused.contains(name) || (self.all_paused && !self.resumed.contains(name))
     }
 
     /// The names that mcpd gives to somebody else; `true` if that changed.

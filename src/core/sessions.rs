@@ -77,11 +77,12 @@ impl Core {
         let Some((name, next)) = untouched.then(|| self.after_refusal(key, session)).flatten() else {
             return self.finished(session, key, Outcome::Failed(failure), now, effects);
         };
-        self.providers.release(&name, session);
+        let caller = self.tasks.caller(key);
+        self.providers.release(&name, &caller, session);
         self.tasks.requeued(key, now + self.settings.queue_timeout);
         effects.push(Effect::Requeued(key, failure.code));
         match next {
-            AfterRefusal::Queue => self.providers.enqueue_first(&name, key),
+            AfterRefusal::Queue => self.providers.enqueue_first(&name, &caller, key),
             AfterRefusal::Offer(slot) => self.offer(key, &name, slot, now, effects),
         }
         self.pump(&name, now, effects);
@@ -89,8 +90,9 @@ impl Core {
 
     fn after_refusal(&mut self, key: TaskKey, session: SessionKey) -> Option<(ProviderName, AfterRefusal)> {
         let name = self.tasks.provider(key)?;
+        let caller = self.tasks.caller(key);
         let refused_by = self.tasks.offer_failed(key, session)?;
-        let next = self.providers.after_refusal(&name, refused_by)?;
+        let next = self.providers.after_refusal(&name, &caller, refused_by)?;
         Some((name, next))
     }
 
@@ -107,7 +109,7 @@ impl Core {
         // In reverse order, because each task that is offered again goes to the head of its queue.
         for key in self.tasks.of_session(session).into_iter().rev() {
             let Some(name) = self.tasks.provider(key) else { continue };
-            self.providers.release(&name, session);
+            self.providers.release(&name, &self.tasks.caller(key), session);
             if !self.tasks.is_open(key) {
                 self.tasks.release(key);
                 self.forget_if_over(key, now, effects);
@@ -128,7 +130,7 @@ impl Core {
     fn requeue(&mut self, key: TaskKey, name: &ProviderName, now: Instant, effects: &mut Vec<Effect>) {
         let wait = SESSION_GRACE.min(self.settings.queue_timeout);
         self.tasks.requeued(key, now + wait);
-        self.providers.enqueue_first(name, key);
+        self.providers.enqueue_first(name, &self.tasks.caller(key), key);
         effects.push(Effect::Requeued(key, FailureCode::ProviderLost));
     }
 

@@ -1,9 +1,12 @@
 //! What the core contributes to the status.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
-    Core,
+    Core, Paused,
     providers::Life,
     shutdown::Drain,
     tasks::{Entry, Local, Upstream},
@@ -42,8 +45,8 @@ pub struct ProviderView {
     pub max_in_flight: u32,
     /// The most that may wait.
     pub max_queued: u32,
-    /// Whether its owner has paused it.
-    pub paused: bool,
+    /// What keeps it from work, if it is paused.
+    pub paused: Option<Paused>,
     /// Whether its session is gone and it is only listed for the grace period.
     pub lost: bool,
 }
@@ -52,7 +55,7 @@ impl ProviderView {
     /// The one word for whether it works now: "paused", "lost", or its own state's.
     pub fn state(&self) -> &'static str {
         match self {
-            Self { paused: true, .. } => "paused",
+            Self { paused: Some(_), .. } => "paused",
             Self { lost: true, .. } => "lost",
             Self { provider, .. } => provider.state.as_str(),
         }
@@ -88,7 +91,7 @@ pub struct TaskView {
     /// Since it arrived.
     pub age: Duration,
     /// Who called, if mcpd says.
-    pub caller: Option<String>,
+    pub caller: Option<Arc<str>>,
     /// Whether the caller wants a stream.
     pub streaming: bool,
 }
@@ -150,7 +153,7 @@ impl Core {
             queued: self.providers.queued(&provider.name),
             max_in_flight: self.providers.limit(provider),
             max_queued: self.providers.max_queued(),
-            paused: self.providers.is_paused(&provider.name),
+            paused: self.providers.paused(provider),
             lost: matches!(life, Life::Lost(_)),
         }
     }

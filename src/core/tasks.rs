@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ActivityOf, DEADLINE_MARGIN, Settings, recent::Recent};
+use super::{ActivityOf, DEADLINE_MARGIN, Settings, providers::Caller, recent::Recent};
 use crate::domain::{Failure, FailureCode, ProviderName, SessionKey, Task, TaskId, TaskKey};
 
 /// How many sessions may be lost with one task, or refuse it, before it ends: a task that crashes its local program must not do so
@@ -139,6 +139,10 @@ impl Tasks {
 
     pub(super) fn provider(&self, key: TaskKey) -> Option<ProviderName> {
         self.entries.get(&key).and_then(|e| e.provider.clone())
+    }
+
+    pub(super) fn caller(&self, key: TaskKey) -> Caller {
+        self.entries.get(&key).and_then(|e| e.task.caller.clone())
     }
 
     pub(super) fn request_len(&self, key: TaskKey) -> usize {

@@ -4,8 +4,10 @@ mod failure;
 mod link;
 mod names;
 mod numbers;
+mod pause;
 mod private;
 mod provider;
+mod sharing;
 mod task;
 
 pub use failure::{Failure, FailureCode};
@@ -15,8 +17,10 @@ pub use names::{
     counted, nearest,
 };
 pub use numbers::{NumberMap, NumberSet};
+pub use pause::{Pause, Pauses, UnixTime};
 pub use private::{hide_private, without_private};
 pub use provider::{Provider, ProviderState, Pushed, ServerAddress, SessionHello, Verdict, Verdicts};
+pub use sharing::{Fact, Facts, Rule, Window, minute_of_day};
 pub use task::{
     Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,
     RequestFacts, Taken, Task, TaskSink, ToolCallDelta, Usage,

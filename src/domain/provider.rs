@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Failure, ProviderName};
+use super::{Failure, ProviderName, Rule};
 
 /// What a session said in its Hello.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ pub struct Provider {
     pub description: String,
     /// The owner's consent to publish it upstream.
     pub publish: bool,
+    /// When it works for others: only while every rule is fulfilled.
+    pub sharing: Vec<Rule>,
     /// How many inferences may run at once; with `None` the agent's setting applies, and 0 means none for now.
     pub max_in_flight: Option<u32>,
     /// Whether it can work now.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,7 +32,7 @@ pub struct Task {
     /// `traceparent` and `tracestate`, where mcpd sent them.
     pub trace_context: BTreeMap<String, String>,
     /// A display name of who called, where mcpd sent it.
-    pub caller: Option<String>,
+    pub caller: Option<Arc<str>>,
 }
 
 /// What an OpenAI chat body asks for. A member that is missing or has an unexpected type is `None`: judging it is left to the provider.

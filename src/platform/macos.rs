@@ -1,5 +1,7 @@
 //! macOS: clocks and limits.
 
+pub(super) mod owner;
+
 use std::time::Duration;
 
 use nix::{

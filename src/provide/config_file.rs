@@ -6,13 +6,13 @@ use std::{collections::HashSet, fmt, time::Duration};
 use serde_json::Value;
 
 use super::providers;
-use crate::domain::{Printable, ProviderName, nearest};
+use crate::domain::{Printable, ProviderName, Rule, Window, nearest};
 
 /// The keys of the file that are read, and of `llm` in it.
 const KEYS: [&str; 2] = ["mcpdUrl", "llm"];
-const LLM_KEYS: [&str; 1] = ["providers"];
+const LLM_KEYS: [&str; 2] = ["providers", "sharing"];
 /// The keys of an entry that are read.
-const ENTRY_KEYS: [&str; 11] = [
+const ENTRY_KEYS: [&str; 12] = [
     "name",
     "type",
     "model",
@@ -23,6 +23,7 @@ const ENTRY_KEYS: [&str; 11] = [
     "publish",
     "maxInFlight",
     "apiKeyEnv",
+    "sharing",
     "tokenDelayMs",
 ];
 
@@ -45,6 +46,10 @@ pub struct Entry {
     pub description: String,
     /// `publish`: the owner's consent.
     pub publish: bool,
+    /// The rules of `llm.sharing` and of its own `sharing`.
+    pub sharing: Vec<Rule>,
+    /// Why it cannot be shared, if a rule is not understood: to ignore the rule would share it against its owner's will.
+    pub unshared: Option<String>,
     /// `maxInFlight`; if absent, the agent's setting applies.
     pub max_in_flight: Option<u32>,
     /// `apiKeyEnv`: the environment variable that holds the key.
@@ -65,6 +70,8 @@ impl Entry {
             tier: String::new(),
             description: String::new(),
             publish: true,
+            sharing: Vec::new(),
+            unshared: None,
             max_in_flight: None,
             api_key_env: None,
             token_delay: None,
@@ -142,22 +149,24 @@ pub fn parse(text: &[u8]) -> Result<Parsed, Broken> {
     let mut parsed = Parsed::default();
     parsed.warn_of_slips("", &root, &KEYS);
     parsed.warn_of_slips("llm", &root["llm"], &LLM_KEYS);
-    let providers = root.get("llm").and_then(|llm| llm.get("providers"));
+    let llm = root.get("llm").unwrap_or(&Value::Null);
+    let general = Fields { place: "llm", value: llm, warnings: &mut parsed.warnings }.sharing();
+    let providers = llm.get("providers");
     match providers {
         None | Some(Value::Null) => {}
-        Some(Value::Array(list)) => parsed.take_all(list),
+        Some(Value::Array(list)) => parsed.take_all(list, &general),
         Some(_) => parsed.warn("llm.providers".to_owned(), "is not a list; nothing is offered"),
     }
     Ok(parsed)
 }
 
 impl Parsed {
-    fn take_all(&mut self, list: &[Value]) {
+    fn take_all(&mut self, list: &[Value], general: &Result<Vec<Rule>, String>) {
         let mut names = HashSet::new();
         for (at, value) in list.iter().enumerate() {
             let place = format!("llm.providers[{at}]");
             self.warn_of_slips(&place, value, &ENTRY_KEYS);
-            match (Fields { place: &place, value, warnings: &mut self.warnings }).entry() {
+            match (Fields { place: &place, value, warnings: &mut self.warnings }).entry(general) {
                 Ok(entry) if names.insert(entry.name.clone()) => self.entries.push(entry),
                 Ok(entry) => self.warn(place, format!("is a second {}; skipped", entry.name)),
                 Err(what) => self.warn(place, format!("{what}; skipped")),
@@ -192,7 +201,7 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn entry(mut self) -> Result<Entry, String> {
+    fn entry(mut self, general: &Result<Vec<Rule>, String>) -> Result<Entry, String> {
         if !self.value.is_object() {
             return Err("is not an object".to_owned());
         }
@@ -207,7 +216,14 @@ impl<'a> Fields<'a> {
             None if known.needs_model() => return Err(format!("({name}) has no model")),
             None => kind.clone(),
         };
+        let own = self.sharing();
+        let (sharing, unshared) = match (general, &own) {
+            (Ok(general), Ok(own)) => ([&general[..], own].concat(), None),
+            (Err(why), _) | (_, Err(why)) => (Vec::new(), Some(why.clone())),
+        };
         Ok(Entry {
+            sharing,
+            unshared,
             published_model: self.text("publishedModel"),
             url: self.text("url"),
             tier: self.text("tier").unwrap_or_default(),
@@ -220,6 +236,28 @@ impl<'a> Fields<'a> {
             kind,
             model,
         })
+    }
+
+    /// The rules of `sharing`. One that is not understood is an error.
+    fn sharing(&mut self) -> Result<Vec<Rule>, String> {
+        let Some(sharing) = self.get("sharing") else { return Ok(Vec::new()) };
+        let place = format!("{}.sharing", self.place);
+        let sharing = sharing.as_object().ok_or_else(|| format!("{place} is not an object"))?;
+        let mut rules = Vec::new();
+        for (key, value) in sharing.iter().filter(|(_, value)| !value.is_null()) {
+            let rule = match &**key {
+                "hours" => windows(value).map(|windows| Some(Rule::Hours(windows))),
+                "onBattery" => on_battery(value),
+                "whenIdleFor" => idle_for(value).map(Some),
+                _ => {
+                    let what = "is unknown; known are hours, onBattery and whenIdleFor".to_owned();
+                    self.warnings.push(Warning { place: format!("{place}.{key}"), what });
+                    continue;
+                }
+            };
+            rules.extend(rule.map_err(|what| format!("{place}.{key} {what}"))?);
+        }
+        Ok(rules)
     }
 
     /// A text that is not empty.
@@ -257,6 +295,22 @@ impl<'a> Fields<'a> {
         self.warnings.push(Warning { place, what: format!("{what}; ignored") });
         None
     }
+}
+
+fn windows(value: &Value) -> Result<Vec<Window>, String> {
+    let list = value.as_array().filter(|list| !list.is_empty()).ok_or("is not a list of windows")?;
+    let window = |text: &Value| Window::parse(text.as_str().ok_or("has something that is not a text")?);
+    list.iter().map(window).collect()
+}
+
+fn on_battery(value: &Value) -> Result<Option<Rule>, String> {
+    let allowed = value.as_bool().ok_or("is neither true nor false")?;
+    Ok((!allowed).then_some(Rule::NotOnBattery))
+}
+
+fn idle_for(value: &Value) -> Result<Rule, String> {
+    let least = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
+    Ok(Rule::IdleFor(least.ok_or("is not a time like \"10m\"")?))
 }
 
 #[cfg(test)]
@@ -373,6 +427,41 @@ mod tests {
             ["llm.provider: is not read; \"providers\" may be meant"]
         );
         assert_eq!(warnings(r#"{"LLM":{}}"#), ["LLM: is not read; \"llm\" may be meant"]);
+    }
+
+    #[test]
+    fn rules_for_all_and_for_one_have_both_to_be_fulfilled() {
+        let text = r#"{"llm":{"sharing":{"onBattery":false,"hours":null,"hour":1},"providers":[{"name":"a","type":"echo",
+            "sharing":{"hours":["Mon-Fri 18:00-08:00","Sat-Sun"],"whenIdleFor":"10m","onBattery":true}},{"name":"b","type":"echo"}]}}"#;
+        let parsed = parse(text.as_bytes()).unwrap();
+        let windows = ["Mon-Fri 18:00-08:00", "Sat-Sun"].map(|text| Window::parse(text).unwrap());
+        let own = [Rule::Hours(windows.into()), Rule::IdleFor(Duration::from_secs(600))];
+        assert_eq!(parsed.entries[0].sharing, [&[Rule::NotOnBattery], &own[..]].concat());
+        assert_eq!(parsed.entries[1].sharing, [Rule::NotOnBattery]);
+        assert_eq!(
+            warnings(text),
+            ["llm.sharing.hour: is unknown; known are hours, onBattery and whenIdleFor"]
+        );
+    }
+
+    #[test]
+    fn what_has_a_rule_that_is_not_understood_is_not_shared() {
+        let unshared = |rules: &str| {
+            let text =
+                format!(r#"{{"llm":{{"providers":[{{"name":"a","type":"echo","sharing":{rules}}}]}}}}"#);
+            parse(text.as_bytes()).unwrap().entries[0].unshared.clone().unwrap_or_default()
+        };
+        for rules in [
+            "[]",
+            r#"{"hours":[]}"#,
+            r#"{"hours":["at night"]}"#,
+            r#"{"onBattery":"no"}"#,
+            r#"{"whenIdleFor":10}"#,
+        ] {
+            assert!(unshared(rules).starts_with("llm.providers[0].sharing"), "{rules}: {}", unshared(rules));
+        }
+        let text = br#"{"llm":{"sharing":1,"providers":[{"name":"a","type":"echo"}]}}"#;
+        assert_eq!(parse(text).unwrap().entries[0].unshared.as_deref(), Some("llm.sharing is not an object"));
     }
 
     #[test]

@@ -170,6 +170,7 @@ impl Served {
             tier: entry.tier.clone(),
             description: entry.description.clone(),
             publish: entry.publish,
+            sharing: entry.sharing.clone(),
             max_in_flight: entry.max_in_flight,
             state: readiness.state,
             state_detail: readiness.detail,

@@ -45,6 +45,7 @@
 //!     tier: String::new(),
 //!     description: "says hello".to_owned(),
 //!     publish: true,
+//!     sharing: Vec::new(),
 //!     max_in_flight: None,
 //!     state: ProviderState::Ready,
 //!     state_detail: String::new(),

@@ -110,6 +110,7 @@ mod tests {
             tier: entry.tier,
             description: entry.description,
             publish: true,
+            sharing: Vec::new(),
             max_in_flight: None,
             state,
             state_detail: String::new(),

@@ -42,7 +42,7 @@ pub fn read_task(data: &str, facts: ReadFacts) -> Result<Task, BadTask> {
         deadline: event.deadline(),
         asked: event.asked.clone(),
         trace_context: trace_context(&event),
-        caller: event.caller.map(|c| c.chars().take(MAX_CALLER).collect()),
+        caller: event.caller.map(|c| c.chars().take(MAX_CALLER).collect::<String>().into()),
     };
     let bad = if event.kind != INFER_KIND {
         let kind: String = event.kind.chars().take(MAX_CALLER).collect();

@@ -40,7 +40,7 @@ async fn serving(world: &World, providers: &[pb::Provider]) -> Client {
 }
 
 async fn set_paused(client: &mut Client, name: &str, paused: bool) -> Result<Vec<String>, tonic::Status> {
-    let request = SetPausedRequest { provider_name: name.to_owned(), paused };
+    let request = SetPausedRequest { provider_name: name.to_owned(), paused, until: String::new() };
     Ok(client.rpc.set_paused(request).await?.into_inner().changed)
 }
 

@@ -28,6 +28,7 @@ fn settings() -> Settings {
         queue_timeout: minute,
         max_in_flight: 1,
         max_queued: 9,
+        max_queued_per_caller: 9,
         drain_timeout: minute,
         link,
     }
@@ -41,6 +42,7 @@ fn provider() -> Provider {
         tier: String::new(),
         description: String::new(),
         publish: true,
+        sharing: Vec::new(),
         max_in_flight: None,
         state: ProviderState::Ready,
         state_detail: String::new(),

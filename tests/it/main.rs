@@ -22,6 +22,7 @@ mod log;
 mod main_job;
 mod new_user;
 mod other_mcpd;
+mod owner;
 mod processes;
 mod reconnect;
 mod restart;

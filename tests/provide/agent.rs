@@ -238,6 +238,13 @@ impl BridgeService for Script {
         Err(Status::unimplemented("not in this agent"))
     }
 
+    async fn get_usage(
+        &self,
+        _: Request<pb::GetUsageRequest>,
+    ) -> Result<Response<pb::GetUsageResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn set_paused(
         &self,
         _: Request<pb::SetPausedRequest>,

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use mcprelay::{
-    domain::{self, CompletionResult, Outcome, ProviderName, ProviderState},
+    domain::{self, CompletionResult, Outcome, ProviderName, ProviderState, Rule, Window},
     pb::{self, ErrorCode, session_request::Payload as FromClient, session_response::Payload as ToClient},
     provide::{
         Chunks, DEFAULT_MAX_MESSAGE_BYTES, Finished, Offered, Provider, Registrar, RegistrarConfig, Task,
@@ -76,6 +76,7 @@ fn offered(name: &str, does: Does) -> Offered {
         tier: "fast".to_owned(),
         description: "d".to_owned(),
         publish: true,
+        sharing: vec![Rule::Hours(vec![Window::parse("Sat-Sun").unwrap()]), Rule::NotOnBattery],
         max_in_flight: Some(3),
         state: ProviderState::Loading,
         state_detail: "soon".to_owned(),
@@ -130,6 +131,10 @@ async fn it_says_who_it_is_and_what_it_has() {
         max_output_tokens: Some(4),
         server_address: String::new(),
         server_port: None,
+        sharing: vec![
+            pb::Sharing { hours: vec!["Sat-Sun".to_owned()], ..pb::Sharing::default() },
+            pb::Sharing { on_battery: Some(false), ..pb::Sharing::default() },
+        ],
     };
     assert_eq!(session.snapshot().await, [expected]);
 }

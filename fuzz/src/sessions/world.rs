@@ -14,7 +14,7 @@ use super::{
 use crate::{
     core::{Core, DRAIN_DELIVERY_BOUND, Effect, Input, LinkInput, Settings, link, link::McpdChange},
     domain::{
-        Activity, CallFailure, Failure, FailureCode, Outcome, Provider, ProviderName, ProviderState, Pushed,
+        Activity, CallFailure, Failure, FailureCode, Outcome, Pause, Provider, ProviderName, ProviderState, Pushed,
         RequestFacts, SessionHello, SessionKey, Task, TaskId, TaskKey,
     },
 };
@@ -56,6 +56,7 @@ impl World {
             queue_timeout: seconds(30),
             max_in_flight: MAX_IN_FLIGHT,
             max_queued: MAX_QUEUED,
+            max_queued_per_caller: MAX_QUEUED,
             drain_timeout: DRAIN_TIMEOUT,
             link,
         };
@@ -285,7 +286,7 @@ impl World {
                 ledger.resumed.clear();
             }
         }
-        Input::SetPaused(name, paused)
+        Input::SetPaused(name, paused.then(Pause::default))
     }
 
     /// mcpd takes the task's end, if it has one.
@@ -395,6 +396,7 @@ fn pushed(entry: &Entry) -> Pushed {
         tier: String::new(),
         description: String::new(),
         publish: entry.publish,
+        sharing: Vec::new(),
         max_in_flight: entry.max_in_flight.map(|n| u32::from(n % 4)),
         state,
         state_detail: String::new(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Providers,
+    Caller, Paused, Providers, Queue,
     rank::{Seat, rank},
 };
 use crate::{
@@ -14,15 +14,20 @@ use crate::{
 /// How long a caller is told to wait when a provider is full: about the time that one short answer takes.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a caller is told to wait while a provider is paused.
+const PAUSED_RETRY: Duration = Duration::from_secs(60);
+
 /// Why a task is not admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// No provider of this name is published.
     NotPublished,
-    /// Its owner has paused it.
-    Paused,
+    /// Its owner, or a rule of its owner's, has paused it.
+    Paused(Paused),
     /// All slots and places in the queue are taken: so many run, so many wait.
     Full(u32, u32),
+    /// So many tasks of this caller wait already.
+    CallerFull(u32),
     /// The requests under way hold too many bytes.
     Memory,
 }
@@ -49,14 +54,21 @@ impl Refusal {
                 format!("no provider named '{name}' is published by this agent"),
                 SESSION_GRACE,
             ),
-            Self::Paused => Failure::retryable(
+            Self::Paused(paused) => Failure::retryable(
                 Unavailable,
-                format!("'{name}' is paused by its owner; `mcprelay resume` lets it take work again"),
-                Duration::from_secs(60),
-            ),
+                // Why is nobody else's business: it may tell whether somebody sits at the machine.
+                format!("'{name}' is paused by its owner; try again later"),
+                PAUSED_RETRY,
+            )
+            .with_owner_detail(format!("'{name}' is {paused}; see `mcprelay status`")),
             Self::Full(running, queued) => Failure::retryable(
                 Overloaded,
                 format!("'{name}' is full: {running} running, {queued} waiting; try again later"),
+                OVERLOAD_RETRY,
+            ),
+            Self::CallerFull(queued) => Failure::retryable(
+                Overloaded,
+                format!("{queued} of this caller's tasks wait for '{name}' already; try again later"),
                 OVERLOAD_RETRY,
             ),
             Self::Memory => Failure::retryable(
@@ -86,12 +98,12 @@ impl Providers {
     }
 
     pub(in crate::core) fn queued(&self, name: &ProviderName) -> u32 {
-        self.queues.get(name).map_or(0, |q| u32::try_from(q.len()).unwrap_or(u32::MAX))
+        self.queues.get(name).map_or(0, |queue| number(queue.waiting()))
     }
 
     /// The free slot that the next task of this name would take.
     fn free_slot(&self, name: &ProviderName) -> Option<Slot> {
-        let seat = self.serving(name).filter(|_| !self.is_paused(name))?;
+        let seat = self.serving(name)?;
         self.has_free_slot(&seat).then(|| slot_of(&seat))
     }
 
@@ -104,15 +116,17 @@ impl Providers {
     pub(in crate::core) fn after_refusal(
         &mut self,
         name: &ProviderName,
+        caller: &Caller,
         refused_by: &[SessionKey],
     ) -> Option<AfterRefusal> {
-        let (serving, ..) = self.serving(name).filter(|_| !self.is_paused(name))?;
+        let (serving, ..) = self.serving(name)?;
         if !refused_by.contains(&serving) {
             return Some(AfterRefusal::Queue);
         }
         let others = self.able(name).filter(|(session, ..)| !refused_by.contains(session));
         let slot = slot_of(&others.filter(|seat| self.has_free_slot(seat)).min_by_key(rank)?);
         self.take_slot(name, slot.0);
+        self.queues.entry(name.clone()).or_default().run(caller);
         Some(AfterRefusal::Offer(slot))
     }
 
@@ -120,56 +134,53 @@ impl Providers {
         *self.running.entry((name.clone(), session)).or_default() += 1;
     }
 
-    /// Whether one more task of this name may come in.
-    pub(in crate::core) fn admit(&self, name: &ProviderName) -> Result<(), Refusal> {
-        if self.is_paused(name) && self.candidates(name).next().is_some() {
-            return Err(Refusal::Paused);
+    /// Whether one more task of this name and caller may come in.
+    pub(in crate::core) fn admit(&self, name: &ProviderName, caller: &Caller) -> Result<(), Refusal> {
+        if self.listed(name).is_none() {
+            let paused = self.candidates(name).find_map(|(_, _, p)| self.paused(p));
+            return Err(paused.map_or(Refusal::NotPublished, Refusal::Paused));
         }
-        if self.listed(name).is_none() || self.conflicts.contains(name) {
+        if self.conflicts.contains(name) {
             return Err(Refusal::NotPublished);
         }
         let queued = self.queued(name);
         let at_once = queued == 0 && self.free_slot(name).is_some();
-        if at_once || queued < self.max_queued {
+        let queued_of = |queue: &Queue| number(queue.waiting_of(caller));
+        let of_caller = self.queues.get(name).filter(|_| caller.is_some()).map_or(0, queued_of);
+        if at_once || (queued < self.max_queued && of_caller < self.max_queued_per_caller) {
             return Ok(());
+        }
+        if of_caller >= self.max_queued_per_caller {
+            return Err(Refusal::CallerFull(of_caller));
         }
         let running = self.serving(name).map_or(0, |(session, _, _)| self.running(name, session));
         Err(Refusal::Full(running, queued))
     }
 
-    pub(in crate::core) fn enqueue(&mut self, name: &ProviderName, key: TaskKey) {
-        self.queues.entry(name.clone()).or_default().push_back(key);
+    pub(in crate::core) fn enqueue(&mut self, name: &ProviderName, caller: &Caller, key: TaskKey) {
+        self.queues.entry(name.clone()).or_default().push(caller, key);
     }
 
     /// Puts a task that had been offered before at the head of its queue.
-    pub(in crate::core) fn enqueue_first(&mut self, name: &ProviderName, key: TaskKey) {
-        self.queues.entry(name.clone()).or_default().push_front(key);
+    pub(in crate::core) fn enqueue_first(&mut self, name: &ProviderName, caller: &Caller, key: TaskKey) {
+        self.queues.entry(name.clone()).or_default().push_first(caller, key);
     }
 
-    pub(in crate::core) fn unqueue(&mut self, name: &ProviderName, key: TaskKey) {
-        if let Some(queue) = self.queues.get_mut(name) {
-            queue.retain(|k| *k != key);
-            if queue.is_empty() {
-                self.queues.remove(name);
-            }
-        }
+    pub(in crate::core) fn unqueue(&mut self, name: &ProviderName, caller: &Caller, key: TaskKey) {
+        self.with_queue(name, |queue| queue.remove(caller, key));
     }
 
     /// Takes the next task out of the queue and a slot for it.
     pub(in crate::core) fn next_offer(&mut self, name: &ProviderName) -> Option<(TaskKey, Slot)> {
-        self.queues.get(name)?;
+        self.queues.get(name).filter(|queue| queue.waiting() > 0)?;
         let slot = self.free_slot(name)?;
-        let queue = self.queues.get_mut(name)?;
-        let key = queue.pop_front()?;
-        if queue.is_empty() {
-            self.queues.remove(name);
-        }
+        let key = self.queues.get_mut(name)?.next()?;
         self.take_slot(name, slot.0);
         Some((key, slot))
     }
 
-    /// Gives a slot back.
-    pub(in crate::core) fn release(&mut self, name: &ProviderName, session: SessionKey) {
+    /// Gives a slot back that a task of this caller had.
+    pub(in crate::core) fn release(&mut self, name: &ProviderName, caller: &Caller, session: SessionKey) {
         let seat = (name.clone(), session);
         if let Some(running) = self.running.get_mut(&seat) {
             *running -= 1;
@@ -177,17 +188,37 @@ impl Providers {
                 self.running.remove(&seat);
             }
         }
+        self.with_queue(name, |queue| queue.ended(caller));
     }
 
-    /// The names whose queue is not empty.
+    /// Changes a queue, and forgets it if it is over.
+    fn with_queue(&mut self, name: &ProviderName, change: impl FnOnce(&mut Queue)) {
+        if let Some(queue) = self.queues.get_mut(name) {
+            change(queue);
+            if queue.is_over() {
+                self.queues.remove(name);
+            }
+        }
+    }
+
+    /// The names for which tasks wait.
     pub(in crate::core) fn waiting_names(&self) -> Vec<ProviderName> {
-        self.queues.keys().cloned().collect()
+        let waiting = self.queues.iter().filter(|(_, queue)| queue.waiting() > 0);
+        waiting.map(|(name, _)| name.clone()).collect()
     }
 
     /// Empties the queues of names that nobody publishes any more.
     pub(in crate::core) fn strand_queues(&mut self) -> Vec<TaskKey> {
         let stranded: Vec<_> =
             self.queues.keys().filter(|name| self.listed(name).is_none()).cloned().collect();
-        stranded.iter().filter_map(|name| self.queues.remove(name)).flatten().collect()
+        let mut keys = Vec::new();
+        for name in stranded {
+            self.with_queue(&name, |queue| keys.extend(queue.clear()));
+        }
+        keys
     }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -41,9 +41,11 @@ impl Providers {
         self.seats(name).filter(move |(_, _, p)| holder.is_some_and(|(_, _, holder)| same_llm(p, holder)))
     }
 
-    /// Those of [`Self::candidates`] that can work.
+    /// Those of [`Self::candidates`] that can work, and may.
     pub(super) fn able<'a>(&'a self, name: &'a ProviderName) -> impl Iterator<Item = Seat<'a>> {
-        let able = |(_, s, p): &Seat<'_>| s.life == Life::Live && p.state != ProviderState::Unavailable;
+        let able = |(_, s, p): &Seat<'_>| {
+            s.life == Life::Live && p.state != ProviderState::Unavailable && self.paused(p).is_none()
+        };
         self.candidates(name).filter(able)
     }
 
@@ -54,11 +56,8 @@ impl Providers {
 
     /// The provider that mcpd is to list under the name: the one that serves, or one whose session is in its grace.
     pub(super) fn listed<'a>(&'a self, name: &'a ProviderName) -> Option<&'a Provider> {
-        if self.is_paused(name) {
-            return None;
-        }
-        let lost =
-            || self.candidates(name).filter(|(_, s, _)| matches!(s.life, Life::Lost(_))).min_by_key(rank);
+        let is_lost = |(_, s, p): &Seat<'_>| matches!(s.life, Life::Lost(_)) && self.paused(p).is_none();
+        let lost = || self.candidates(name).filter(is_lost).min_by_key(rank);
         self.serving(name).or_else(lost).map(|(_, _, p)| p)
     }
 

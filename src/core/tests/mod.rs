@@ -1,5 +1,6 @@
 //! The core driven by hand: the clock is a number, and the effects are inspected.
 
+mod callers;
 mod deadlines;
 mod heartbeats;
 mod herd;
@@ -7,6 +8,7 @@ mod link;
 mod model;
 mod patterns;
 mod refusals;
+mod sharing;
 mod unsure;
 
 use std::{
@@ -32,6 +34,7 @@ pub(super) fn settings() -> Settings {
         queue_timeout: 40 * SECOND,
         max_in_flight: 1,
         max_queued: 2,
+        max_queued_per_caller: 1,
         drain_timeout: 20 * SECOND,
         link: super::link::Settings {
             heartbeat_interval: 30 * SECOND,
@@ -54,6 +57,7 @@ pub(super) fn provider(text: &str, max_in_flight: u32) -> Provider {
         tier: String::new(),
         description: String::new(),
         publish: true,
+        sharing: Vec::new(),
         max_in_flight: Some(max_in_flight),
         state: ProviderState::Ready,
         state_detail: String::new(),

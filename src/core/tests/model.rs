@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::{core::shutdown::shutting_down, domain::Outcome};
+use crate::{
+    core::shutdown::shutting_down,
+    domain::{Fact, Facts, Outcome, Pause, Rule, UnixTime},
+};
 
 const NAMES: [&str; 2] = ["one", "two"];
 const LIMIT: u32 = 2;
@@ -100,7 +103,8 @@ enum Event {
     Refuse(usize),
     Goodbye(u8),
     Close(u8),
-    Pause(bool, bool),
+    Pause(bool, bool, Option<u8>),
+    Facts(u8),
     Wait(u32),
     Drain,
 }
@@ -122,7 +126,8 @@ fn events() -> impl Strategy<Value = Event> {
         1 => nth.prop_map(Event::DeliveryFailed),
         1 => (0u8..6).prop_map(Event::Goodbye),
         1 => (0u8..6).prop_map(Event::Close),
-        1 => (any::<bool>(), any::<bool>()).prop_map(|(one, on)| Event::Pause(one, on)),
+        1 => (any::<bool>(), any::<bool>(), any::<Option<u8>>()).prop_map(|(one, on, s)| Event::Pause(one, on, s)),
+        2 => (0u8..4).prop_map(Event::Facts),
         4 => (1u32..30_000).prop_map(Event::Wait),
         1 => Just(Event::Drain),
     ]
@@ -141,6 +146,7 @@ struct Said {
 /// Holds the core against what its driver may rely on.
 struct Watch {
     rig: Rig,
+    began: Instant,
     sessions: u64,
     tasks: BTreeMap<TaskKey, Said>,
     ids: BTreeSet<TaskId>,
@@ -158,6 +164,9 @@ impl Watch {
                 Effect::Offer(key, session, _) => {
                     let said = self.tasks.get_mut(key).unwrap();
                     prop_assert!(said.with.is_none() && !said.ended, "{key:?} was offered as {said:?}");
+                    let offered =
+                        self.rig.core.provider_of(*key).and_then(|p| self.rig.core.providers.paused(p));
+                    prop_assert_eq!(offered, None, "a paused provider gets no work");
                     said.with = Some(*session);
                 }
                 Effect::Requeued(key, _) => self.tasks.get_mut(key).unwrap().with = None,
@@ -185,6 +194,11 @@ impl Watch {
         Ok(())
     }
 
+    /// The machine's clock, from the beginning of the test.
+    fn unix_now(&self) -> UnixTime {
+        UnixTime(self.rig.now.duration_since(self.began).as_secs())
+    }
+
     fn pick(&self, n: usize, take: impl Fn(&Said) -> bool) -> Option<TaskKey> {
         self.tasks.iter().filter(|(_, said)| !said.forgotten && take(said)).map(|(key, _)| *key).nth(n % 7)
     }
@@ -199,7 +213,10 @@ impl Watch {
                 return self.see(&effects);
             }
             Event::Push(n, limits) => {
-                let one = |(name, (on, limit)): (&&str, &(bool, u32))| on.then(|| Ok(provider(name, *limit)));
+                let one = |(name, (on, limit)): (&&str, &(bool, u32))| {
+                    let sharing = if *limit == 2 { vec![Rule::NotOnBattery] } else { Vec::new() };
+                    on.then(|| Ok(Provider { sharing, ..provider(name, *limit) }))
+                };
                 let pushed = NAMES.iter().zip(&limits).filter_map(one).collect();
                 Input::Snapshot(session(n), 1, pushed)
             }
@@ -249,7 +266,17 @@ impl Watch {
             },
             Event::Goodbye(n) => Input::SessionDraining(session(n), None),
             Event::Close(n) => Input::SessionClosed(session(n)),
-            Event::Pause(one, on) => Input::SetPaused(one.then(|| name("one")), on),
+            Event::Pause(one, on, seconds) => {
+                let until = seconds.map(|seconds| UnixTime(self.unix_now().0 + u64::from(seconds)));
+                Input::SetPaused(one.then(|| name("one")), on.then_some(Pause { until }))
+            }
+            Event::Facts(fact) => Input::Facts(Facts {
+                now: self.unix_now(),
+                minute_of_week: 0,
+                on_battery: [Fact::Unknown, Fact::Unreadable, Fact::Is(true), Fact::Is(false)]
+                    [usize::from(fact)],
+                idle_for: Fact::Unknown,
+            }),
             Event::Wait(ms) => {
                 let effects: Vec<_> = self.rig.pass(MS * ms).into_iter().map(|(_, effect)| effect).collect();
                 self.rig.now = now;
@@ -307,7 +334,8 @@ proptest! {
     #[test]
     fn whatever_happens_every_task_has_one_end_and_nothing_is_left(events in vec(events(), 1..150)) {
         let rig = Rig::new();
-        let mut watch = Watch { rig, sessions: 0, tasks: BTreeMap::new(), ids: BTreeSet::new(), drained: false };
+        let began = rig.now;
+        let mut watch = Watch { rig, began, sessions: 0, tasks: BTreeMap::new(), ids: BTreeSet::new(), drained: false };
         for event in events {
             watch.play(event)?;
             if watch.drained {

@@ -2,6 +2,7 @@
 
 #[cfg(not(mcprelay_portable))]
 pub(super) mod hangup;
+pub(super) mod owner;
 #[cfg(not(mcprelay_portable))]
 pub(super) mod ticks;
 #[cfg(not(mcprelay_portable))]

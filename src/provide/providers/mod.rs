@@ -129,6 +129,9 @@ impl Readiness {
 /// # Errors
 /// If there is no such kind, or it cannot serve the entry.
 pub fn open(entry: &Entry, clients: &Clients) -> Result<Opened, CannotOpen> {
+    if let Some(why) = &entry.unshared {
+        return Err(CannotOpen(why.clone()));
+    }
     let unknown = || CannotOpen(format!("has the unknown type {:?}", entry.kind));
     kind(&entry.kind).ok_or_else(unknown)?.open(entry, clients)
 }

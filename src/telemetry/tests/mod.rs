@@ -47,6 +47,7 @@ fn provider() -> Provider {
         tier: String::new(),
         description: String::new(),
         publish: true,
+        sharing: Vec::new(),
         max_in_flight: None,
         state: ProviderState::Ready,
         state_detail: String::new(),

@@ -22,14 +22,15 @@ use std::{
 
 use fake_mcpd::{CallKind, Entry, FakeMcpd, Kind, LlmView};
 use mcprelay::{
-    agent::{Agent, AgentError, Deps, SleepClock, Stop, Stopped},
+    agent::{Agent, AgentError, Deps, FactSource, SleepClock, Stop, Stopped, TellFacts},
     config::{Config, TASKS_FILE},
+    domain::{Fact, Facts, UnixTime},
     pb::{self, AgentState},
     telemetry,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 pub use client::{Client, Watch, channel, hello, named, provider};
 pub use logs::Logs;
@@ -38,6 +39,9 @@ pub(crate) use scheme::over_https;
 
 /// How long a condition may take in the test's own clock. With a paused clock it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
+
+/// The machine's clock when a test begins, in seconds since 1970: 2027-01-15 in every zone where people live but two.
+pub const EPOCH: u64 = 1_800_010_800;
 
 /// What all ids and all jitter follow from, unless a test says otherwise.
 const SEED: u64 = 7;
@@ -68,10 +72,13 @@ pub struct World {
     pub config: Config,
     /// How long the machine has slept, in ms.
     pub slept: Arc<AtomicU64>,
+    /// What is so on the machine; its clock goes on with the test's.
+    pub facts: Arc<Mutex<Facts>>,
     /// Fixes the agent's jitter.
     pub seed: u64,
     /// Where the agent's spans and measurements go: nowhere, unless a test says otherwise before it starts the agent.
     pub telemetry: telemetry::Handle,
+    began: Instant,
     agent: Option<(Stop, JoinHandle<Result<Stopped, AgentError>>)>,
 }
 
@@ -116,6 +123,13 @@ impl World {
             home,
             config,
             slept: Arc::default(),
+            facts: Arc::new(Mutex::new(Facts {
+                now: UnixTime(EPOCH),
+                minute_of_week: 0,
+                on_battery: Fact::Is(false),
+                idle_for: Fact::Is(Duration::MAX),
+            })),
+            began: Instant::now(),
             seed: SEED,
             telemetry: telemetry::Handle::off(),
             agent: None,
@@ -149,11 +163,26 @@ impl World {
         self.home.path().join(name)
     }
 
+    /// What is so on the machine, as the agent is told.
+    fn facts(&self) -> TellFacts {
+        let (facts, began) = (Arc::clone(&self.facts), self.began);
+        Arc::new(move || {
+            let facts = *facts.lock().unwrap_or_else(PoisonError::into_inner);
+            Facts { now: UnixTime(facts.now.0 + began.elapsed().as_secs()), ..facts }
+        })
+    }
+
+    /// Changes what is so on the machine.
+    pub fn now(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Starts the agent.
     pub fn start_agent(&mut self) {
         let slept = Arc::clone(&self.slept);
         let deps = Deps {
             clock: SleepClock::Told(Arc::new(move || Duration::from_millis(slept.load(Ordering::Relaxed)))),
+            facts: FactSource::Told(self.facts()),
             seed: self.seed,
             telemetry: self.telemetry.clone(),
             ..Deps::default()
