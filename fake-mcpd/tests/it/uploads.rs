@@ -69,9 +69,6 @@ async fn lines_reach_the_caller_as_they_come_and_the_last_one_is_answered() {
 async fn without_the_feature_there_is_no_such_path() {
     let mcpd = FakeMcpd::builder().result_stream(false).start().await.unwrap();
     let mut s = Stream::begin(&mcpd).await;
-    let register: serde_json::Value =
-        s.agent.register_call(&["llama"]).send().await.unwrap().json().await.unwrap();
-    assert_eq!(register["features"], json!(["idempotent-results"]));
     s.lines(1..2).await;
     let Stream { upload, .. } = s;
     assert_eq!(upload.reply().await.unwrap().0, 404);
