@@ -198,6 +198,7 @@ impl ResultPosts {
                 self.mcpd.refresh(c);
                 UploadReply::Broken(said, None)
             }
+            501 | 505 => UploadReply::Refused(said),
             408 | 409 | 425 | 429 | 200..=299 | 500..=599 => UploadReply::Broken(said, retry_after),
             _ => UploadReply::Refused(said),
         }

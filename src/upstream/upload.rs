@@ -202,6 +202,7 @@ impl Upload {
                 span.end(status);
             }
         }
+        self.lines.disconnect();
     }
 
     /// Until when mcpd has to say something, and whether silence means that the upload is held back. While the channel is away, mcpd
@@ -221,6 +222,7 @@ impl Upload {
             self.lines.stall();
             return None;
         }
+        self.disconnect(None);
         self.posts.mcpd().uploads().pause(HELD_BACK.to_owned());
         Some(Over::GivenUp)
     }

@@ -32,3 +32,4 @@ mod simulation;
 mod soak;
 mod telemetry;
 mod tools;
+mod uploads;

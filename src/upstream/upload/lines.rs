@@ -74,6 +74,16 @@ impl State {
     fn end(&self) -> u32 {
         self.first + u32::try_from(self.kept.len()).unwrap_or(u32::MAX)
     }
+
+    /// The connection so far is given no further lines, and is told so; another one begins with the first part that is kept.
+    fn supersede(&mut self) {
+        self.opening += 1;
+        self.cursor = self.first;
+        (self.taken, self.begun, self.unanswered, self.proven) = (0, None, None, false);
+        if let Some(body) = self.body.take() {
+            body.wake();
+        }
+    }
 }
 
 impl Lines {
@@ -186,7 +196,7 @@ impl Lines {
     /// any of them any more.
     pub(super) fn take(&self) -> Vec<(u32, Bytes, bool)> {
         let mut state = self.lock();
-        state.opening += 1;
+        state.supersede();
         let (first, furthest) = (state.first, state.furthest);
         (first..).zip(std::mem::take(&mut state.kept)).map(|(n, part)| (n, part, n < furthest)).collect()
     }
@@ -199,6 +209,11 @@ impl Lines {
     /// Something has changed that concerns the delivery.
     pub(super) fn change(&self) {
         self.changed.notify_one();
+    }
+
+    /// The connection is over.
+    pub(super) fn disconnect(&self) {
+        self.lock().supersede();
     }
 
     /// Gives up the connection.
@@ -214,9 +229,7 @@ impl Lines {
     /// The body of a new connection, which begins with the first part that is not known to be received.
     pub(in crate::upstream) fn open(self: &Arc<Self>) -> (LinesBody, Arc<Progress>) {
         let mut state = self.lock();
-        state.opening += 1;
-        state.cursor = state.first;
-        (state.taken, state.begun, state.unanswered, state.proven) = (0, None, None, false);
+        state.supersede();
         let progress = Arc::new(Progress::default());
         let (lines, opening) = (Arc::clone(self), state.opening);
         let silence = Box::pin(sleep_until(Instant::now() + SILENCE));
