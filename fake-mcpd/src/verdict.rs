@@ -281,8 +281,15 @@ impl Verdict {
                 );
             }
             Some(_) => {}
+            // A failure may overtake the lines of an upload that hangs; they come later, if at all, and are dropped.
+            None if posted.is_line && self.was_overtaken(id, part) => {}
             None => self.new_part(now, id, part, &posted.body),
         }
+    }
+
+    /// Whether the task ended with a later part.
+    fn was_overtaken(&mut self, id: &str, part: Part) -> bool {
+        self.task(id).ended_by.is_some_and(|end| part < end)
     }
 
     /// A part under a new key: may it come at all, and is its number the next one?

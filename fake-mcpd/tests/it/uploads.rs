@@ -213,3 +213,14 @@ async fn a_line_after_the_end_is_found() {
     assert_eq!(s.upload.reply().await.unwrap().0, 404);
     assert_eq!(mcpd.violations()[0].rule, Rule::ResultAfterEnd);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_a_failure_has_overtaken_is_dropped_and_nobodys_fault() {
+    let mcpd = FakeMcpd::start().await.unwrap();
+    let mut s = Stream::begin(&mcpd).await;
+    assert_eq!(s.agent.part(&s.task, 2, json!({"error": "part 1 hangs"})).await, 200);
+    s.lines(1..2).await;
+    s.channel.named("received").await;
+    assert_eq!(s.call.collect().await.text(), "0");
+    assert_eq!(mcpd.violations(), []);
+}
