@@ -14,6 +14,18 @@ pub(crate) struct Orders {
     pub(crate) delay: Option<Duration>,
     pub(crate) answer: Option<Answer>,
     pub(crate) lose_reply: bool,
+    /// The rest is for uploads.
+    pub(crate) breaks: Option<Break>,
+    pub(crate) hold: bool,
+    pub(crate) lose_line: Option<u64>,
+}
+
+/// Where an upload's connection is cut.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Break {
+    pub(crate) bytes: Option<u64>,
+    pub(crate) lines: Option<u64>,
+    pub(crate) applied: bool,
 }
 
 /// The faults that wait for something to hit.
@@ -24,6 +36,7 @@ pub(crate) struct Armed {
     no_session_id: Countdown,
     twice: Countdown,
     overtake: Countdown,
+    lose_received: Countdown,
     refusing: Vec<(Refused, Option<Instant>)>,
 }
 
@@ -39,6 +52,11 @@ struct Rule {
 impl Rule {
     fn new(aim: Aim, effect: Effect) -> Self {
         Self { call: aim.call, skip: aim.skip, left: Countdown::from_times(aim.times), effect }
+    }
+
+    /// One for uploads alone.
+    fn for_uploads(skip: u32, times: u32, effect: Effect) -> Self {
+        Self::new(Aim { call: Some(CallKind::ResultStream), skip, times }, effect)
     }
 
     /// Whether it hits this call; counts it if so.
@@ -59,6 +77,9 @@ enum Effect {
     Delay(Duration),
     Answer(Answer),
     LoseReply,
+    Break(Break),
+    Hold,
+    LoseLine(u64),
 }
 
 /// How often something still happens.
@@ -99,6 +120,15 @@ impl Armed {
             Fault::Delay { aim, by } => self.rules.push(Rule::new(aim, Effect::Delay(by))),
             Fault::Answer { aim, answer } => self.rules.push(Rule::new(aim, Effect::Answer(answer))),
             Fault::LoseReply { aim } => self.rules.push(Rule::new(aim, Effect::LoseReply)),
+            Fault::BreakUpload { bytes, lines, applied, skip, times } => {
+                let effect = Effect::Break(Break { bytes, lines, applied });
+                self.rules.push(Rule::for_uploads(skip, times, effect));
+            }
+            Fault::HoldUpload { times } => self.rules.push(Rule::for_uploads(0, times, Effect::Hold)),
+            Fault::LoseLine { line, times } => {
+                self.rules.push(Rule::for_uploads(0, times, Effect::LoseLine(line)));
+            }
+            Fault::LoseReceived { times } => self.lose_received = Countdown::from_times(times),
             Fault::CloseChannels { times } => self.close_channels = Countdown::from_times(times),
             Fault::NoSessionId { times } => self.no_session_id = Countdown::from_times(times),
             Fault::Twice { times } => self.twice = Countdown::from_times(times),
@@ -129,6 +159,9 @@ impl Armed {
                 Effect::Delay(by) => orders.delay = Some(orders.delay.unwrap_or_default() + *by),
                 Effect::Answer(answer) => orders.answer = Some(answer.clone()),
                 Effect::LoseReply => orders.lose_reply = true,
+                Effect::Break(breaks) => orders.breaks = Some(*breaks),
+                Effect::Hold => orders.hold = true,
+                Effect::LoseLine(line) => orders.lose_line = Some(*line),
             }
         }
         self.rules.retain(|rule| !rule.left.is_spent());
@@ -151,6 +184,10 @@ impl Armed {
 
     pub(crate) fn is_overtaken(&mut self) -> bool {
         self.overtake.take()
+    }
+
+    pub(crate) fn loses_received(&mut self) -> bool {
+        self.lose_received.take()
     }
 
     pub(crate) fn delivers_twice(&mut self) -> bool {

@@ -39,6 +39,7 @@ pub(crate) struct Settings {
     pub(crate) session_ttl: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) idempotent: bool,
+    pub(crate) result_stream: bool,
     pub(crate) keep_alive: Option<Duration>,
     pub(crate) event_limit: usize,
     pub(crate) result_limit: usize,
@@ -69,6 +70,7 @@ impl Default for Builder {
             session_ttl: SESSION_TTL,
             heartbeat: HEARTBEAT_INTERVAL,
             idempotent: true,
+            result_stream: true,
             keep_alive: None,
             event_limit: BODY_LIMIT,
             result_limit: BODY_LIMIT,
@@ -135,6 +137,12 @@ impl Builder {
     /// Whether repeated result parts are dropped, and `idempotent-results` is announced.
     pub fn idempotent_results(mut self, on: bool) -> Self {
         self.settings.idempotent = on;
+        self
+    }
+
+    /// Whether a stream may come as one upload, and `result-stream` is announced.
+    pub fn result_stream(mut self, on: bool) -> Self {
+        self.settings.result_stream = on;
         self
     }
 

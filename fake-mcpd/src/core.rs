@@ -127,6 +127,16 @@ impl Core {
         });
     }
 
+    /// Tells the agent what has come of a task's result, unless a fault loses that.
+    pub(crate) fn send_received(&mut self, session: &str, task: &str, next: u64) {
+        let data = wire::json(&wire::Received { task_id: Some(task), next });
+        let entry = Entry::new(Kind::Received).task(task).body(data);
+        if self.armed.loses_received() {
+            return self.log(|| entry.session(session).note("lost on order"));
+        }
+        self.send(session, Event::Received, entry);
+    }
+
     fn send_cancel(&mut self, session: &str, task: &str) {
         let data = wire::json(&serde_json::json!({"taskId": task}));
         self.send(session, Event::Cancel, Entry::new(Kind::Cancel).task(task).body(data));
@@ -281,6 +291,7 @@ pub(crate) enum Event {
     Hello,
     Task,
     Cancel,
+    Received,
 }
 
 impl Event {
@@ -289,6 +300,7 @@ impl Event {
             Self::Hello => "hello",
             Self::Task => "task",
             Self::Cancel => "cancel",
+            Self::Received => "received",
         }
     }
 
@@ -297,6 +309,7 @@ impl Event {
             Self::Hello => Kind::Hello,
             Self::Task => Kind::Task,
             Self::Cancel => Kind::Cancel,
+            Self::Received => Kind::Received,
         }
     }
 }

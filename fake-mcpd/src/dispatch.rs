@@ -16,12 +16,24 @@ use crate::reply::{Cut, Reply, error_reply, ordered_reply, set_header};
 use crate::request::{Seen, authorized, read, refuse};
 use crate::results::Held;
 use crate::wire::{CallKind, Route};
-use crate::{admin, callers, openai, providers, results};
+use crate::{admin, callers, openai, providers, results, uploads};
 
 /// Answers one request.
 pub(crate) async fn handle(hub: Arc<Hub>, request: Request<Incoming>) -> Result<Reply, Cut> {
     let (head, body) = request.into_parts();
     let route = Route::parse(&head.method, head.uri.path());
+    match route {
+        Route::ResultStream(task) if hub.settings.result_stream => {
+            let route = Route::ResultStream(task.clone());
+            let seen = Seen::new(CallKind::ResultStream, &route, head.headers, Bytes::new());
+            return uploads::take(&hub, seen, &task, body).await;
+        }
+        // Nobody said that there is such a path.
+        Route::ResultStream(_) => {
+            return Ok(admin::reply(&hub, &head.method, &Route::Unknown, &head.uri, Bytes::new()));
+        }
+        _ => {}
+    }
     let limit = if matches!(route, Route::Infer(_) | Route::Chat) {
         hub.settings.event_limit
     } else {
@@ -80,7 +92,7 @@ async fn checked(hub: &Arc<Hub>, route: Route, mut seen: Seen) -> Result<Reply, 
 }
 
 /// Tells the verdict of a call that arrived and asks the faults what to do to it.
-fn arrive(hub: &Hub, seen: &Seen, posted: Option<&Posted>) -> Orders {
+pub(crate) fn arrive(hub: &Hub, seen: &Seen, posted: Option<&Posted>) -> Orders {
     hub.act(|core| {
         if let Some(posted) = posted {
             core.verdict.attempt(core.now, posted, &seen.body);
@@ -98,7 +110,7 @@ fn arrive(hub: &Hub, seen: &Seen, posted: Option<&Posted>) -> Orders {
 }
 
 /// Answers what a fault ordered; to the agent a 404 or 410 is mcpd's word, ordered or not.
-fn answer_as_ordered(hub: &Hub, seen: &Seen, posted: Option<&Posted>, answer: &Answer) -> Reply {
+pub(crate) fn answer_as_ordered(hub: &Hub, seen: &Seen, posted: Option<&Posted>, answer: &Answer) -> Reply {
     hub.act(|core| {
         if let Some(posted) = posted.filter(|_| matches!(answer.status, 404 | 410)) {
             core.verdict.told_gone(&posted.task, posted.part);
@@ -120,6 +132,8 @@ async fn dispatch(hub: &Arc<Hub>, seen: &Seen, route: Route, posted: Option<Post
         Route::Infer(name) => callers::infer(hub, seen, &name).await,
         Route::Models(name) => openai::models(hub, seen, name.as_deref()),
         Route::Chat => openai::chat(hub, seen).await,
-        Route::Result(_) | Route::Fake(_) | Route::Unknown => error_reply(404, "there is no such path"),
+        Route::Result(_) | Route::ResultStream(_) | Route::Fake(_) | Route::Unknown => {
+            error_reply(404, "there is no such path")
+        }
     }
 }

@@ -58,6 +58,44 @@ pub enum Fault {
         #[serde(flatten)]
         aim: Aim,
     },
+    /// Cut an upload's connection after so many bytes or lines; without a number with its first piece.
+    BreakUpload {
+        /// After so many bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+        /// With this line, from 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lines: Option<u64>,
+        /// Apply first what has come until then; else the last line or piece is lost.
+        #[serde(default)]
+        applied: bool,
+        /// How many uploads pass first.
+        #[serde(default)]
+        skip: u32,
+        /// How many it hits; 0 means until cleared.
+        #[serde(default = "once")]
+        times: u32,
+    },
+    /// Look at an upload only once it has come whole, as if a proxy collected it.
+    HoldUpload {
+        /// How many it hits; 0 means until cleared.
+        #[serde(default = "once")]
+        times: u32,
+    },
+    /// Lose one line of an upload, so that the next one leaves a gap.
+    LoseLine {
+        /// Which line, from 1.
+        line: u64,
+        /// How many uploads it hits; 0 means until cleared.
+        #[serde(default = "once")]
+        times: u32,
+    },
+    /// Do not send the next `received` events.
+    LoseReceived {
+        /// How many; 0 means until cleared.
+        #[serde(default = "once")]
+        times: u32,
+    },
     /// Leave the session id out of register replies.
     NoSessionId {
         /// How often; 0 means until cleared.

@@ -28,6 +28,10 @@ pub enum Kind {
     Task,
     /// A `cancel` was sent.
     Cancel,
+    /// A `received` was sent.
+    Received,
+    /// A line of an upload came: one part, with its `key` as if it had been posted; `status` is what a POST would have been answered.
+    Line,
     /// A keep-alive was sent.
     Ping,
     /// Bytes that a fault put on the channel.
@@ -125,6 +129,11 @@ impl Entry {
     /// Whether it is a request of this kind.
     pub fn is_call(&self, call: CallKind) -> bool {
         self.kind == Kind::Call(call)
+    }
+
+    /// Whether it is a part of a result, posted or as a line of an upload.
+    pub fn is_part(&self) -> bool {
+        self.is_call(CallKind::Result) || self.kind == Kind::Line
     }
 
     /// The body as JSON; null where it is none (or was cut).

@@ -66,6 +66,26 @@ impl FakeMcpd {
         self.fault(Fault::LoseReply { aim });
     }
 
+    /// Cuts the next upload's connection with this line, counted from 1: applied first, or lost.
+    pub fn break_upload(&self, line: u64, applied: bool) {
+        self.fault(Fault::BreakUpload { bytes: None, lines: Some(line), applied, skip: 0, times: 1 });
+    }
+
+    /// Looks at the next uploads only once they have come whole, as if a proxy collected them; 0 means until cleared.
+    pub fn hold_uploads(&self, times: u32) {
+        self.fault(Fault::HoldUpload { times });
+    }
+
+    /// Loses this line of the next upload, counted from 1, so that the one after it leaves a gap.
+    pub fn lose_line(&self, line: u64) {
+        self.fault(Fault::LoseLine { line, times: 1 });
+    }
+
+    /// Does not send the next `received` events; 0 means until cleared.
+    pub fn lose_received(&self, times: u32) {
+        self.fault(Fault::LoseReceived { times });
+    }
+
     /// Leaves the session id out of the next register replies; 0 means until cleared.
     pub fn hide_session_id(&self, times: u32) {
         self.fault(Fault::NoSessionId { times });

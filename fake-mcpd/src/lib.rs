@@ -53,6 +53,7 @@ mod state;
 mod tasks;
 mod tls;
 mod trace;
+mod uploads;
 mod verdict;
 mod view;
 mod wire;

@@ -73,6 +73,10 @@ struct Args {
     #[arg(long)]
     no_idempotent_results: bool,
 
+    /// Neither announce result-stream nor take an answer as one upload
+    #[arg(long)]
+    no_result_stream: bool,
+
     /// Make every id follow from this number, so that a run can be replayed
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
@@ -208,6 +212,7 @@ fn builder(args: &Args) -> Builder {
         .session_ttl(args.session_ttl)
         .heartbeat_interval(args.heartbeat_interval)
         .idempotent_results(!args.no_idempotent_results)
+        .result_stream(!args.no_result_stream)
         .journal(args.journal)
         .restarted(args.restarted)
         .expect_tasks(args.expect_tasks)

@@ -1,11 +1,11 @@
 //! Result parts as agents post them: which part a key names, and what the body says.
 
 use bytes::Bytes;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::value::RawValue;
 
-use crate::wire::{DONE_FRAME, data_frame};
+use crate::wire::{DONE_FRAME, LineNumber, data_frame};
 
 /// A result call as it was posted.
 #[derive(Debug)]
@@ -17,13 +17,25 @@ pub(crate) struct Posted {
     pub(crate) key: Option<String>,
     /// The error says what is wrong with the body.
     pub(crate) body: Result<ResultBody, String>,
+    /// Whether it came as a line of an upload.
+    pub(crate) is_line: bool,
 }
 
 impl Posted {
     /// Reads the key and the body that came for a task.
     pub(crate) fn read(task: &str, key: Option<&str>, body: &[u8]) -> Self {
         let part = key.and_then(|key| Part::parse(key, task));
-        Self { task: task.to_owned(), part, key: key.map(str::to_owned), body: ResultBody::parse(body) }
+        let (task, key, body) = (task.to_owned(), key.map(str::to_owned), ResultBody::parse(body));
+        Self { task, part, key, body, is_line: false }
+    }
+
+    /// Reads a line of an upload for a task, with its number. The error says what is wrong with the line.
+    pub(crate) fn line(task: &str, line: &[u8]) -> Result<(u64, Self), String> {
+        let LineNumber { n } = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        let encoded = percent_encode(task.as_bytes(), NON_ALPHANUMERIC);
+        let (key, part) = (Some(format!("{encoded}/{n}")), Some(Part::Index(n)));
+        let body = ResultBody::parse(line);
+        Ok((n, Self { task: task.to_owned(), part, key, body, is_line: true }))
     }
 }
 

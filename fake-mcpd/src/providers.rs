@@ -64,7 +64,11 @@ pub(crate) fn register(hub: &Hub, seen: &Seen) -> Reply {
         core.log(|| seen.answered(200).session(&id));
         let shown = !core.armed.hides_session_id();
         let llms = hub.llms(core, Some(&id));
-        let features = if hub.settings.idempotent { vec![wire::IDEMPOTENT_RESULTS] } else { Vec::new() };
+        let features = [
+            hub.settings.idempotent.then_some(wire::IDEMPOTENT_RESULTS),
+            hub.settings.result_stream.then_some(wire::RESULT_STREAM),
+        ];
+        let features = features.into_iter().flatten().collect();
         Ok(RegisterReply { provider_session_id: shown.then_some(id), llms, features })
     });
     hub.deadline_set();

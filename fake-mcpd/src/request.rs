@@ -29,7 +29,7 @@ impl Seen {
     pub(crate) fn new(call: CallKind, route: &Route, headers: HeaderMap, body: Bytes) -> Self {
         let mut entry = Entry::new(Kind::Call(call)).body(body.clone());
         match route {
-            Route::Result(task) => entry.task = Some(task.clone()),
+            Route::Result(task) | Route::ResultStream(task) => entry.task = Some(task.clone()),
             Route::Infer(llm) | Route::Models(Some(llm)) => entry.llm = Some(llm.clone()),
             Route::Register | Route::Heartbeat => {
                 let session: wire::SessionBody = serde_json::from_slice(&body).unwrap_or_default();
@@ -89,9 +89,11 @@ pub(crate) fn authorized(hub: &Hub, seen: &Seen) -> bool {
 pub(crate) fn refuse(hub: &Hub, seen: &Seen, status: u16, message: &str) -> Reply {
     hub.act(|core| core.log(|| seen.answered(status).note(message)));
     match seen.call {
-        CallKind::Register | CallKind::Stream | CallKind::Heartbeat | CallKind::Result => {
-            error_reply(status, message)
-        }
+        CallKind::Register
+        | CallKind::Stream
+        | CallKind::Heartbeat
+        | CallKind::Result
+        | CallKind::ResultStream => error_reply(status, message),
         _ => json_reply(status, wire::openai_error(message, "invalid_request_error", code_of(status))),
     }
 }

@@ -41,7 +41,7 @@ pub(crate) async fn take(hub: &Hub, seen: &Seen, posted: &Posted) -> Reply {
         let applied = hub.act(|core| {
             let applied = core.state.tasks.apply(&posted.task, posted.part, body, hub.settings.idempotent);
             judge(core, posted, body, &applied);
-            log(core, seen, posted, body, &applied);
+            log(core, posted, body, &applied, |status| seen.answered(status));
             applied
         });
         let Applied::Full(caller) = applied else { return reply(&applied) };
@@ -49,14 +49,15 @@ pub(crate) async fn take(hub: &Hub, seen: &Seen, posted: &Posted) -> Reply {
     }
 }
 
-async fn wait_for_room(hub: &Hub, posted: &Posted, caller: &mpsc::Sender<Bytes>) {
+/// Waits while the caller is behind.
+pub(crate) async fn wait_for_room(hub: &Hub, posted: &Posted, caller: &mpsc::Sender<Bytes>) {
     let _held = Held::new(hub, posted);
     // Room, or a caller that left: either way the next try tells.
     let _ = caller.reserve().await;
 }
 
 /// Tells the verdict what became of the part.
-fn judge(core: &mut Core, posted: &Posted, body: &ResultBody, applied: &Applied) {
+pub(crate) fn judge(core: &mut Core, posted: &Posted, body: &ResultBody, applied: &Applied) {
     let (now, id) = (core.now, &posted.task);
     match applied {
         Applied::Accepted => {
@@ -70,14 +71,21 @@ fn judge(core: &mut Core, posted: &Posted, body: &ResultBody, applied: &Applied)
             let detail = "a part of a stream came for a task that asked for none";
             core.verdict.breach(now, Rule::ChunkOnPlainTask, id, detail);
         }
-        Applied::Repeated | Applied::Full(_) => {}
+        Applied::Repeated | Applied::Gap | Applied::Full(_) => {}
     }
 }
 
-fn log(core: &mut Core, seen: &Seen, posted: &Posted, body: &ResultBody, applied: &Applied) {
+/// Journals what became of the part, in an entry of its status.
+pub(crate) fn log(
+    core: &mut Core,
+    posted: &Posted,
+    body: &ResultBody,
+    applied: &Applied,
+    answered: impl FnOnce(u16) -> Entry,
+) {
     let Some(status) = applied.status() else { return };
     core.journal.push(core.now, || {
-        let answered = seen.answered(status);
+        let answered = answered(status);
         let session = core.state.tasks.session(&posted.task).map(str::to_owned);
         let note = applied.note().map(str::to_owned).or(answered.note);
         Entry { session, note, ..answered }
@@ -94,6 +102,7 @@ impl Applied {
             Self::Accepted | Self::Repeated => Some(200),
             Self::NotStreaming => Some(400),
             Self::Gone => Some(404),
+            Self::Gap => Some(409),
             Self::Full(_) => None,
         }
     }
@@ -104,6 +113,7 @@ impl Applied {
             Self::Repeated => Some("repeated"),
             Self::NotStreaming => Some("the task asked for no stream: send {\"status\", \"body\"}"),
             Self::Gone => Some("nobody waits for this task"),
+            Self::Gap => Some("a part before it has not come"),
         }
     }
 }

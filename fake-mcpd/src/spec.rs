@@ -24,6 +24,15 @@ A fault is NAME[,KEY=VALUE]...; durations read like 500ms or 2s.
   [,body=TEXT]           answer calls with a status, unapplied
   lose-reply,call=C[,skip=N][,times=N]
                          apply calls, then cut before the reply
+  break-upload[,bytes=K][,lines=K][,applied=true][,skip=N][,times=N]
+                         cut an upload's connection after K bytes or with its
+                         K-th line, which is lost or applied first
+  hold-upload[,times=N]  look at uploads only once they have come whole, as if
+                         a proxy collected them
+  lose-line,line=K[,times=N]
+                         lose the K-th line of an upload: the next leaves a gap
+  lose-received[,times=N]
+                         do not send the next N received events
   no-session-id[,times=N]
                          leave the session id out of the register reply
   forget                 forget all sessions and tasks; rows stay, inactive
@@ -36,8 +45,8 @@ A fault is NAME[,KEY=VALUE]...; durations read like 500ms or 2s.
   cancel[,task=ID]       send cancel for a task, or for all under way
   clear                  end every fault that lasts
 
-C is register, stream, heartbeat, result, list, infer, models or chat; without
-call=C it is any of them. times is 1 unless given, 0 means until cleared; skip
+C is register, stream, heartbeat, result, result-stream, list, infer, models or
+chat; without call=C it is any of them. times is 1 unless given, 0 means until cleared; skip
 lets the first N pass. body, json and frame take the rest of the text. Each takes
 after=D (once D has passed) or at-task=N (as the N-th task is delivered).";
 

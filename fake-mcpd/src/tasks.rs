@@ -1,10 +1,11 @@
 //! The tasks: who waits for them, what has come, how they ended.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::parts::{Part, ResultBody};
@@ -24,7 +25,11 @@ pub(crate) struct Task {
     pub(crate) streaming: bool,
     reader: Reader,
     end: Arc<OnceLock<TaskEnd>>,
+    /// Dropped at its end: an upload waits for that.
+    alive: Option<watch::Sender<()>>,
     applied: BTreeSet<Part>,
+    /// Whether the agent ended it.
+    answered: bool,
     deadline: Option<Instant>,
 }
 
@@ -45,6 +50,22 @@ impl Task {
 
     pub(crate) fn end(&self) -> Option<&TaskEnd> {
         self.end.get()
+    }
+
+    /// Whether a part of the agent's ended it.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// The number of the first part that has not come.
+    pub(crate) fn next(&self) -> u64 {
+        let index = |part: &Part| if let Part::Index(n) = part { Some(n + 1) } else { None };
+        self.applied.iter().filter_map(index).next_back().unwrap_or_default()
+    }
+
+    /// Errs once the task has ended.
+    pub(crate) fn alive(&self) -> Option<watch::Receiver<()>> {
+        self.alive.as_ref().map(watch::Sender::subscribe)
     }
 }
 
@@ -91,6 +112,8 @@ pub(crate) enum Applied {
     Repeated,
     /// Nobody waits: unknown or ended.
     Gone,
+    /// A line of an upload that is not the next part.
+    Gap,
     /// A chunk for a task that did not ask for a stream.
     NotStreaming,
     /// The caller is behind; try again when there is room.
@@ -137,7 +160,9 @@ impl Tasks {
             streaming,
             reader: Reader::Caller(sender),
             end: Arc::clone(&end),
+            alive: Some(watch::Sender::new(())),
             applied: BTreeSet::new(),
+            answered: false,
             deadline,
         };
         self.deadlines.extend(deadline.map(|deadline| (deadline, id.to_owned())));
@@ -180,9 +205,21 @@ impl Tasks {
         }
         task.applied.extend(part);
         if let Some(end) = end_of(body) {
+            task.answered = true;
             self.end(id, end);
         }
         Applied::Accepted
+    }
+
+    /// Applies a line of an upload. Whatever is announced, what came before is dropped.
+    pub(crate) fn apply_line(&mut self, id: &str, n: u64, body: &ResultBody) -> Applied {
+        let Some(task) = self.tasks.get(id) else { return Applied::Gone };
+        match n.cmp(&task.next()) {
+            Ordering::Less => Applied::Repeated,
+            Ordering::Equal => self.apply(id, Some(Part::Index(n)), body, true),
+            Ordering::Greater if task.is_under_way() => Applied::Gap,
+            Ordering::Greater => Applied::Gone,
+        }
     }
 
     /// Ends a task for its caller; false if it is unknown or had ended.
@@ -190,7 +227,7 @@ impl Tasks {
         let Some(task) = self.tasks.get_mut(id).filter(|task| task.is_under_way()) else { return false };
         // The end is there before the sender goes: the caller reads it when its chunks run out.
         let _ = task.end.set(end);
-        task.reader = Reader::Ended;
+        (task.reader, task.alive) = (Reader::Ended, None);
         if let Some(deadline) = task.deadline {
             self.deadlines.remove(&(deadline, id.to_owned()));
         }

@@ -31,6 +31,8 @@ pub(crate) const TRACESTATE_HEADER: &str = "tracestate";
 pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
 /// The feature that tells agents a repeated result part is dropped.
 pub(crate) const IDEMPOTENT_RESULTS: &str = "idempotent-results";
+/// The feature that tells agents that a stream may come as one upload.
+pub(crate) const RESULT_STREAM: &str = "result-stream";
 /// The last frame of a stream that ended well.
 pub(crate) const DONE_FRAME: &[u8] = b"data: [DONE]\n\n";
 /// A keep-alive as an event.
@@ -50,6 +52,8 @@ pub enum CallKind {
     Heartbeat,
     /// `POST /api/v1/llms/_provider-task/{taskId}/result`
     Result,
+    /// `POST /api/v1/llms/_provider-task/{taskId}/result-stream`
+    ResultStream,
     /// `GET /api/v1/llms`
     List,
     /// `POST /api/v1/llms/{name}/infer`
@@ -67,6 +71,7 @@ pub(crate) enum Route {
     Stream,
     Heartbeat,
     Result(String),
+    ResultStream(String),
     List,
     Infer(String),
     Models(Option<String>),
@@ -97,6 +102,9 @@ impl Route {
 
     fn parse_named(rest: &str) -> Option<Self> {
         if let Some(rest) = rest.strip_prefix("/_provider-task/") {
+            if let Some(task) = rest.strip_suffix("/result-stream") {
+                return Some(Self::ResultStream(decode(one_segment(task)?)));
+            }
             return Some(Self::Result(decode(one_segment(rest.strip_suffix("/result")?)?)));
         }
         let name = rest.strip_prefix('/')?.strip_suffix("/infer")?;
@@ -122,6 +130,7 @@ impl Route {
             Self::Stream => CallKind::Stream,
             Self::Heartbeat => CallKind::Heartbeat,
             Self::Result(_) => CallKind::Result,
+            Self::ResultStream(_) => CallKind::ResultStream,
             Self::List => CallKind::List,
             Self::Infer(_) => CallKind::Infer,
             Self::Models(_) => CallKind::Models,
@@ -221,6 +230,22 @@ pub(crate) struct TaskData<'a> {
     pub(crate) deadline_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) caller: Option<&'a str>,
+}
+
+/// The number of an upload's line; the rest of it is a part.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LineNumber {
+    pub(crate) n: u64,
+}
+
+/// What an upload is answered, and the data of a `received` event.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Received<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) task_id: Option<&'a str>,
+    /// The number of the first part that has not come.
+    pub(crate) next: u64,
 }
 
 /// What callers' bodies are read for; the rest goes to the agent unread.

@@ -35,7 +35,7 @@ pub(super) struct McpdLink {
     /// The mcpd that the agent used before, until it was told that nothing is published there any more.
     former: Option<Mcpd>,
     session: SessionFile,
-    /// Why results did not get through when that was last looked at.
+    /// What was wrong with the way of results when that was last looked at.
     results_trouble: Option<String>,
     /// The register call under way, if there is one.
     registering: CancellationToken,
@@ -139,7 +139,7 @@ impl McpdLink {
         &self.trace
     }
 
-    /// Whether results get through, if that has changed since this was last asked: why they do not, or none.
+    /// What is wrong with the way of results, if that has changed since this was last asked.
     pub(super) fn results_changed(&mut self) -> Option<Option<String>> {
         let trouble = self.mcpd.results_trouble();
         let changed = trouble != self.results_trouble;

@@ -7,6 +7,7 @@ mod peer;
 mod session;
 #[cfg(test)]
 mod tests;
+mod uploads;
 
 use std::{io, time::Duration};
 
@@ -92,6 +93,8 @@ struct Check {
     row: Option<String>,
     /// Whether mcpd drops a part it has already applied.
     idempotent: bool,
+    /// Whether it takes a streamed answer as one upload.
+    result_stream: bool,
 }
 
 impl Check {
@@ -106,6 +109,7 @@ impl Check {
             session: None,
             row: None,
             idempotent: false,
+            result_stream: false,
         }
     }
 
@@ -125,6 +129,7 @@ impl Check {
         self.streaming(&mut channel).await?;
         self.breaking(&mut channel).await?;
         self.leaving(&mut channel).await?;
+        self.uploading(&mut channel).await?;
         self.withdrawing(&session, &mut channel).await?;
         self.keep_alive(&mut channel).await
     }

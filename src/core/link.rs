@@ -52,7 +52,7 @@ pub(super) struct Link {
     heartbeat: Heartbeat,
     channel: ControlChannel,
     retry: Retry,
-    /// Why results do not get through, if that has gone on for a while.
+    /// What is wrong with the way of results.
     results_trouble: Option<String>,
     draining: bool,
     /// Whether tasks are under way: they need the channel for their cancels, and the heartbeat to keep their session alive.

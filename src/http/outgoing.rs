@@ -30,12 +30,22 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// The first byte may leave now.
+    pub(crate) fn begin(&self) -> bool {
+        !self.begun.swap(true, Relaxed)
+    }
+
+    /// Enough may leave now for the server to act on it.
+    pub(crate) fn complete(&self) {
+        self.whole.store(true, Relaxed);
+    }
+
     /// Whether a byte of the request may have left.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.load(Relaxed)
     }
 
-    /// Whether the last byte may have left. A server cannot have acted on a request before.
+    /// Whether so much may have left that the server can have acted on it: of most requests, the last byte.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole.load(Relaxed)
     }
@@ -71,11 +81,11 @@ impl http_body::Body for Outgoing {
             std::task::ready!(turn.as_mut().poll(cx));
             self.turn = None;
         }
-        let is_first = !self.progress.begun.swap(true, Relaxed);
+        let is_first = self.progress.begin();
         let len = self.rest.len().min(PIECE);
         let piece = self.rest.split_to(len);
         if self.rest.is_empty() {
-            self.progress.whole.store(true, Relaxed);
+            self.progress.complete();
         } else if is_first {
             self.turn = Some(Box::pin(tokio::time::sleep(FIRST_PAUSE)));
         } else {

@@ -62,6 +62,8 @@ pub struct StreamBuffer {
     /// Nothing more is merged into parts below this number: a barrier came after them.
     closed: u64,
     held: usize,
+    /// Bytes of the task that are held elsewhere, and count against the limit.
+    elsewhere: usize,
     share: Reservation,
     template: Option<Template>,
     /// The number of the part that a chunk like the template merges into, if it is still there.
@@ -96,6 +98,7 @@ impl StreamBuffer {
             popped: 0,
             closed: 0,
             held: 0,
+            elsewhere: 0,
             share: room.reservation(),
             template: None,
             last: 0,
@@ -206,6 +209,11 @@ impl StreamBuffer {
         self.held
     }
 
+    /// Counts so many bytes that the task holds elsewhere against the limit.
+    pub fn count_elsewhere(&mut self, bytes: usize) {
+        self.elsewhere = bytes;
+    }
+
     /// How many parts wait.
     pub fn pending_parts(&self) -> usize {
         self.queue.len()
@@ -297,7 +305,7 @@ impl StreamBuffer {
 
     fn room_for(&mut self, bytes: usize) -> Result<(), ChunkError> {
         let held = self.held.saturating_add(bytes);
-        if held > self.limit {
+        if held.saturating_add(self.elsewhere) > self.limit {
             return Err(ChunkError::Full { limit: self.limit });
         }
         self.share.reserve(held)

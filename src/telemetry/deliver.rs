@@ -61,6 +61,13 @@ struct UnderWay {
     began: Instant,
     resend_count: u32,
     is_terminal: bool,
+    upload: Option<UploadTrace>,
+}
+
+/// What is particular to an upload.
+struct UploadTrace {
+    path: String,
+    lines: u32,
 }
 
 impl Posts {
@@ -86,8 +93,17 @@ impl Posts {
 
     /// A POST begins; `resend_count` is 0 for the first try of a part and counts its repetitions.
     pub fn post(&self, resend_count: u32, is_terminal: bool) -> PostTrace {
-        let target = self.0.clone();
-        PostTrace(target.map(|target| UnderWay { target, began: Instant::now(), resend_count, is_terminal }))
+        self.begin(resend_count, is_terminal, None)
+    }
+
+    /// An upload to `path` begins; `resend_count` counts its connections, from 0.
+    pub fn upload(&self, resend_count: u32, path: String) -> PostTrace {
+        self.begin(resend_count, false, Some(UploadTrace { path, lines: 0 }))
+    }
+
+    fn begin(&self, resend_count: u32, is_terminal: bool, upload: Option<UploadTrace>) -> PostTrace {
+        let began = Instant::now();
+        PostTrace(self.0.clone().map(|target| UnderWay { target, began, resend_count, is_terminal, upload }))
     }
 
     /// The delivery is over, of so many chunks of output.
@@ -109,8 +125,16 @@ impl Traced {
     fn takes(&self, post: &UnderWay, took: Duration, is_odd: bool) -> bool {
         let mut so_far = self.so_far();
         so_far.posts += 1;
-        so_far.longest = so_far.longest.max(took);
-        let tells = so_far.posts == 1 || post.is_terminal || post.resend_count > 0 || is_odd || took > SLOW;
+        // An upload takes as long as the answer, which says nothing about mcpd.
+        if post.upload.is_none() {
+            so_far.longest = so_far.longest.max(took);
+        }
+        let tells = so_far.posts == 1
+            || post.is_terminal
+            || post.resend_count > 0
+            || is_odd
+            || took > SLOW
+            || post.upload.is_some();
         let most = if post.is_terminal { MAX_POST_SPANS } else { MAX_POST_SPANS - 1 };
         let takes = (tells || self.spans.posts == PostSpans::All) && so_far.recorded < most;
         so_far.recorded += u32::from(takes);
@@ -141,7 +165,10 @@ impl UnderWay {
         attributes.add(key::HTTP_REQUEST_METHOD, value::POST);
         attributes.add(key::SERVER_ADDRESS, server.host.clone());
         attributes.add(key::SERVER_PORT, server.port);
-        attributes.add(key::URL_FULL, traced.url.clone());
+        let upload = self.upload.as_ref();
+        let url = upload.map_or_else(|| traced.url.clone(), |to| [&*server.origin, &to.path].concat());
+        attributes.add(key::URL_FULL, url);
+        attributes.add_known(key::LINES, upload.map(|upload| i64::from(upload.lines)));
         let resend_count = (self.resend_count > 0).then_some(i64::from(self.resend_count));
         attributes.add_known(key::HTTP_RESEND_COUNT, resend_count);
         attributes.add_known(key::HTTP_RESPONSE_STATUS_CODE, reply.flatten().map(i64::from));
@@ -151,6 +178,13 @@ impl UnderWay {
 }
 
 impl PostTrace {
+    /// So many lines of an upload have left.
+    pub fn set_lines(&mut self, lines: u32) {
+        if let Some(upload) = self.0.as_mut().and_then(|post| post.upload.as_mut()) {
+            upload.lines = lines;
+        }
+    }
+
     /// The reply's status, or `None` where there was no reply. An error stays on this span: a later try may heal it.
     pub fn end(mut self, status: Option<u16>) {
         let Some(post) = self.0.take() else { return };

@@ -109,7 +109,9 @@ pub mod key {
     pub const CHUNKS: &str = "mcprelay.task.chunks";
     /// POSTs of a delivery, repetitions included.
     pub const POSTS: &str = "mcprelay.deliver.posts";
-    /// Seconds of a delivery's longest POST.
+    /// Lines of an upload.
+    pub const LINES: &str = "mcprelay.deliver.lines";
+    /// Seconds of a delivery's longest POST; uploads, which last as long as their answer, do not count.
     pub const LONGEST_POST: &str = "mcprelay.deliver.longest_post";
     /// The state of the link to mcpd.
     pub const LINK_STATE: &str = "mcprelay.link.state";

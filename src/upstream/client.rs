@@ -20,14 +20,15 @@ use super::{
     connect::{HttpError, HttpSettings, channel_client},
     contract::{
         Conflicts, HEARTBEAT_PATH, HeartbeatRequest, IDEMPOTENT_RESULTS, PublishedProvider, REGISTER_PATH,
-        RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
+        RESULT_STREAM, RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH, endpoint,
     },
     explain::Way,
     health::ResultsHealth,
     outbox::WAITING_LIMIT,
-    pool::{ClientPool, NoAnswer, Post},
+    pool::{ClientPool, Content, NoAnswer, Post},
     post::POSTS_AT_ONCE,
     reply::{JSON, REPLY_LIMIT, Reader, describe, looks_like_html, no_answer},
+    upload::UploadWays,
 };
 use crate::{
     domain::{CallFailure, Provider, ProviderName},
@@ -72,7 +73,14 @@ pub(super) struct Connected {
     /// How the files with the authorities were when they were read last.
     trust_files: Arc<TrustFiles>,
     ca_file: Option<PathBuf>,
-    idempotent: bool,
+    features: Features,
+}
+
+/// What mcpd can do beyond the contract's minimum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Features {
+    idempotent_results: bool,
+    result_stream: bool,
 }
 
 /// mcpd, as the agent calls it. Cheap to clone; all clones share connections and credentials.
@@ -86,6 +94,7 @@ pub struct Mcpd {
     /// The memory that waiting output may take.
     room: MemoryBudget,
     results: Arc<ResultsHealth>,
+    uploads: Arc<UploadWays>,
 }
 
 impl std::fmt::Debug for Mcpd {
@@ -104,12 +113,13 @@ impl Mcpd {
             places: Arc::new(Semaphore::new(POSTS_AT_ONCE)),
             room: MemoryBudget::new(WAITING_LIMIT),
             results: Arc::default(),
+            uploads: Arc::default(),
         }
     }
 
     /// The same without credentials, for another mcpd. Whoever holds a clone of this one continues with its credentials.
     pub fn anew(&self) -> Self {
-        Self { shared: Arc::default(), results: Arc::default(), ..self.clone() }
+        Self { shared: Arc::default(), results: Arc::default(), uploads: Arc::default(), ..self.clone() }
     }
 
     /// Uses other credentials from the next call on. Connections are kept where only the token changed.
@@ -144,7 +154,7 @@ impl Mcpd {
             channel: channel_client(&url, &trust)?,
             trust_files: Arc::new(trust_files),
             ca_file: self.settings.ca_file.clone(),
-            idempotent: false,
+            features: Features::default(),
         })
     }
 
@@ -160,7 +170,7 @@ impl Mcpd {
         match self.connect(&access, c.token.clone()) {
             Ok(connected) => {
                 info!("the certificate authorities have changed, and are used from now on");
-                self.replace(Connected { idempotent: c.idempotent, ..connected });
+                self.replace(Connected { features: c.features, ..connected });
                 true
             }
             Err(error) => {
@@ -184,7 +194,17 @@ impl Mcpd {
 
     /// Whether mcpd drops a part whose key it has already applied.
     pub fn is_idempotent(&self) -> bool {
-        self.connected().is_some_and(|c| c.idempotent)
+        self.connected().is_some_and(|c| c.features.idempotent_results)
+    }
+
+    /// Whether a streamed answer may go to mcpd as one upload now.
+    pub(super) fn takes_uploads(&self) -> bool {
+        self.connected().is_some_and(|c| c.features.result_stream) && self.uploads.are_open()
+    }
+
+    /// The uploads, and what is known of their way.
+    pub(super) fn uploads(&self) -> &UploadWays {
+        &self.uploads
     }
 
     /// Gives up every connection but the channel's: after a sleep they may be dead without anybody having noticed.
@@ -317,9 +337,12 @@ impl Mcpd {
         &self.room
     }
 
-    /// Why results do not get through, if they have failed for a minute.
+    /// What is wrong with the way of results: they have failed for a minute, or uploads do not get through.
     pub fn results_trouble(&self) -> Option<String> {
-        self.results.trouble()
+        let failing = self.results.trouble().map(|why| {
+            format!("results have not got through for over a minute: {why}; run `mcprelay doctor`")
+        });
+        failing.or_else(|| self.uploads.trouble())
     }
 
     /// Notes what became of a result POST.
@@ -345,12 +368,14 @@ impl Mcpd {
     }
 
     fn note_features(&self, c: &Connected, reply: &RegisterReply) {
-        let idempotent = reply.features.iter().any(|f| f == IDEMPOTENT_RESULTS);
+        let has = |feature| reply.features.iter().any(|f| f == feature);
+        let features =
+            Features { idempotent_results: has(IDEMPOTENT_RESULTS), result_stream: has(RESULT_STREAM) };
         if let Some(now) = self.connected()
             && now.url == c.url
-            && now.idempotent != idempotent
+            && now.features != features
         {
-            self.replace(Connected { idempotent, ..Connected::clone(&now) });
+            self.replace(Connected { features, ..Connected::clone(&now) });
         }
     }
 }
@@ -377,11 +402,8 @@ impl Connected {
         let body = serde_json::to_vec(body).expect("texts always serialise").into();
         let headers =
             HeaderMap::from_iter([(AUTHORIZATION, self.token.clone()), (CONTENT_TYPE, JSON.clone())]);
-        let post = Post { url: &url, headers: &headers, body: &body };
-        self.calls
-            .post(post, limit)
-            .await
-            .map_err(|unanswered| passing(no_answer(&self.way(), &unanswered.why)))
+        let post = Post { url: &url, headers: &headers, content: Content::Whole(&body, limit) };
+        self.calls.post(post).await.map_err(|unanswered| passing(no_answer(&self.way(), &unanswered.why)))
     }
 
     /// Bounds a call. One without a whole reply in its time leaves connections that may be dead; the results' may have died with it.

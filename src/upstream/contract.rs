@@ -30,6 +30,8 @@ pub const LLMS_PATH: &str = "/api/v1/llms";
 pub const SESSION_HEADER: &str = "x-mcpctl-provider-session";
 /// Carries [`idempotency_key`] on every result `POST`.
 pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
+/// The media type of an upload: a JSON object per line.
+pub const NDJSON: &str = "application/x-ndjson";
 /// The media type of the control channel and of a streamed inference.
 pub const EVENT_STREAM: &str = "text/event-stream";
 
@@ -39,6 +41,8 @@ pub const HELLO_EVENT: &str = "hello";
 pub const TASK_EVENT: &str = "task";
 /// A caller went away; its data is a [`CancelEvent`].
 pub const CANCEL_EVENT: &str = "cancel";
+/// What mcpd has of an upload; its data is a [`ReceivedEvent`].
+pub const RECEIVED_EVENT: &str = "received";
 /// Keep-alive.
 pub const PING_EVENT: &str = "ping";
 
@@ -50,6 +54,8 @@ pub const VIRTUAL_KIND: &str = "virtual";
 pub const ACTIVE_STATUS: &str = "active";
 /// A [`RegisterReply::features`] word: mcpd drops a result part whose key it has already applied.
 pub const IDEMPOTENT_RESULTS: &str = "idempotent-results";
+/// A [`RegisterReply::features`] word: a streamed answer may come as one upload.
+pub const RESULT_STREAM: &str = "result-stream";
 /// The data of the last chunk of a streamed answer.
 pub const DONE: &str = "[DONE]";
 
@@ -64,6 +70,19 @@ pub fn result_path(task: &TaskId) -> Option<String> {
         path.push_str(AROUND[1]);
         path
     })
+}
+
+/// Where one task's upload goes; `None` for an id that no URL can carry.
+pub fn result_stream_path(task: &TaskId) -> Option<String> {
+    result_path(task).map(|path| path + "-stream")
+}
+
+/// A line of an upload: a result part with its number.
+pub fn push_line(out: &mut Vec<u8>, number: u32, part: &[u8]) {
+    use std::io::Write as _;
+    write!(out, r#"{{"n":{number},"#).expect("a Vec takes everything");
+    out.extend_from_slice(&part[1..]);
+    out.push(b'\n');
 }
 
 /// Whether a URL can carry the id, so that an answer can reach the caller.
@@ -175,7 +194,7 @@ pub struct RegisterReply {
     /// The session's rows.
     #[serde(deserialize_with = "readable_items")]
     pub llms: Vec<LlmRow>,
-    /// What this mcpd can do beyond the contract's minimum: [`IDEMPOTENT_RESULTS`].
+    /// What this mcpd can do beyond the contract's minimum: [`IDEMPOTENT_RESULTS`], [`RESULT_STREAM`].
     #[serde(deserialize_with = "readable_items")]
     pub features: Vec<String>,
 }
@@ -239,6 +258,23 @@ pub struct LlmRow {
 pub struct CancelEvent {
     /// The task whose caller went away.
     pub task_id: String,
+}
+
+/// The data of a [`RECEIVED_EVENT`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReceivedEvent {
+    /// The task whose upload it is about.
+    pub task_id: String,
+    /// The number of the first part that has not come.
+    pub next: u32,
+}
+
+/// What an upload is answered.
+#[derive(Clone, Debug, Deserialize)]
+pub struct UploadReply {
+    /// The number of the first part that has not come.
+    pub next: u32,
 }
 
 /// The data of a [`HELLO_EVENT`].

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use super::{
     Event,
     client::Mcpd,
-    contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, ReadFacts, TASK_EVENT},
+    contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, RECEIVED_EVENT, ReadFacts, ReceivedEvent, TASK_EVENT},
     explain::plain,
     task_event::{BadTask, oversized_task, read_task},
 };
@@ -102,7 +102,9 @@ struct Source {
 impl Channel {
     /// Runs the channel until it ends or is cancelled. A cancelled channel reads nothing more, but still reports what it has read.
     pub async fn run(self, mcpd: Mcpd, cancelled: CancellationToken) {
-        match self.run_inner(&mcpd, &cancelled).await {
+        let ended = self.run_inner(&mcpd, &cancelled).await;
+        mcpd.uploads().channel_closed(self.epoch);
+        match ended {
             Some(why) => self.emit(Event::ChannelClosed(self.epoch, why)).await,
             None => debug!(epoch = self.epoch, "control channel closed"),
         }
@@ -119,6 +121,7 @@ impl Channel {
             Ok(first) => first,
             Err(why) => return Some(why),
         };
+        mcpd.uploads().channel_opened(self.epoch);
         self.emit(Event::ChannelOpened(self.epoch)).await;
         let mut proved = false;
         loop {
@@ -301,6 +304,13 @@ impl Channel {
                     "mcpd sent a cancel event without a usable taskId; ignored"
                 ),
             },
+            // Straight to the upload: it is of no concern to anybody else.
+            RECEIVED_EVENT => {
+                let event = serde_json::from_str::<ReceivedEvent>(&message.data).ok();
+                if let Some((id, next)) = event.and_then(|e| Some((TaskId::new(&e.task_id).ok()?, e.next))) {
+                    mcpd.uploads().received(&id, next);
+                }
+            }
             // Hello and ping need no handling: their arrival was noted. Anything else is for later versions of the agent.
             _ => {}
         }

@@ -1,7 +1,8 @@
 //! The conversation with mcpd: what is said, and how.
 //!
 //! [`contract`] has every name, [`client`] the calls, [`events`] the control channel, [`task_event`] the reading of a task. [`outbox`]
-//! holds one task's output until it is sent, [`results`] delivers it and [`post`] makes the POSTs. [`connect`] builds the HTTP clients,
+//! holds one task's output until it is sent, [`results`] delivers it, [`post`] makes the POSTs, and [`upload`] the one upload that
+//! takes their place where mcpd offers it. [`connect`] builds the HTTP clients,
 //! `pool` decides which one a call takes, `reply` reads what comes back, and `explain` says what it means that nothing does.
 
 pub mod client;
@@ -16,6 +17,7 @@ pub mod post;
 mod reply;
 pub mod results;
 pub mod task_event;
+pub mod upload;
 
 use crate::domain::{CallFailure, Failure, Task, TaskId};
 

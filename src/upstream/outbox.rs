@@ -280,6 +280,16 @@ impl Outbox {
         state.under_way.hold(0);
     }
 
+    /// So many bytes of parts are kept by an upload, and mcpd took so many more parts.
+    pub(super) fn uploading(&self, kept: usize, received: u32) {
+        let mut state = self.lock();
+        state.posts += received;
+        state.under_way.hold(kept);
+        if let Pending::Stream(buffer) = &mut state.pending {
+            buffer.count_elsewhere(kept);
+        }
+    }
+
     /// Waits until the end is decided.
     pub(super) async fn decided(&self) -> (End, Instant) {
         loop {
@@ -289,6 +299,11 @@ impl Outbox {
             }
             woken.await;
         }
+    }
+
+    /// Whether the end is a failure.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.lock().end, Some((End::Failed(_), _)))
     }
 
     pub(super) fn is_nobody(&self) -> bool {

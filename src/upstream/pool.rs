@@ -13,10 +13,13 @@ use bytes::Bytes;
 use reqwest::{Body, Client, Method, Request, Response, StatusCode, Url, header::HeaderMap};
 use tokio::{
     pin,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
-use super::connect::{HttpError, client};
+use super::{
+    connect::{HttpError, client},
+    upload::Lines,
+};
 use crate::http::{
     IdleLimit, Outgoing, Progress, Trust, Version, is_wrong_protocol, keep_alive, was_refused_unprocessed,
     with_causes,
@@ -76,7 +79,45 @@ struct UnderWay<'a> {
 pub(super) struct Post<'a> {
     pub(super) url: &'a Url,
     pub(super) headers: &'a HeaderMap,
-    pub(super) body: &'a Bytes,
+    pub(super) content: Content<'a>,
+}
+
+/// What a request has to say.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'a> {
+    /// A body. The answer's head must come within this time, counted from when the request may have left.
+    Whole(&'a Bytes, Duration),
+    /// The lines of an upload, for as long as they take.
+    Lines(&'a Arc<Lines>),
+}
+
+impl Content<'_> {
+    fn body(self) -> (Body, Arc<Progress>) {
+        match self {
+            Self::Whole(body, _) => {
+                let (body, progress) = Outgoing::new(body.clone());
+                (Body::wrap(body), progress)
+            }
+            Self::Lines(lines) => {
+                let (body, progress) = lines.open();
+                (Body::wrap(body), progress)
+            }
+        }
+    }
+
+    /// Why no answer is waited for any longer.
+    async fn late(self) -> NoAnswer {
+        match self {
+            Self::Whole(_, limit) => {
+                sleep(limit).await;
+                NoAnswer::Late(limit)
+            }
+            Self::Lines(lines) => {
+                lines.stalled().await;
+                NoAnswer::Stalled
+            }
+        }
+    }
 }
 
 /// A request that got no answer.
@@ -97,6 +138,9 @@ pub(super) enum NoAnswer {
     /// None came in this time.
     #[error("no complete reply within {} s", .0.as_secs())]
     Late(Duration),
+    /// Lines were sent, and mcpd has said nothing of them for too long.
+    #[error("mcpd says nothing of what was sent")]
+    Stalled,
     /// There was no connection, or no room on one.
     #[error("no connection was free within {} s", TURN_TIMEOUT.as_secs())]
     NoTurn,
@@ -128,15 +172,14 @@ impl ClientPool {
         self.state().members.clear();
     }
 
-    /// Sends a request, again at once while the server certainly has not processed it. The answer's head must come within `limit`,
-    /// counted from when the request may have left.
-    pub(super) async fn post(&self, post: Post<'_>, limit: Duration) -> Result<Response, Unanswered> {
+    /// Sends a request, again at once while the server certainly has not processed it.
+    pub(super) async fn post(&self, post: Post<'_>) -> Result<Response, Unanswered> {
         let give_up = Instant::now() + TURN_TIMEOUT;
         let (mut repeats, mut misdirected) = (0, 0);
         loop {
             let member =
-                self.member().map_err(|error| Unanswered { why: error.into(), maybe_processed: false })?;
-            match self.attempt(&member, post, give_up, limit).await {
+                self.member(post.content).map_err(|why| Unanswered { why, maybe_processed: false })?;
+            match self.attempt(&member, post, give_up).await {
                 Attempt::Answered(response) if misdirected < MISDIRECTED && is_misdirected(&response) => {
                     misdirected += 1;
                     self.give_up(&member);
@@ -152,26 +195,21 @@ impl ClientPool {
         }
     }
 
-    async fn attempt(
-        &self,
-        member: &Arc<Member>,
-        post: Post<'_>,
-        give_up: Instant,
-        limit: Duration,
-    ) -> Attempt {
-        let (body, progress) = Outgoing::new(post.body.clone());
+    async fn attempt(&self, member: &Arc<Member>, post: Post<'_>, give_up: Instant) -> Attempt {
+        let (body, progress) = post.content.body();
         let _under_way = member.enter(&progress);
         let mut request = Request::new(Method::POST, post.url.clone());
-        (*request.headers_mut(), *request.body_mut()) = (post.headers.clone(), Some(Body::wrap(body)));
+        (*request.headers_mut(), *request.body_mut()) = (post.headers.clone(), Some(body));
         let answer = member.client.execute(request);
         pin!(answer);
         let begun = Instant::now();
         loop {
             let late = match timeout(CROWDED, &mut answer).await {
                 Ok(answer) => return self.ended(member, &progress, answer, begun),
-                Err(_) if progress.has_begun() => match timeout(limit, &mut answer).await {
-                    Ok(answer) => return self.ended(member, &progress, answer, begun),
-                    Err(_) => NoAnswer::Late(limit),
+                Err(_) if progress.has_begun() => tokio::select! {
+                    biased;
+                    answer = &mut answer => return self.ended(member, &progress, answer, begun),
+                    late = post.content.late() => late,
                 },
                 Err(_) if self.is_crowded(member) => return Attempt::Crowded,
                 Err(_) if Instant::now() >= give_up => NoAnswer::NoTurn,
@@ -231,12 +269,18 @@ impl ClientPool {
         }
     }
 
-    /// The first Client with room, else a new one, else the one with the fewest requests.
-    fn member(&self) -> Result<Arc<Member>, HttpError> {
+    /// The first Client with room, else a new one, else the one with the fewest requests. Uploads last, so they take half of the
+    /// Clients at most, and do not wait for room.
+    fn member(&self, content: Content<'_>) -> Result<Arc<Member>, NoAnswer> {
+        let is_upload = matches!(content, Content::Lines(_));
+        let most = if is_upload { self.most.div_ceil(2) } else { self.most };
         let mut state = self.state();
         let room = state.room();
-        if let Some(free) = state.members.iter().find(|member| member.len() < room) {
+        if let Some(free) = state.members.iter().take(most).find(|member| member.len() < room) {
             return Ok(Arc::clone(free));
+        }
+        if is_upload && state.members.len() >= most {
+            return Err(NoAnswer::NoTurn);
         }
         if state.members.len() < self.most {
             let member = state.build(&self.trust, &self.url)?;

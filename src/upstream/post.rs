@@ -11,13 +11,16 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     client::{Connected, Mcpd},
-    contract::{IDEMPOTENCY_HEADER, endpoint, result_path},
-    pool::Post,
+    contract::{
+        IDEMPOTENCY_HEADER, NDJSON, UploadReply as ReplyBody, endpoint, result_path, result_stream_path,
+    },
+    pool::{Content, NoAnswer, Post},
     reply::{JSON, REPLY_LIMIT, Reader, describe},
+    upload::Lines,
 };
 use crate::{
     domain::TaskId,
-    http::{drain, is_html, retry_after},
+    http::{drain, is_html, read, retry_after},
 };
 
 /// For one result POST, from when it may have left to the head of the reply.
@@ -61,16 +64,41 @@ impl PartReply {
     }
 }
 
+/// How mcpd answered an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum UploadReply {
+    /// mcpd has every part below this number; without one it does not say.
+    Received(Option<u32>),
+    /// Nobody waits for the task.
+    NobodyWaits,
+    /// There is no room for something that lasts.
+    NoRoom,
+    /// mcpd, or something on the way there, takes no uploads, or not this one.
+    Refused(String),
+    /// The connection broke, or the trouble may pass, after this wait if mcpd asked for one.
+    Broken(String, Option<Duration>),
+}
+
+impl UploadReply {
+    fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::Broken(why, _) => Some(why),
+            _ => None,
+        }
+    }
+}
+
 /// A place among the POSTs under way. Without a permit the wait for one was in vain, and the POST goes out nevertheless.
 #[derive(Debug)]
 pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
 /// Posts one task's parts to mcpd.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ResultPosts {
     mcpd: Mcpd,
     /// `None` for an id that no URL can carry.
     path: Option<String>,
+    task: TaskId,
     /// Built once; a task's mcpd stays the same.
     url: Option<Url>,
 }
@@ -78,7 +106,7 @@ pub struct ResultPosts {
 impl ResultPosts {
     /// Posts for the parts of `task`.
     pub fn new(mcpd: Mcpd, task: &TaskId) -> Self {
-        Self { mcpd, path: result_path(task), url: None }
+        Self { mcpd, path: result_path(task), task: task.clone(), url: None }
     }
 
     /// The mcpd that the parts go to.
@@ -89,6 +117,11 @@ impl ResultPosts {
     /// The path of the POSTs; `None` for an id that no URL can carry.
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
+    }
+
+    /// The path of an upload; `None` for an id that no URL can carry.
+    pub(super) fn upload_path(&self) -> Option<String> {
+        result_stream_path(&self.task)
     }
 
     /// Waits for a place among the POSTs under way, but not for long.
@@ -110,13 +143,64 @@ impl ResultPosts {
         let (Some(headers), Some(url)) = (headers(&c, key), self.url(&c)) else {
             return (None, PartReply::Refused("the task's id cannot be put into a URL".to_owned()));
         };
-        let post = Post { url: &url, headers: &headers, body: &body };
-        match c.results.post(post, POST_TIMEOUT).await {
+        let post = Post { url: &url, headers: &headers, content: Content::Whole(&body, POST_TIMEOUT) };
+        match c.results.post(post).await {
             Ok(response) => (Some(response.status().as_u16()), self.part_reply(&c, response).await),
             Err(unanswered) if unanswered.maybe_processed => {
                 (None, PartReply::Ambiguous(unanswered.why.to_string(), None))
             }
             Err(unanswered) => (None, PartReply::NotApplied(unanswered.why.to_string(), None)),
+        }
+    }
+
+    /// Uploads lines until there is an answer; its status comes with its meaning.
+    pub(super) async fn upload(&mut self, lines: &Arc<Lines>) -> (Option<u16>, UploadReply) {
+        let (status, reply) = self.upload_once(lines).await;
+        self.mcpd.results().note(reply.trouble());
+        (status, reply)
+    }
+
+    async fn upload_once(&mut self, lines: &Arc<Lines>) -> (Option<u16>, UploadReply) {
+        let Some(c) = self.mcpd.connected() else {
+            return (None, UploadReply::Broken("no credentials".to_owned(), None));
+        };
+        let url = self.upload_path().and_then(|path| endpoint(&c.url, &path).parse().ok());
+        let Some(url) = url else {
+            return (None, UploadReply::Refused("the task's id cannot be put into a URL".to_owned()));
+        };
+        let content_type = HeaderValue::from_static(NDJSON);
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type), (AUTHORIZATION, c.token.clone())]);
+        let post = Post { url: &url, headers: &headers, content: Content::Lines(lines) };
+        match c.results.post(post).await {
+            Ok(response) => (Some(response.status().as_u16()), self.upload_reply(&c, response).await),
+            Err(unanswered) if matches!(unanswered.why, NoAnswer::NoTurn) => (None, UploadReply::NoRoom),
+            Err(unanswered) => (None, UploadReply::Broken(unanswered.why.to_string(), None)),
+        }
+    }
+
+    async fn upload_reply(&self, c: &Arc<Connected>, response: Response) -> UploadReply {
+        let (status, retry_after) = (response.status(), retry_after(response.headers()));
+        let is_html = is_html(response.headers());
+        if matches!(status.as_u16(), 200..=299 | 409) && !is_html {
+            let body = timeout(TAIL_TIMEOUT, read(response, REPLY_LIMIT)).await;
+            let reply = body.ok().and_then(Result::ok);
+            let reply = reply.and_then(|body| serde_json::from_slice::<ReplyBody>(&body).ok());
+            return match reply {
+                None if !status.is_success() => UploadReply::Broken("a gap was found".to_owned(), None),
+                reply => UploadReply::Received(reply.map(|reply| reply.next)),
+            };
+        }
+        let said = describe("an upload", Reader::Caller, status, response, &c.secret).await;
+        match status.as_u16() {
+            404 | 410 => UploadReply::NobodyWaits,
+            // The next connection has another token, where there is one.
+            401 => {
+                self.mcpd.refresh(c);
+                UploadReply::Broken(said, None)
+            }
+            501 | 505 => UploadReply::Refused(said),
+            408 | 409 | 425 | 429 | 200..=299 | 500..=599 => UploadReply::Broken(said, retry_after),
+            _ => UploadReply::Refused(said),
         }
     }
 

@@ -1,5 +1,8 @@
 //! The delivery of one task's output: ordered, retrying, and with exactly one end.
 //!
+//! Part 0 goes by POST, and so do all others unless mcpd takes the rest of a stream as one [`Upload`]; where that gets no further, the parts
+//! that are not known to be received go by POST after all. Whichever way a part goes, it has the same number.
+//!
 //! At most one POST of a task is under way. Once a part has been attempted it is frozen: a retry is byte-identical, under the same key.
 //! If the agent cannot know whether mcpd has a chunk, and mcpd does not drop repeats, the stream ends with an explicit error rather than
 //! with a token twice. Nothing is sent after a part that was lost.
@@ -18,6 +21,7 @@ use super::{
     contract::{CHUNK_HEAD, CHUNK_TAIL, ResultPart, idempotency_key, status_body},
     outbox::{Next, Outbox, Summary},
     post::{PartReply, Place, ResultPosts},
+    upload::{Over, Upload},
 };
 use crate::{
     domain::{End, Failure, FailureCode, Outcome, Task, TaskKey, hide_private},
@@ -56,6 +60,15 @@ enum Sent {
     Lost(Failure),
 }
 
+/// A part with its place in the answer.
+struct Numbered {
+    number: u32,
+    body: Bytes,
+    is_end: bool,
+    /// An upload may have brought it to mcpd.
+    maybe_applied: bool,
+}
+
 /// Sends one task's output, from its first part to its end.
 pub struct Delivery {
     key: TaskKey,
@@ -66,6 +79,10 @@ pub struct Delivery {
     reports: mpsc::Sender<(TaskKey, Report)>,
     rng: fastrand::Rng,
     parts: u32,
+    /// Where the parts after the first go as one upload.
+    upload: Option<Upload>,
+    /// How long the last POST took.
+    round_trip: Duration,
     /// When mcpd's own deadline has passed, if it gave one.
     due: Option<Instant>,
     trace: Option<Posts>,
@@ -91,6 +108,8 @@ impl Delivery {
             reports,
             rng: fastrand::Rng::with_seed(seed),
             parts: 0,
+            upload: None,
+            round_trip: Duration::ZERO,
             trace: None,
         }
     }
@@ -98,28 +117,99 @@ impl Delivery {
     /// Runs until the task is settled.
     pub async fn run(&mut self) {
         let (end, until) = loop {
-            self.outbox.ready().await;
-            // Output that comes while this waits for a place merges into the part that is taken afterwards.
-            let place = self.posts.place().await;
-            match self.outbox.take() {
-                None => {}
-                Some(Next::End(end, until)) => break (end, until),
-                Some(Next::Part(body)) => match self.send(body, false, Some(place)).await {
-                    Sent::Delivered => {}
-                    Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
-                    Sent::Overtaken => break self.broken_off(not_in_time()).await,
-                    Sent::Lost(failure) => {
-                        self.tell(Report::Failed(failure.clone())).await;
-                        break self.broken_off(failure).await;
-                    }
+            let sent = match self.turn().await {
+                Ok(place) => match self.outbox.take() {
+                    None => continue,
+                    Some(Next::End(end, until)) => break (end, until),
+                    Some(Next::Part(body)) => self.send(body, false, place).await,
                 },
+                Err(sent) => sent,
+            };
+            match sent {
+                Sent::Delivered => {}
+                Sent::NobodyWaits => return self.finish(End::Nobody, true, false).await,
+                Sent::Overtaken => break self.broken_off(not_in_time()).await,
+                Sent::Lost(failure) => {
+                    self.tell(Report::Failed(failure.clone())).await;
+                    break self.broken_off(failure).await;
+                }
             }
         };
         self.deliver_end(end, until).await;
     }
 
+    /// Waits for output or an end, and for a way to send it. Output that comes while this waits for a way merges into the part that is
+    /// taken afterwards. Errs if what was sent before turns out not to be delivered.
+    async fn turn(&mut self) -> Result<Option<Place>, Sent> {
+        let outbox = Arc::clone(&self.outbox);
+        while let Some(upload) = &mut self.upload {
+            tokio::select! {
+                biased;
+                () = outbox.ready() => break,
+                over = upload.run() => self.upload_over(over).await?,
+            }
+        }
+        while let Some(upload) = &mut self.upload {
+            tokio::select! {
+                biased;
+                over = upload.run_until_room() => match over {
+                    Some(over) => self.upload_over(over).await?,
+                    None => return Ok(None),
+                },
+                () = outbox.overtaken(false) => return Err(Sent::Overtaken),
+            }
+        }
+        outbox.ready().await;
+        Ok(Some(self.posts.place().await))
+    }
+
+    /// The upload is over: what it has not brought to mcpd goes by POST.
+    async fn upload_over(&mut self, over: Over) -> Result<(), Sent> {
+        let Some(upload) = self.upload.take() else { return Ok(()) };
+        match over {
+            Over::Received => return Ok(()),
+            // mcpd probably got the end, and is done with the task because of it.
+            Over::NobodyWaits if upload.end_has_left() => return Ok(()),
+            Over::NobodyWaits => return Err(Sent::NobodyWaits),
+            Over::Lost(said) => return Err(Sent::Lost(refused(&said))),
+            Over::GivenUp => {}
+        }
+        let is_ended = upload.is_ended();
+        let mut kept = upload.into_kept().into_iter().peekable();
+        while let Some((number, body, maybe_applied)) = kept.next() {
+            let is_end = is_ended && kept.peek().is_none();
+            let sent = self.post_part(Numbered { number, body, is_end, maybe_applied }, None).await;
+            if !matches!(sent, Sent::Delivered) {
+                return Err(sent);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until an upload has brought the end to mcpd.
+    async fn uploaded(&mut self) -> Sent {
+        let Some(upload) = &mut self.upload else { return Sent::Delivered };
+        let outbox = Arc::clone(&self.outbox);
+        let over = tokio::select! {
+            biased;
+            over = upload.run() => Some(over),
+            () = outbox.overtaken(false) => None,
+        };
+        if let Some(over) = over {
+            return self.upload_over(over).await.err().unwrap_or(Sent::Delivered);
+        }
+        // A failure must not wait for what hangs; an answer must not have a hole.
+        let kept = self.upload.take().map(Upload::into_kept).unwrap_or_default();
+        match kept.into_iter().next_back() {
+            Some((number, body, maybe_applied)) if outbox.has_failed() => {
+                self.post_part(Numbered { number, body, is_end: true, maybe_applied }, None).await
+            }
+            _ => Sent::Overtaken,
+        }
+    }
+
     /// The end of a stream that now has a hole: nothing after the hole is sent, and an answer becomes a failure.
-    async fn broken_off(&self, failure: Failure) -> (End, Instant) {
+    async fn broken_off(&mut self, failure: Failure) -> (End, Instant) {
         match self.outbox.decided().await {
             (End::Answer(_), until) => (End::Failed(failure), until),
             decided => decided,
@@ -189,6 +279,7 @@ impl Delivery {
     }
 
     async fn finish(&mut self, end: End, told: bool, undelivered: bool) {
+        self.upload = None;
         if let Some(posts) = self.trace.take() {
             posts.end(self.outbox.progress().0);
         }
@@ -200,34 +291,56 @@ impl Delivery {
     }
 
     /// An agent that has ended needs no report.
-    async fn tell(&self, report: Report) {
+    async fn tell(&mut self, report: Report) {
         let _ = self.reports.send((self.key, report)).await;
     }
 
-    /// Sends one part until mcpd has it, refuses it, or its time is over.
-    async fn send(&mut self, body: Bytes, terminal: bool, place: Option<Place>) -> Sent {
+    /// Sends one part. By POST, that takes until mcpd has it, refuses it, or its time is over; a part that an upload takes is kept there,
+    /// and only the end is waited for.
+    async fn send(&mut self, body: Bytes, is_end: bool, place: Option<Place>) -> Sent {
         let number = self.parts;
         self.parts += 1;
-        let key = idempotency_key(&self.task.id, number);
+        // For the end alone an upload brings nothing.
+        self.upload.take_if(|upload| is_end && upload.is_unused());
+        if let Some(upload) = &mut self.upload {
+            upload.push(body, is_end);
+            return if is_end { self.uploaded().await } else { Sent::Delivered };
+        }
+        let sent = self.post_part(Numbered { number, body, is_end, maybe_applied: false }, place).await;
+        if number == 0 && !is_end && matches!(sent, Sent::Delivered) {
+            self.begin_upload();
+        }
+        sent
+    }
+
+    /// From now on parts go by one upload, where mcpd takes it.
+    fn begin_upload(&mut self) {
+        if self.posts.mcpd().takes_uploads() {
+            let (posts, outbox, trace) =
+                (self.posts.clone(), Arc::clone(&self.outbox), self.trace.clone().unwrap_or_default());
+            let rng = self.rng.fork();
+            self.upload = Some(Upload::new(&self.task.id, posts, outbox, self.round_trip, trace, rng));
+        }
+    }
+
+    /// Posts one part until mcpd has it, refuses it, or its time is over.
+    async fn post_part(&mut self, part: Numbered, place: Option<Place>) -> Sent {
+        let key = idempotency_key(&self.task.id, part.number);
         let outbox = Arc::clone(&self.outbox);
-        let overtaken = outbox.overtaken(terminal);
-        let attempts = self.attempts(&key, body, terminal, number == 0, place);
+        let overtaken = outbox.overtaken(part.is_end);
         tokio::select! {
             biased;
-            sent = attempts => sent,
+            sent = self.attempts(&key, part, place) => sent,
             () = overtaken => Sent::Overtaken,
         }
     }
 
-    async fn attempts(
-        &mut self,
-        key: &str,
-        body: Bytes,
-        terminal: bool,
-        first: bool,
-        mut place: Option<Place>,
-    ) -> Sent {
-        let (mut renewed, mut attempt, mut maybe_applied) = (false, 0, false);
+    async fn attempts(&mut self, key: &str, part: Numbered, mut place: Option<Place>) -> Sent {
+        let Numbered { number, body, is_end: terminal, mut maybe_applied } = part;
+        if maybe_applied && !terminal && !self.posts.mcpd().is_idempotent() {
+            return Sent::Lost(ambiguous("an upload got no further"));
+        }
+        let (first, mut renewed, mut attempt) = (number == 0, false, 0);
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let (said, asked, latest) = match self.post(key, &body, attempt, terminal, place.take()).await {
@@ -299,7 +412,9 @@ impl Delivery {
                 target.and_then(|(server, path)| self.outbox.trace(|trace| trace.deliver(&server, path)));
         }
         let span = self.trace.get_or_insert_default().post(attempt, terminal);
+        let begun = Instant::now();
         let (status, reply) = self.posts.post(key, body.clone()).await;
+        self.round_trip = begun.elapsed();
         span.end(status);
         reply
     }

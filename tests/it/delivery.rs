@@ -19,7 +19,8 @@ use crate::support::{Client, Logs, Watch, World, chat, chunk, completion, last_c
 const HELD: Duration = Duration::from_secs(2);
 
 async fn world_of(mcpd: fake_mcpd::Builder) -> (World, Client) {
-    let world = World::with(mcpd, |_| {}).await;
+    // Part by part: what an upload does differently is in `uploads.rs`.
+    let world = World::with(mcpd.result_stream(false), |_| {}).await;
     let client = world.serving("llama").await;
     (world, client)
 }

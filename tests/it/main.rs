@@ -34,3 +34,4 @@ mod soak;
 mod status;
 mod telemetry;
 mod tools;
+mod uploads;

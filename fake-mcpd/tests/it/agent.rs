@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fake_mcpd::FakeMcpd;
 use reqwest::header::AUTHORIZATION;
-use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response};
+use reqwest::{Body, Certificate, Client, ClientBuilder, RequestBuilder, Response};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 /// Longer than any timer of a test; on a paused clock it costs nothing, and it turns a hang into a failure.
 const BOUND: Duration = Duration::from_secs(600);
@@ -143,6 +145,45 @@ impl Agent {
     /// Posts `[DONE]`.
     pub(crate) async fn done(&self, task: &str, n: u64) -> u16 {
         self.part(task, n, done()).await
+    }
+}
+
+/// An upload that is written line by line.
+pub(crate) struct Upload {
+    body: http_body_util::channel::Sender<Bytes, std::convert::Infallible>,
+    reply: JoinHandle<reqwest::Result<Response>>,
+}
+
+impl Agent {
+    /// Begins an upload of a task's parts.
+    pub(crate) fn upload(&self, task: &str) -> Upload {
+        let task: String = task.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let (body, rest) = http_body_util::channel::Channel::new(16);
+        let call = self.call("POST", &format!("/api/v1/llms/_provider-task/{task}/result-stream"));
+        let call = call.header("content-type", "application/x-ndjson").body(Body::wrap(rest));
+        Upload { body, reply: tokio::spawn(call.send()) }
+    }
+}
+
+impl Upload {
+    /// Sends part `n`.
+    pub(crate) async fn line(&mut self, n: u64, part: Value) {
+        let mut line = part;
+        line["n"] = n.into();
+        self.raw(&format!("{line}\n")).await;
+    }
+
+    /// Sends bytes.
+    pub(crate) async fn raw(&mut self, text: &str) {
+        // mcpd may have answered already and read no more.
+        let _ = self.body.send_data(Bytes::copy_from_slice(text.as_bytes())).await;
+    }
+
+    /// The reply, which may come while the body is open: its status and `next`; nothing if the connection was cut.
+    pub(crate) async fn reply(self) -> Option<(u16, Value)> {
+        let reply = soon(self.reply).await.expect("no panic").ok()?;
+        let status = reply.status().as_u16();
+        Some((status, reply.json::<Value>().await.unwrap_or_default()["next"].clone()))
     }
 }
 

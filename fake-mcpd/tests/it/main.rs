@@ -8,4 +8,5 @@ mod process;
 mod results;
 mod sessions;
 mod tls;
+mod uploads;
 mod verdict;

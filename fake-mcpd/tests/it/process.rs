@@ -65,8 +65,16 @@ async fn it_says_where_it_listens_serves_and_quits_on_either_signal() {
 
 #[tokio::test]
 async fn its_flags_reach_the_server() {
-    let flags =
-        ["--token", "right", "--ping-interval", "20ms", "--session-ttl", "300ms", "--no-idempotent-results"];
+    let flags = [
+        "--token",
+        "right",
+        "--ping-interval",
+        "20ms",
+        "--session-ttl",
+        "300ms",
+        "--no-idempotent-results",
+        "--no-result-stream",
+    ];
     let process = Process::start(&flags).await;
     assert_eq!(Agent::at(&process.url, "wrong").heartbeat().await, 401);
     let mut agent = Agent::at(&process.url, "right");

@@ -35,8 +35,10 @@ async fn a_register_replaces_the_whole_set_and_rows_keep_their_ids() {
 
 #[tokio::test(start_paused = true)]
 async fn a_register_reply_has_the_session_its_rows_and_the_features() {
-    for (idempotent, features) in [(true, json!(["idempotent-results"])), (false, json!([]))] {
-        let mcpd = FakeMcpd::builder().idempotent_results(idempotent).start().await.unwrap();
+    let all = json!(["idempotent-results", "result-stream"]);
+    for (offered, features) in [(true, all), (false, json!([]))] {
+        let mcpd =
+            FakeMcpd::builder().idempotent_results(offered).result_stream(offered).start().await.unwrap();
         let reply = Agent::new(&mcpd).register_call(&["a"]).send().await.unwrap();
         let reply: Value = reply.json().await.unwrap();
         assert!(reply["providerSessionId"].as_str().is_some_and(|id| !id.is_empty()));

@@ -259,7 +259,8 @@ async fn the_verdict_is_json_over_http() {
     let agent = Agent::new(&mcpd);
     let fetch =
         || async { agent.call("GET", "/_fake/verdict").send().await.unwrap().json::<Value>().await.unwrap() };
-    let counts = json!({"registers": 0, "heartbeats": 0, "channels": 0, "tasks": 0, "parts": 0});
+    let counts =
+        json!({"registers": 0, "heartbeats": 0, "channels": 0, "tasks": 0, "parts": 0, "uploads": 0});
     assert_eq!(fetch().await, json!({"ok": true, "count": 0, "counts": counts, "violations": []}));
     agent.heartbeat().await;
     let verdict = fetch().await;
@@ -358,7 +359,7 @@ async fn a_run_with_fewer_tasks_than_expected_is_no_success() {
     let verdict = mcpd.verdict();
     assert!(!verdict.ok);
     assert_eq!(verdict.violations[0].detail, "1 tasks ended where at least 2 were expected");
-    let counts = Counts { registers: 1, heartbeats: 0, channels: 1, tasks: 1, parts: 2 };
+    let counts = Counts { registers: 1, heartbeats: 0, channels: 1, tasks: 1, parts: 2, uploads: 0 };
     assert_eq!(verdict.counts, counts);
 }
 

@@ -96,7 +96,7 @@ impl Check {
     }
 
     /// Starts a streaming inference and sees its first chunk through.
-    async fn first_chunk(&self, channel: &mut Channel) -> Result<(TaskId, Frames), Broken> {
+    pub(super) async fn first_chunk(&self, channel: &mut Channel) -> Result<(TaskId, Frames), Broken> {
         let mut call = self.peer.infer(true);
         let task = channel.task(&self.peer.name).await?;
         so(task.streaming, || "its task's streaming is false".into())?;
@@ -176,17 +176,18 @@ impl Check {
 }
 
 /// The part that carries one chunk.
-fn chunk(data: &str) -> ResultPart<'_> {
+pub(super) fn chunk(data: &str) -> ResultPart<'_> {
     ResultPart::Chunk { chunk: ChunkPart { data, done: false } }
 }
 
 /// The check's chunk of this number.
-fn piece(number: u32) -> String {
+pub(super) fn piece(number: u32) -> String {
     let choice = json!({"index": 0, "delta": {"content": format!("piece {number}")}, "finish_reason": null});
     json!({"id": "check", "object": "chat.completion.chunk", "choices": [choice]}).to_string()
 }
 
-async fn expect_piece(answer: &mut Frames, number: u32) -> Result<(), Broken> {
+/// The caller's next chunk is the check's chunk of this number.
+pub(super) async fn expect_piece(answer: &mut Frames, number: u32) -> Result<(), Broken> {
     let data = next_data(answer).await?;
     let same = data.as_deref().is_some_and(|data| json_of(data) == json_of(&piece(number)));
     so(same, || format!("the caller does not get chunk {number} as it was posted"))

@@ -1,13 +1,17 @@
 //! The throw-away provider, and a caller of it: every call the check makes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
-use reqwest::{RequestBuilder, Response, header};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use reqwest::{Body, RequestBuilder, Response, header};
 use serde_json::{Value, json, value::RawValue};
 use tokio::{
+    sync::mpsc,
     task::JoinHandle,
     time::{Instant, timeout},
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     Broken,
@@ -18,9 +22,9 @@ use crate::{
     domain::TaskId,
     upstream::contract::{
         CANCEL_EVENT, CancelEvent, EVENT_STREAM, HEARTBEAT_PATH, HELLO_EVENT, HeartbeatRequest, HelloEvent,
-        IDEMPOTENCY_HEADER, LLMS_PATH, LlmRow, PING_EVENT, PublishedProvider, REGISTER_PATH, RegisterRequest,
-        ResultPart, SESSION_HEADER, STREAM_PATH, TASK_EVENT, TaskEvent, idempotency_key, infer_path,
-        result_path,
+        IDEMPOTENCY_HEADER, LLMS_PATH, LlmRow, NDJSON, PING_EVENT, PublishedProvider, RECEIVED_EVENT,
+        REGISTER_PATH, ReceivedEvent, RegisterRequest, ResultPart, SESSION_HEADER, STREAM_PATH, TASK_EVENT,
+        TaskEvent, idempotency_key, infer_path, push_line, result_path, result_stream_path,
     },
 };
 
@@ -132,11 +136,50 @@ impl Peer {
         self.post(task, 0, &ResultPart::Status { status, body, headers }).await
     }
 
+    /// Begins an upload of a task's parts.
+    pub(super) fn upload(&self, task: &TaskId) -> Result<Upload, Broken> {
+        let path =
+            result_stream_path(task).ok_or_else(|| Broken::Not("no URL can carry its task id".into()))?;
+        let (lines, rest) = mpsc::channel::<Bytes>(16);
+        let body = Body::wrap_stream(ReceiverStream::new(rest).map(Ok::<_, Infallible>));
+        let request = self.mcpd.post(&path).header(header::CONTENT_TYPE, NDJSON).body(body);
+        Ok(Upload { lines, reply: tokio::spawn(read(request)) })
+    }
+
     /// Calls the provider as anybody would, in the background, because the check itself has to answer.
     pub(super) fn infer(&self, stream: bool) -> Call {
         let path = infer_path(&self.name).unwrap_or_default();
         let request = self.mcpd.post(&path).json(&self.question(stream));
         Call(tokio::spawn(request.send()))
+    }
+}
+
+/// An upload under way. Dropping it breaks it.
+#[derive(Debug)]
+pub(super) struct Upload {
+    lines: mpsc::Sender<Bytes>,
+    reply: JoinHandle<Result<Reply, Broken>>,
+}
+
+impl Upload {
+    /// Sends a part as a line.
+    pub(super) async fn send(&self, number: u32, part: &ResultPart<'_>) {
+        let part = serde_json::to_vec(part).unwrap_or_default();
+        let mut line = Vec::new();
+        push_line(&mut line, number, &part);
+        // An mcpd that has answered already reads nothing more.
+        let _ = self.lines.send(line.into()).await;
+    }
+
+    /// The answer, which may come while the body is open.
+    pub(super) async fn reply(&mut self) -> Result<Reply, Broken> {
+        (&mut self.reply).await.unwrap_or_else(|_| Err(Broken::Not("it does not answer".into())))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.reply.abort();
     }
 }
 
@@ -202,12 +245,14 @@ pub(super) struct Channel {
     pub(super) kept_alive: bool,
     /// Ids of the tasks that were cancelled.
     cancelled: Vec<String>,
+    /// What mcpd says that it has of uploads.
+    received: Vec<ReceivedEvent>,
 }
 
 impl Channel {
     pub(super) fn new(response: Response) -> Self {
         let (opened, frames) = (Instant::now(), Frames::new(response));
-        Self { frames, opened, kept_alive: false, cancelled: Vec::new() }
+        Self { frames, opened, kept_alive: false, cancelled: Vec::new(), received: Vec::new() }
     }
 
     /// The next event that is neither a keep-alive nor a cancel, within `wait`.
@@ -235,6 +280,10 @@ impl Channel {
             }
             Some(Frame::Event { name, data }) if name == CANCEL_EVENT => {
                 self.cancelled.extend(serde_json::from_str::<CancelEvent>(&data).map(|event| event.task_id));
+                Ok(None)
+            }
+            Some(Frame::Event { name, data }) if name == RECEIVED_EVENT => {
+                self.received.extend(serde_json::from_str::<ReceivedEvent>(&data));
                 Ok(None)
             }
             Some(Frame::Event { name, data }) => Ok(Some((name, data))),
@@ -279,6 +328,16 @@ impl Channel {
             }
         }
         Ok(true)
+    }
+
+    /// Fails unless mcpd says within a step that it has every part of the task below `next`.
+    pub(super) async fn is_received(&mut self, task: &TaskId, next: u32) -> Result<(), Broken> {
+        let until = Instant::now() + STEP;
+        let told = |event: &ReceivedEvent| event.task_id == task.as_str() && event.next >= next;
+        while !self.received.iter().any(told) {
+            self.frame(until).await?;
+        }
+        Ok(())
     }
 
     /// Whether a keep-alive comes until then.

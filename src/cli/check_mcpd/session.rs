@@ -13,8 +13,8 @@ use super::{
 use crate::{
     cli::Stop,
     upstream::contract::{
-        ACTIVE_STATUS, Conflicts, EVENT_STREAM, IDEMPOTENT_RESULTS, LLMS_PATH, LlmRow, RegisterReply,
-        VIRTUAL_KIND,
+        ACTIVE_STATUS, Conflicts, EVENT_STREAM, IDEMPOTENT_RESULTS, LLMS_PATH, LlmRow, RESULT_STREAM,
+        RegisterReply, VIRTUAL_KIND,
     },
 };
 
@@ -38,9 +38,9 @@ impl Check {
         let reply = self.peer.register(None, true).await.and_then(register_reply);
         let session = reply.as_ref().ok().and_then(|reply| reply.provider_session_id.clone());
         self.session.clone_from(&session);
-        self.idempotent = reply
-            .as_ref()
-            .is_ok_and(|reply| reply.features.iter().any(|feature| feature == IDEMPOTENT_RESULTS));
+        let offers =
+            |what| reply.as_ref().is_ok_and(|reply| reply.features.iter().any(|feature| feature == what));
+        (self.idempotent, self.result_stream) = (offers(IDEMPOTENT_RESULTS), offers(RESULT_STREAM));
         let row = reply.as_ref().ok().and_then(|reply| self.own(&reply.llms));
         let given = reply.and_then(|_| so(session.is_some(), || "its reply has no providerSessionId".into()));
         if self.clause("1", "registering gives a session", given)?.is_none() {

@@ -1,11 +1,14 @@
 //! The checks of mcpd: whether it is reachable, accepts the token, has the right time, and whether its channel is delayed on the way.
 
 use std::{
+    convert::Infallible,
     io,
     time::{Duration, SystemTime},
 };
 
-use reqwest::{Response, header};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use reqwest::{Body, Response, header};
 use serde::de::IgnoredAny;
 use tokio::time::{Instant, timeout};
 
@@ -15,10 +18,11 @@ use crate::{
         llms::server_time,
         report::{Finding, Report},
     },
-    domain::Printable,
+    domain::{Printable, TaskId},
     http::{self, ProxySetting},
     upstream::contract::{
-        EVENT_STREAM, LLMS_PATH, REGISTER_PATH, RegisterReply, RegisterRequest, SESSION_HEADER, STREAM_PATH,
+        EVENT_STREAM, LLMS_PATH, NDJSON, REGISTER_PATH, RESULT_STREAM, RegisterReply, RegisterRequest,
+        SESSION_HEADER, STREAM_PATH, result_stream_path,
     },
 };
 
@@ -31,6 +35,9 @@ struct Patience {
     /// Until it is given up: an mcpd without a greeting sends its keep-alive by then.
     keep_alive: Duration,
 }
+
+/// How long the answer to an upload may take that needs none of it.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(3);
 
 const PATIENCE: Patience = Patience { prompt: Duration::from_secs(3), keep_alive: Duration::from_secs(20) };
 
@@ -49,7 +56,37 @@ pub(super) async fn examine(mcpd: &Mcpd, report: &mut Report) -> io::Result<()> 
     report.extend(reached(mcpd, listed.as_ref().err()))?;
     let (Ok(_), Some(clock)) = (listed, clock) else { return Ok(()) };
     report.add(clock)?;
-    report.add(channel(mcpd, &PATIENCE).await)
+    let (channel, takes_uploads) = channel(mcpd, &PATIENCE).await;
+    report.add(channel)?;
+    if takes_uploads {
+        report.add(uploads(mcpd, UPLOAD_PATIENCE).await)?;
+    }
+    Ok(())
+}
+
+/// Begins an upload for a task that nobody knows, and does not end it: mcpd says so at once, unless something waits for the end before
+/// it passes anything on.
+async fn uploads(mcpd: &Mcpd, patience: Duration) -> Finding {
+    const SUBJECT: &str = "uploads";
+    let path = TaskId::new("mcprelay-doctor").ok().and_then(|task| result_stream_path(&task));
+    let line = Bytes::from_static(b"{\"n\":1,\"error\":\"mcprelay doctor\"}\n");
+    let endless = stream::iter([Ok::<_, Infallible>(line)]).chain(stream::pending());
+    let request = mcpd.post(&path.unwrap_or_default()).header(header::CONTENT_TYPE, NDJSON);
+    let asked = timeout(patience, request.body(Body::wrap_stream(endless)).send()).await;
+    match asked.map(|reply| reply.map(|response| response.status().as_u16())) {
+        Ok(Ok(404 | 410)) => Finding::ok(SUBJECT, "they get through line by line"),
+        Ok(Ok(status)) => Finding::warning(
+            SUBJECT,
+            format!("one was answered {status} and not 404, so each part of an answer may cost a round trip"),
+            "if a proxy stands before mcpd, let it pass on bodies without a length, of any size and duration",
+        ),
+        Ok(Err(error)) => failed(SUBJECT, &mcpd.no_answer(&error)),
+        Err(_) => Finding::warning(
+            SUBJECT,
+            "something before mcpd holds them back, so each part of an answer costs a round trip",
+            "turn request buffering off for mcpd's path in the proxy there (nginx: proxy_request_buffering off)",
+        ),
+    }
 }
 
 fn reached(mcpd: &Mcpd, error: Option<&CallError>) -> Vec<Finding> {
@@ -81,20 +118,29 @@ fn clock(response: &Response, asked: SystemTime, answered: SystemTime) -> Findin
     }
 }
 
-/// Opens a channel of its own and times its first byte. The session is new and publishes nothing, so nobody notices.
-async fn channel(mcpd: &Mcpd, patience: &Patience) -> Finding {
+/// Opens a channel of its own and times its first byte; with whether mcpd takes uploads. The session is new and publishes nothing, so
+/// nobody notices.
+async fn channel(mcpd: &Mcpd, patience: &Patience) -> (Finding, bool) {
     const SUBJECT: &str = "channel";
-    let session = match throw_away_session(mcpd).await {
-        Ok(Some(session)) => session,
-        Ok(None) => return Finding::skipped(SUBJECT, "mcpd gives no session to a set without providers"),
+    let reply = match throw_away_session(mcpd).await {
+        Ok(reply) => reply,
         Err(error @ CallError::Status { status: 404, .. }) => {
             let closer = Some("run `mcprelay check-mcpd`, which looks closer".to_owned());
-            return Finding { advice: closer, ..Finding::failed(SUBJECT, &error.to_string()) };
+            return (Finding { advice: closer, ..Finding::failed(SUBJECT, &error.to_string()) }, false);
         }
-        Err(error) => return failed(SUBJECT, &error),
+        Err(error) => return (failed(SUBJECT, &error), false),
     };
+    let Some(session) = reply.provider_session_id else {
+        return (Finding::skipped(SUBJECT, "mcpd gives no session to a set without providers"), false);
+    };
+    let takes_uploads = reply.features.iter().any(|feature| feature == RESULT_STREAM);
+    (greeting(mcpd, &session, patience).await, takes_uploads)
+}
+
+async fn greeting(mcpd: &Mcpd, session: &str, patience: &Patience) -> Finding {
+    const SUBJECT: &str = "channel";
     let began = Instant::now();
-    match timeout(patience.keep_alive, first_byte(mcpd, &session)).await {
+    match timeout(patience.keep_alive, first_byte(mcpd, session)).await {
         Ok(Ok(())) if began.elapsed() <= patience.prompt => {
             Finding::ok(SUBJECT, format!("its first byte came after {} ms", began.elapsed().as_millis()))
         }
@@ -112,12 +158,12 @@ async fn channel(mcpd: &Mcpd, patience: &Patience) -> Finding {
     }
 }
 
-async fn throw_away_session(mcpd: &Mcpd) -> Result<Option<String>, CallError> {
+async fn throw_away_session(mcpd: &Mcpd) -> Result<RegisterReply, CallError> {
     let nothing = RegisterRequest { provider_session_id: None, providers: Vec::new() };
     let request = mcpd.post(REGISTER_PATH).json(&nothing).timeout(CALL_TIMEOUT);
     match mcpd.send(request, REGISTER_PATH).await {
-        Ok(response) => Ok(mcpd.json::<RegisterReply>(response).await?.provider_session_id),
-        Err(CallError::Status { status: 400 | 422, .. }) => Ok(None),
+        Ok(response) => mcpd.json(response).await,
+        Err(CallError::Status { status: 400 | 422, .. }) => Ok(RegisterReply::default()),
         Err(error) => Err(error),
     }
 }
@@ -169,14 +215,7 @@ fn lossy(value: &header::HeaderValue) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::{
-        Json, Router,
-        body::{Body, Bytes},
-        routing,
-    };
-    use futures_util::{StreamExt as _, stream};
+    use axum::{Json, Router, body::Body, extract::Request, routing};
     use serde_json::json;
 
     use super::*;
@@ -225,10 +264,10 @@ mod tests {
     async fn a_channel_that_is_held_back_is_late_or_a_failure() {
         let late = Stub::serve(mcpd_with(HELLO)).await;
         let hasty = Patience { prompt: Duration::ZERO, ..PATIENCE };
-        assert_eq!(channel(&late.mcpd(), &hasty).await.result, Level::Warning);
+        assert_eq!(channel(&late.mcpd(), &hasty).await.0.result, Level::Warning);
         let silent = Stub::serve(mcpd_with(None)).await;
         let hasty = Patience { keep_alive: Duration::from_millis(50), ..PATIENCE };
-        let finding = channel(&silent.mcpd(), &hasty).await;
+        let (finding, _) = channel(&silent.mcpd(), &hasty).await;
         assert!(
             finding.result == Level::Failure
                 && finding.advice.is_some_and(|advice| advice.contains("buffering"))
@@ -249,10 +288,28 @@ mod tests {
             let register = async || Json(json!({"providerSessionId": "s", "llms": []}));
             let router = Router::new().route(REGISTER_PATH, routing::post(register));
             let stub = Stub::serve(router.route(STREAM_PATH, routing::get(answer))).await;
-            let finding = channel(&stub.mcpd(), &PATIENCE).await;
+            let (finding, _) = channel(&stub.mcpd(), &PATIENCE).await;
             let told = finding.advice.is_some_and(|told| told.contains(advice));
             assert!(finding.result == Level::Failure && told, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn uploads_that_are_held_back_or_refused_are_a_warning_that_names_the_setting() {
+        let path = "/api/v1/llms/_provider-task/{task}/result-stream";
+        let early = Router::new().route(path, routing::post(async || axum::http::StatusCode::NOT_FOUND));
+        let stub = Stub::serve(early).await;
+        assert_eq!(uploads(&stub.mcpd(), UPLOAD_PATIENCE).await.result, Level::Ok);
+        let held = async |request: Request| {
+            let _ = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+        };
+        let stub = Stub::serve(Router::new().route(path, routing::post(held))).await;
+        let finding = uploads(&stub.mcpd(), Duration::from_millis(50)).await;
+        let told = finding.advice.is_some_and(|told| told.contains("proxy_request_buffering off"));
+        assert!(finding.result == Level::Warning && told, "{}", finding.message);
+        let refused = Router::new().fallback(async || axum::http::StatusCode::LENGTH_REQUIRED);
+        let stub = Stub::serve(refused).await;
+        assert_eq!(uploads(&stub.mcpd(), UPLOAD_PATIENCE).await.result, Level::Warning);
     }
 
     #[tokio::test]

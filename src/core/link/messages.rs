@@ -32,7 +32,7 @@ pub enum LinkInput {
     ChannelClosed(u64, CallFailure),
     /// The heartbeat of this number ended.
     Heartbeat(u64, Result<(), CallFailure>),
-    /// Results have not got through for a while, for this reason; or they do again.
+    /// What is wrong with the way of results, or that nothing is any more.
     Results(Option<String>),
     /// The machine slept and woke.
     Woke,

@@ -17,10 +17,9 @@ impl Link {
                 "heartbeats have failed for over a minute: {why}; mcpd drops the LLMs after 90 s without one"
             )
         });
-        let results = self.results_trouble.as_ref().map(|why| {
-            format!("results have not got through for over a minute: {why}; run `mcprelay doctor`")
-        });
-        beats.or(results).or_else(|| self.channel.open_pattern(now).map(|pattern| pattern.to_string()))
+        beats
+            .or_else(|| self.results_trouble.clone())
+            .or_else(|| self.channel.open_pattern(now).map(|pattern| pattern.to_string()))
     }
 
     /// The link's status, for the sessions, the log and people.

@@ -156,10 +156,10 @@ fn heartbeats_that_fail_for_a_minute_are_in_the_status_until_one_gets_through() 
 fn results_that_do_not_get_through_are_in_the_status_until_they_do_or_mcpd_is_another() {
     for another in [false, true] {
         let mut bench = Bench::online();
-        bench.act(LinkInput::Results(Some("mcpd answers 500".to_owned())));
+        bench.act(LinkInput::Results(Some("results do not get through".to_owned())));
         let status = bench.status();
         assert_eq!(status.state, LinkState::Online);
-        assert!(status.detail.contains("results have not got through"), "{}", status.detail);
+        assert!(status.detail.contains("results do not get through"), "{}", status.detail);
         bench.act(match another {
             true => LinkInput::Credentials(Ok(McpdChange::Other(None))),
             false => LinkInput::Results(None),

@@ -40,8 +40,8 @@ impl Played {
 
     async fn post_bytes(&self, body: Bytes) -> Result<u16, Unanswered> {
         let headers = HeaderMap::new();
-        let post = Post { url: &self.url, headers: &headers, body: &body };
-        let response = self.pool.post(post, LIMIT).await?;
+        let post = Post { url: &self.url, headers: &headers, content: Content::Whole(&body, LIMIT) };
+        let response = self.pool.post(post).await?;
         let status = response.status().as_u16();
         let _ = response.bytes().await;
         Ok(status)

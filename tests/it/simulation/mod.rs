@@ -122,6 +122,8 @@ struct Tally {
     https1: u64,
     https2: u64,
     sealed: u64,
+    offered: u64,
+    uploads: u64,
     calls: u64,
     refused: u64,
     succeeded: u64,
@@ -140,6 +142,8 @@ impl Tally {
         self.https1 += u64::from(story.scheme == Scheme::Https1);
         self.https2 += u64::from(story.scheme == Scheme::Https2);
         self.sealed += u64::from(story.sealed);
+        self.offered += u64::from(story.result_stream);
+        self.uploads += story.uploads;
         self.runs += story.runs.len() as u64;
         self.lives += story.lives.len() as u64;
         for call in &story.calls {
@@ -163,6 +167,8 @@ impl Tally {
             https1: self.https1 + other.https1,
             https2: self.https2 + other.https2,
             sealed: self.sealed + other.sealed,
+            offered: self.offered + other.offered,
+            uploads: self.uploads + other.uploads,
             calls: self.calls + other.calls,
             refused: self.refused + other.refused,
             succeeded: self.succeeded + other.succeeded,

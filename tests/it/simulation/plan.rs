@@ -32,6 +32,7 @@ pub struct Plan {
     pub max_queued: u32,
     pub drain_timeout: Duration,
     pub idempotent: bool,
+    pub result_stream: bool,
     pub keep_alive: Option<Duration>,
     pub ping_style: PingStyle,
     pub programs: Vec<ProgramPlan>,
@@ -114,13 +115,11 @@ impl Plan {
         if faulty {
             (0..rng.u64(1..=5)).for_each(|_| faults.extend(trouble(rng)));
         }
-        faults.sort_by_key(|(at, _)| *at);
         let drain_at = match rng.u8(..10) {
             0..3 => rng.u64(5_000..CHAOS),
             _ => CHAOS + rng.u64(0..5_000),
         };
-        faults.retain(|(at, _)| *at <= drain_at);
-        Self {
+        let mut plan = Self {
             seed,
             max_in_flight: rng.u32(1..=3),
             max_queued: rng.u32(0..=4),
@@ -132,17 +131,46 @@ impl Plan {
             calls,
             faults,
             drain_at,
-            // The last draw, so that the rest of a schedule is the same over every scheme.
+            // The last draws, so that the rest of a schedule is the same over every scheme and way.
             scheme: [Scheme::Http, Scheme::Https1, Scheme::Https2][rng.usize(..3)],
+            result_stream: rng.u8(..100) < 70,
+        };
+        if plan.result_stream && rng.u8(..100) < 60 {
+            (0..rng.u64(1..=4)).for_each(|_| plan.faults.push(upload_trouble(rng)));
         }
+        plan.faults.retain(|(at, _)| *at <= plan.drain_at);
+        plan.faults.sort_by_key(|(at, _)| *at);
+        plan
     }
 
-    /// Whether something stands between what the agent sent and what mcpd saw, which TLS hides.
+    /// Whether something stands between what the agent sent and what mcpd saw, which TLS hides; or parts went in uploads, which the
+    /// relay does not read.
     pub fn is_sealed(&self) -> bool {
         let between =
             |fault: &Fault| matches!(fault, Fault::Network(_) | Fault::Mcpd(_) | Fault::LateDuplicate);
-        self.scheme != Scheme::Http && self.faults.iter().any(|(_, fault)| between(fault))
+        self.result_stream
+            || self.scheme != Scheme::Http && self.faults.iter().any(|(_, fault)| between(fault))
     }
+}
+
+/// Something that goes wrong with uploads: on their way, or in mcpd.
+fn upload_trouble(rng: &mut Rng) -> (u64, Fault) {
+    let (at, times) = (rng.u64(500..CHAOS), rng.u32(1..=3));
+    let (applied, skip) = (rng.bool(), rng.u32(..2));
+    let fault = match rng.u8(..10) {
+        0..3 => McpdFault::BreakUpload { bytes: None, lines: Some(rng.u64(1..8)), applied, skip, times },
+        3 => McpdFault::BreakUpload { bytes: Some(rng.u64(1..1_500)), lines: None, applied, skip, times },
+        4 => McpdFault::HoldUpload { times: if rng.bool() { 0 } else { times } },
+        5 => McpdFault::LoseLine { line: rng.u64(1..6), times },
+        6 => McpdFault::LoseReceived { times: rng.u32(1..6) },
+        7 => McpdFault::LoseReply { aim: Aim::next(CallKind::ResultStream).times(times) },
+        8 => McpdFault::Delay {
+            aim: Aim::next(CallKind::ResultStream).times(times),
+            by: Duration::from_millis(rng.u64(10..5_000)),
+        },
+        _ => McpdFault::Answer { aim: Aim::next(CallKind::ResultStream).times(times), answer: passing(rng) },
+    };
+    (at, Fault::Mcpd(fault))
 }
 
 fn programs(rng: &mut Rng, moody: bool) -> Vec<ProgramPlan> {

@@ -66,7 +66,10 @@ impl<'a> Stage<'a> {
     }
 
     async fn set(plan: &'a Plan) -> Self {
-        let mut mcpd = FakeMcpd::builder().idempotent_results(plan.idempotent).ping_style(plan.ping_style);
+        let mut mcpd = FakeMcpd::builder()
+            .idempotent_results(plan.idempotent)
+            .result_stream(plan.result_stream)
+            .ping_style(plan.ping_style);
         if let Some(keep_alive) = plan.keep_alive {
             mcpd = mcpd.keep_alive(keep_alive);
         }
@@ -284,6 +287,8 @@ impl<'a> Stage<'a> {
             idempotent: plan.idempotent,
             scheme: plan.scheme,
             sealed: plan.is_sealed(),
+            result_stream: plan.result_stream,
+            uploads: self.world.mcpd.verdict().counts.uploads,
             violations,
             ..story
         }

@@ -48,8 +48,11 @@ pub struct Story {
     pub max_queued: u32,
     pub idempotent: bool,
     pub scheme: Scheme,
-    /// Whether the link was encrypted and in trouble, so that nobody can say what became of each call.
+    /// Whether the link was encrypted and in trouble, or parts went in uploads: nobody can say what became of each.
     pub sealed: bool,
+    pub result_stream: bool,
+    /// Uploads that mcpd began to read.
+    pub uploads: u64,
     pub violations: Vec<Violation>,
     pub slot_breaches: Vec<String>,
     pub log: Vec<String>,

@@ -300,8 +300,14 @@ impl World {
 
     /// All results that mcpd got for a task, in order.
     pub fn results(&self, task: &str) -> Vec<Value> {
-        let of_task = |e: &Entry| e.is_call(CallKind::Result) && e.task.as_deref() == Some(task);
-        self.mcpd.journal().iter().filter(|e| of_task(e)).map(Entry::json).collect()
+        self.parts(task).iter().map(Entry::json).collect()
+    }
+
+    /// The journal's entries of a task's parts, whichever way they came.
+    pub fn parts(&self, task: &str) -> Vec<Entry> {
+        let mut journal = self.mcpd.journal();
+        journal.retain(|e| e.is_part() && e.task.as_deref() == Some(task));
+        journal
     }
 
     /// Nothing in the journal broke the contract.

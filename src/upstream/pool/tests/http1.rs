@@ -98,8 +98,8 @@ async fn a_refusal_is_heard_where_the_rest_of_a_large_request_can_no_longer_be_w
     thread::spawn(move || while refuse_and_reset(&listener).is_ok() {});
     let (headers, body) = (HeaderMap::new(), Bytes::from(vec![b'x'; 16 << 20]));
     for _ in 0..rounds {
-        let post = Post { url: &server.url, headers: &headers, body: &body };
-        let refused = server.pool.post(post, LIMIT).await.unwrap();
+        let post = Post { url: &server.url, headers: &headers, content: Content::Whole(&body, LIMIT) };
+        let refused = server.pool.post(post).await.unwrap();
         assert_eq!(refused.status(), 413);
     }
 }

@@ -1,4 +1,4 @@
-//! What can be promised where TLS hides what the network did to each call: tokens, ends and mcpd's verdict in full, moments with the
+//! What can be promised where TLS hides what the network did to each call, or parts went in uploads, which the relay does not read: tokens, ends and mcpd's verdict in full, moments with the
 //! longest time that trouble may take.
 
 use fake_mcpd::{Rule, TaskEnd};
