@@ -33,8 +33,8 @@ rust_tests() {
     fi
 }
 
-# The proto's linter, from a Python package, so that nobody has to fetch a binary.
-proto_lint() {
+# The proto's linter and a reader of YAML, from Python packages, so that nobody has to fetch a binary.
+python_tools() {
     local stamp
     stamp=$(cksum <tools/requirements.txt)
     if [ "$(cat "$tools/stamp" 2>/dev/null)" != "$stamp" ]; then
@@ -43,6 +43,10 @@ proto_lint() {
         "$tools/venv/bin/pip" install --quiet --disable-pip-version-check -r tools/requirements.txt
         echo "$stamp" >"$tools/stamp"
     fi
+}
+
+proto_lint() {
+    python_tools
     "$tools/venv/bin/buf" lint
     # Later changes must not break the clients that are out there.
     if git cat-file -e v0.1.0:proto/mcprelay/bridge/v1/bridge.proto 2>/dev/null; then
@@ -75,6 +79,14 @@ fuzz_seeds() {
 
 packaging() {
     packaging/check.sh
+    python_tools
+    "$tools/venv/bin/python" packaging/check-files.py
+    packaging/try-archive.sh
+    if [ "$(id -u)" = 0 ]; then
+        packaging/containers/try.sh
+    else
+        echo "not root: the images' root filesystems are not tried"
+    fi
     if command -v dpkg-deb >/dev/null; then
         packaging/deb.sh --profile debug
     else

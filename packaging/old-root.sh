@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Unpacks the archive of packaging/archive.sh into the root filesystem of the oldest Debian that its
-# mirror has, which debootstrap lays out, and runs it there. It needs root, debootstrap and some
-# minutes.
+# mirror has, which debootstrap lays out, and runs it there. It needs root, and some minutes.
 #
 #     packaging/old-root.sh
 set -euo pipefail
@@ -19,6 +18,7 @@ archive=${archives[0]}
 [ -f "$archive" ] || { echo "there is no $archive: run packaging/build.sh and packaging/archive.sh" >&2; exit 1; }
 
 if [ ! -f "$root/laid-out" ]; then
+    command -v debootstrap >/dev/null || apt-get install -y -qq debootstrap >/dev/null
     rm -rf "$root"
     debootstrap --variant=minbase "$release" "$root" "$mirror" >"$root.log" || { tail "$root.log" >&2; exit 1; }
     touch "$root/laid-out"
