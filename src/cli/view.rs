@@ -3,14 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    agent_status::why_idle,
+    agent_status::reason,
     output::{self, Look},
     words,
 };
 use crate::{
     domain::Printable,
     pb::{
-        AgentState, EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Totals, Verdict,
+        EndedTask, ProviderState, ProviderStatus, SessionStatus, TaskStatus, Totals, Verdict,
         WatchStatusResponse,
     },
 };
@@ -77,11 +77,7 @@ fn link(status: &WatchStatusResponse) -> String {
 
 /// The reason for the link's state, if there is one.
 fn why(status: &WatchStatusResponse) -> Option<String> {
-    let agent = status.agent.as_ref()?;
-    match agent.state() {
-        AgentState::Idle => Some(why_idle(status)),
-        _ => (!agent.detail.is_empty()).then(|| Printable(&agent.detail).to_string()),
-    }
+    Some(reason(status)).filter(|reason| !reason.is_empty()).map(|reason| reason.to_string())
 }
 
 fn totals(totals: &Totals) -> String {
@@ -223,7 +219,7 @@ fn or_dash(text: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pb::{AgentStatus, Provider, TaskState, Usage};
+    use crate::pb::{AgentState, AgentStatus, Provider, TaskState, Usage};
 
     /// A moment with one of everything.
     pub(crate) fn example() -> WatchStatusResponse {
@@ -248,6 +244,7 @@ pub(crate) mod tests {
         WatchStatusResponse {
             agent: Some(AgentStatus {
                 state: AgentState::Backoff.into(),
+                advice: String::new(),
                 detail: "connection refused".into(),
                 next_attempt_ms: Some(4_200),
             }),

@@ -6,16 +6,18 @@ mod names;
 mod numbers;
 mod private;
 mod provider;
+mod reason;
 mod task;
 
 pub use failure::{Failure, FailureCode};
-pub use link::{CallFailure, LinkState, LinkStatus};
+pub use link::{CallFailure, LinkState, LinkStatus, Trouble};
 pub use names::{
     BadName, MAX_NAME_BYTES, MAX_TASK_ID_BYTES, Printable, ProviderName, SessionKey, TaskId, TaskKey, counted,
 };
 pub use numbers::{NumberMap, NumberSet};
 pub use private::{hide_private, without_private};
 pub use provider::{Provider, ProviderState, Pushed, ServerAddress, SessionHello, Verdict, Verdicts};
+pub use reason::Reason;
 pub use task::{
     Activity, CancelReason, CompletionResult, Delta, End, EndKind, MAX_TRACESTATE_BYTES, Outcome, Output,
     RequestFacts, Taken, Task, TaskSink, ToolCallDelta, Usage,

@@ -135,7 +135,7 @@ impl ResultPosts {
             let _ = timeout(TAIL_TIMEOUT, drain(response, REPLY_LIMIT)).await;
             return PartReply::Accepted;
         }
-        let said = describe("a result", Reader::Caller, status, response, &c.secret).await;
+        let said = describe("a result", Reader::Caller, status, response, &c.secret).await.to_string();
         match status.as_u16() {
             404 | 410 => PartReply::NobodyWaits(said),
             413 => PartReply::TooLarge(said),

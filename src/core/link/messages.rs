@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{CallFailure, Provider};
+use crate::domain::{CallFailure, Provider, Reason};
 
 /// The owner's settings.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub enum LinkInput {
     /// There are usable credentials (`Ok`, with whether they lead to another mcpd than before), or the reason why not.
-    Credentials(Result<McpdChange, String>),
+    Credentials(Result<McpdChange, Reason>),
     /// A register call ended, with the session's sticky id where mcpd took it.
     Registered(u64, Result<String, CallFailure>),
     /// The channel's response headers came: it is open.
