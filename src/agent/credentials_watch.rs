@@ -5,6 +5,7 @@ use tracing::{info, warn};
 
 use crate::{
     credentials::{self, Fingerprint, Sources, WideMode},
+    domain::Reason,
     upstream::client::Access,
 };
 
@@ -13,7 +14,7 @@ pub(super) struct CredentialsWatch {
     sources: Sources,
     fingerprint: Fingerprint,
     /// The problem that was logged last, until it is solved.
-    problem: Option<String>,
+    problem: Option<Reason>,
     /// The file mode that was warned of last.
     wide_mode: Option<WideMode>,
 }
@@ -34,7 +35,7 @@ impl CredentialsWatch {
 
     /// The credentials that the files hold now, or why there are none. Warns once per mode, however often the files change or mcpd
     /// refuses the token.
-    pub(super) fn read(&mut self) -> Result<Access, String> {
+    pub(super) fn read(&mut self) -> Result<Access, Reason> {
         let (access, wide_mode) = access(&self.sources)?;
         if let Some(wide) = wide_mode.as_ref().filter(|_| wide_mode != self.wide_mode) {
             warn!("{wide}");
@@ -44,7 +45,7 @@ impl CredentialsWatch {
     }
 
     /// Logs a problem once, however often the files change, and that it is solved.
-    pub(super) fn report<T>(&mut self, read: &Result<T, String>, others_work: bool) {
+    pub(super) fn report<T>(&mut self, read: &Result<T, Reason>, others_work: bool) {
         match read {
             Err(problem) if self.problem.as_ref() != Some(problem) => {
                 let meanwhile = match others_work {
@@ -65,8 +66,8 @@ impl CredentialsWatch {
 }
 
 /// The credentials as the client wants them, or why there are none.
-pub(super) fn access(sources: &Sources) -> Result<(Access, Option<WideMode>), String> {
-    let found = credentials::load(sources).map_err(|problem| problem.to_string())?;
+pub(super) fn access(sources: &Sources) -> Result<(Access, Option<WideMode>), Reason> {
+    let found = credentials::load(sources).map_err(|problem| Reason::of_sentence(&problem.to_string()))?;
     let access = Access { url: found.url.as_str().to_owned(), token: found.token.expose_secret().into() };
     Ok((access, found.wide_mode))
 }

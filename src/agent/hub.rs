@@ -410,7 +410,7 @@ impl Hub {
     fn read_credentials(&mut self) {
         let others_work = self.parts.mcpd.url().is_some();
         let read = self.credentials.read();
-        let read = read.and_then(|access| self.parts.mcpd.use_access(&access).map_err(|e| e.to_string()));
+        let read = read.and_then(|access| self.parts.mcpd.use_access(&access).map_err(|e| e.reason()));
         self.credentials.report(&read, others_work);
         // Unusable credentials are no reason to drop those that work.
         if read.is_ok() || !others_work {

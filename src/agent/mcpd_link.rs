@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::{Config, SESSION_FILE},
     core::{LinkEffect, link::McpdChange},
-    domain::Provider,
+    domain::{Provider, Reason, Trouble},
     telemetry::{self, ChannelOpening, ChannelTrace},
     upstream::{
         Event,
@@ -36,7 +36,7 @@ pub(super) struct McpdLink {
     former: Option<Mcpd>,
     session: SessionFile,
     /// What was wrong with the way of results when that was last looked at.
-    results_trouble: Option<String>,
+    results_trouble: Option<(Trouble, Reason)>,
     /// The register call under way, if there is one.
     registering: CancellationToken,
     channel: Option<CancellationToken>,
@@ -140,7 +140,7 @@ impl McpdLink {
     }
 
     /// What is wrong with the way of results, if that has changed since this was last asked.
-    pub(super) fn results_changed(&mut self) -> Option<Option<String>> {
+    pub(super) fn results_changed(&mut self) -> Option<Option<(Trouble, Reason)>> {
         let trouble = self.mcpd.results_trouble();
         let changed = trouble != self.results_trouble;
         self.results_trouble.clone_from(&trouble);

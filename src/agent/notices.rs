@@ -45,9 +45,9 @@ impl Notices {
             return false;
         }
         log_link(status);
-        self.telemetry.metrics().link_state(status.state);
+        self.telemetry.metrics().link(status.state, status.trouble);
         self.health.send_modify(|health| {
-            (health.link, health.detail) = (Some(status.state), status.detail.clone());
+            (health.link, health.detail) = (Some(status.state), status.detail.to_string());
         });
         self.link = Some(status.clone());
         true
@@ -96,7 +96,7 @@ impl Notices {
 
 /// A link that waits, is refused or is in trouble needs somebody's eye; the rest is the course of things.
 fn log_link(status: &LinkStatus) {
-    let (state, detail) = (status.state.as_str(), &*status.detail);
+    let (state, detail) = (status.state.as_str(), &status.detail);
     let next = status.next_attempt.map(|d| format!("{:.1} s", d.as_secs_f64()));
     match status.state {
         _ if detail.is_empty() => info!(state, "link to mcpd"),

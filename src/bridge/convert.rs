@@ -385,7 +385,8 @@ pub fn link_status(status: &LinkStatus) -> pb::AgentStatus {
     };
     pb::AgentStatus {
         state: state.into(),
-        detail: status.detail.clone(),
+        detail: status.detail.what.clone(),
+        advice: status.detail.advice.clone(),
         next_attempt_ms: status.next_attempt.map(millis),
     }
 }

@@ -6,8 +6,8 @@ use tonic::Streaming;
 
 use super::{Stop, socket};
 use crate::{
-    domain::Printable,
-    pb::{ProviderStatus, WatchStatusRequest, WatchStatusResponse},
+    domain::{Printable, Reason},
+    pb::{AgentState, ProviderStatus, WatchStatusRequest, WatchStatusResponse},
 };
 
 /// How long the first status may take: the agent sends it at once.
@@ -36,29 +36,47 @@ pub async fn next(stream: &mut Streaming<WatchStatusResponse>) -> Result<WatchSt
     stream.message().await.map_err(|status| socket::call_failed(&status))?.ok_or_else(socket::stopped)
 }
 
-/// Why an idle agent has nothing to publish; after the last semicolon, what to do.
-pub fn why_idle(status: &WatchStatusResponse) -> String {
+/// Why the agent's link is in its state, and what helps; empty where there is nothing to say.
+pub fn reason(status: &WatchStatusResponse) -> Reason {
+    match &status.agent {
+        Some(agent) if agent.state() == AgentState::Idle => why_idle(status),
+        Some(agent) => {
+            Reason::new(Printable(&agent.detail).to_string(), Printable(&agent.advice).to_string())
+        }
+        None => Reason::default(),
+    }
+}
+
+/// Why an idle agent has nothing to publish.
+fn why_idle(status: &WatchStatusResponse) -> Reason {
     let providers = &status.providers;
     if status.sessions.is_empty() {
-        return "no mcplocal is connected, so nothing is opted in; start one, or `mcprelay provide`".into();
+        return Reason::new(
+            "no mcplocal is connected, so nothing is opted in",
+            "start one, or `mcprelay provide`",
+        );
     }
     if providers.is_empty() {
-        return "no provider has been pushed, so nothing is opted in; give mcplocal one, or put one into config.json".into();
+        return Reason::new(
+            "no provider has been pushed, so nothing is opted in",
+            "give mcplocal one, or put one into config.json",
+        );
     }
     if !providers.iter().any(opted_in) {
-        return format!(
-            "no provider is opted in ({} pushed); set \"publish\": true on one in config.json",
-            providers.len()
+        return Reason::new(
+            format!("no provider is opted in ({} pushed)", providers.len()),
+            "set \"publish\": true on one in config.json",
         );
     }
     match providers.iter().find(|provider| may_come(provider)).and_then(|found| found.provider.as_ref()) {
-        None => "every opted-in provider is paused; let them work again with `mcprelay resume`".into(),
+        None => {
+            Reason::new("every opted-in provider is paused", "let them work again with `mcprelay resume`")
+        }
         Some(away) => {
             let why = if away.state_detail.is_empty() { "no reason given" } else { &away.state_detail };
-            format!(
-                "'{}' cannot work now ({}); look at what serves its model",
-                Printable(&away.name),
-                Printable(why)
+            Reason::new(
+                format!("'{}' cannot work now ({})", Printable(&away.name), Printable(why)),
+                "look at what serves its model",
             )
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     config::{HomeArgs, Lookup, McpdArgs, Places},
     credentials::{self, CONFIG_FILE},
     domain::Printable,
-    pb::{AgentState, ProviderStatus, Verdict, WatchStatusResponse},
+    pb::{self, AgentState, ProviderStatus, Verdict, WatchStatusResponse},
 };
 
 /// Arguments of `doctor`.
@@ -109,36 +109,23 @@ async fn agent(places: &Places, has_credentials: bool) -> Vec<Finding> {
 }
 
 fn link_of_agent(status: &WatchStatusResponse) -> Finding {
-    let agent = status.agent.clone().unwrap_or_default();
-    let version = format!("version {}", Printable(&status.agent_version));
-    let detail = Printable(&agent.detail).to_string();
-    let message = match &*detail {
-        "" => format!("{version}, {}", words::agent_state(agent.state)),
-        detail => format!("{version}, {} ({detail})", words::agent_state(agent.state)),
-    };
-    match agent.state() {
-        AgentState::Online | AgentState::Connecting if detail.is_empty() => Finding::ok("agent", message),
-        AgentState::Online | AgentState::Connecting => {
-            let (why, advice) = detail.rsplit_once("; ").unwrap_or((&detail, "see `mcprelay status`"));
-            let state = words::agent_state(agent.state);
-            Finding::warning("agent", format!("{version}, {state} ({why})"), advice)
+    const SUBJECT: &str = "agent";
+    let state = status.agent.as_ref().map(pb::AgentStatus::state).unwrap_or_default();
+    let reason = agent_status::reason(status);
+    let mut message =
+        format!("version {}, {}", Printable(&status.agent_version), words::agent_state(state.into()));
+    if !reason.is_empty() {
+        message += &format!(" ({})", reason.what);
+    }
+    let advice = |otherwise: &str| reason.clone().or_advice(otherwise).advice;
+    match state {
+        AgentState::Online | AgentState::Connecting if reason.is_empty() => Finding::ok(SUBJECT, message),
+        AgentState::Online | AgentState::Connecting | AgentState::Idle => {
+            Finding::warning(SUBJECT, message, advice("see `mcprelay status`"))
         }
-        AgentState::Idle => {
-            let why = agent_status::why_idle(status);
-            let (why, advice) = why.rsplit_once("; ").unwrap_or((&why, "see `mcprelay status`"));
-            Finding::warning("agent", format!("{version}, idle: {why}"), advice)
+        _ => {
+            Finding::failure(SUBJECT, message, advice("see the findings on mcpd below, and the agent's log"))
         }
-        AgentState::NoCredentials => {
-            let (why, advice) = detail.rsplit_once(": ").unwrap_or((&detail, "log in with mcpctl"));
-            Finding::failure("agent", format!("{version}, no_credentials: {why}"), advice)
-        }
-        _ => match detail.rsplit_once("; ") {
-            Some((why, advice)) => {
-                let state = words::agent_state(agent.state);
-                Finding::failure("agent", format!("{version}, {state} ({why})"), advice)
-            }
-            None => Finding::failure("agent", message, "see the findings on mcpd below, and the agent's log"),
-        },
     }
 }
 

@@ -14,11 +14,9 @@ use super::Stop;
 use crate::{
     config::{Lookup, McpdArgs, TOKEN_VARIABLE},
     credentials::{self, Credentials, McpdUrl},
+    domain::Reason,
     http::{self, ClientOptions, ReadError, Trust, Version, page_title, read_at_most},
-    upstream::{
-        contract,
-        explain::{Explained, Way},
-    },
+    upstream::{contract, explain::Way},
 };
 
 /// How long a connection may take, TLS included: an mcpd across the world answers within a second.
@@ -44,13 +42,8 @@ pub struct Mcpd {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// No answer at all.
-    #[error("{what}: {advice}")]
-    NoAnswer {
-        /// What is so.
-        what: String,
-        /// What to do about it.
-        advice: String,
-    },
+    #[error("{}: {}", .0.what, .0.advice)]
+    NoAnswer(Reason),
     /// The token is not accepted.
     #[error("mcpd at {url} refuses the token{} ({status}): {}", source_of(*.from_environment), renew(*.from_environment))]
     Refused {
@@ -156,7 +149,10 @@ impl Mcpd {
 
     /// Sends a call; anything but a success is an error.
     pub async fn send(&self, request: RequestBuilder, path: &str) -> Result<Response, CallError> {
-        let response = request.send().await.map_err(|error| self.no_answer(&error))?;
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return Err(CallError::NoAnswer(self.way().ask(&error).await.explain(&error))),
+        };
         self.accept(response, path).await
     }
 
@@ -189,8 +185,11 @@ impl Mcpd {
 
     /// The error for a call that got no answer.
     pub fn no_answer(&self, error: &reqwest::Error) -> CallError {
-        let Explained { what, advice } = Way::to(self.url().as_str(), self.ca_file.as_deref()).explain(error);
-        CallError::NoAnswer { what, advice }
+        CallError::NoAnswer(self.way().explain(error))
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way::to(self.url().as_str(), self.ca_file.as_deref())
     }
 
     /// The error for an answer that cannot be an mcpd's.

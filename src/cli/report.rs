@@ -9,7 +9,7 @@ use super::{
     Stop,
     output::{self, Look},
 };
-use crate::domain::{Printable, counted};
+use crate::domain::{Printable, Reason, counted};
 
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,10 +81,8 @@ impl Finding {
 
     /// A failure whose sentence says "what: what to do" already.
     pub fn failed(subject: &str, sentence: &str) -> Self {
-        match sentence.rsplit_once(": ") {
-            Some((message, advice)) => Self::failure(subject, message, advice),
-            None => Self::failure(subject, sentence, "see the message"),
-        }
+        let reason = Reason::of_sentence(sentence).or_advice("see the message");
+        Self::failure(subject, reason.what, reason.advice)
     }
 }
 

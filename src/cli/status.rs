@@ -11,7 +11,7 @@ use tonic::Streaming;
 
 use super::{
     Stop,
-    agent_status::{may_come, next, once, open, opted_in, why_idle},
+    agent_status::{may_come, next, once, open, opted_in, reason},
     output::{self, Look},
     socket,
     status_json::StatusJson,
@@ -20,7 +20,6 @@ use super::{
 use crate::{
     config::{self, HomeArgs, Lookup},
     credentials::CONFIG_FILE,
-    domain::Printable,
     pb::{AgentState, WatchStatusResponse},
 };
 
@@ -138,7 +137,7 @@ async fn until_online(
             None => next(stream).await?,
             Some(until) => timeout_at(until, next(stream)).await.map_err(|_| in_vain(last))??,
         };
-        *last = reason(&status);
+        *last = why(&status);
         until = match progress(&status) {
             Progress::Online => return Ok(status),
             Progress::Useless => return Err(in_vain(last)),
@@ -185,12 +184,12 @@ fn state(status: &WatchStatusResponse) -> AgentState {
 }
 
 /// Why the agent is not online, as a part of a sentence.
-fn reason(status: &WatchStatusResponse) -> String {
-    let detail = status.agent.as_ref().map_or("", |agent| &agent.detail);
+fn why(status: &WatchStatusResponse) -> String {
+    let reason = reason(status);
     match state(status) {
-        AgentState::Idle => why_idle(status),
-        state if detail.is_empty() => format!("the agent's state is {}", words::agent_state(state.into())),
-        state => format!("the agent's state is {} ({})", words::agent_state(state.into()), Printable(detail)),
+        AgentState::Idle => reason.to_string(),
+        state if reason.is_empty() => format!("the agent's state is {}", words::agent_state(state.into())),
+        state => format!("the agent's state is {} ({reason})", words::agent_state(state.into())),
     }
 }
 
@@ -238,15 +237,15 @@ mod tests {
 
     #[test]
     fn the_reason_says_what_to_do() {
-        assert!(reason(&idle(withheld)).starts_with("no provider is opted in (2 pushed); set"));
-        assert!(reason(&idle(|provider| provider.paused = true)).ends_with("`mcprelay resume`"));
+        assert!(why(&idle(withheld)).starts_with("no provider is opted in (2 pushed); set"));
+        assert!(why(&idle(|provider| provider.paused = true)).ends_with("`mcprelay resume`"));
         assert_eq!(
-            reason(&idle(away)),
+            why(&idle(away)),
             "'qwen3' cannot work now (it does not answer); look at what serves its model"
         );
-        assert_eq!(reason(&at(AgentState::Refused)), "the agent's state is refused (why)");
+        assert_eq!(why(&at(AgentState::Refused)), "the agent's state is refused (why)");
         let alone = WatchStatusResponse { sessions: Vec::new(), ..at(AgentState::Idle) };
-        assert!(reason(&alone).starts_with("no mcplocal is connected"));
+        assert!(why(&alone).starts_with("no mcplocal is connected"));
     }
 
     #[tokio::test]

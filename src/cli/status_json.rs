@@ -31,6 +31,7 @@ pub struct StatusJson<'a> {
 struct Agent<'a> {
     state: &'static str,
     detail: &'a str,
+    advice: &'a str,
     next_attempt_ms: Option<u32>,
 }
 
@@ -140,6 +141,7 @@ fn agent(agent: Option<&pb::AgentStatus>) -> Agent<'_> {
     Agent {
         state: words::agent_state(agent.map_or(0, |agent| agent.state)),
         detail: agent.map_or("", |agent| &agent.detail),
+        advice: agent.map_or("", |agent| &agent.advice),
         next_attempt_ms: agent.and_then(|agent| agent.next_attempt_ms),
     }
 }
@@ -240,7 +242,7 @@ mod tests {
         let value = serde_json::to_value(StatusJson::from(&status)).expect("serialises");
         assert_eq!(
             value["agent"],
-            json!({"state": "backoff", "detail": "connection refused", "nextAttemptMs": 4200})
+            json!({"state": "backoff", "detail": "connection refused", "advice": "", "nextAttemptMs": 4200})
         );
         assert_eq!(value["providers"][0]["maxInFlight"], json!(4));
         assert_eq!(value["providers"][0]["type"], json!("ollama"));

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use chrono::Local;
 
 use super::{
-    agent_status::why_idle,
+    agent_status::reason,
     output::{self, Look},
     words,
 };
@@ -87,11 +87,7 @@ fn link(status: &WatchStatusResponse) -> String {
 
 /// The reason for the link's state, if there is one.
 fn why(status: &WatchStatusResponse) -> Option<String> {
-    let agent = status.agent.as_ref()?;
-    match agent.state() {
-        AgentState::Idle => Some(why_idle(status)),
-        _ => (!agent.detail.is_empty()).then(|| Printable(&agent.detail).to_string()),
-    }
+    Some(reason(status)).filter(|reason| !reason.is_empty()).map(|reason| reason.to_string())
 }
 
 fn is_draining(status: &WatchStatusResponse) -> bool {
@@ -287,6 +283,7 @@ pub(crate) mod tests {
         WatchStatusResponse {
             agent: Some(AgentStatus {
                 state: AgentState::Backoff.into(),
+                advice: String::new(),
                 detail: "connection refused".into(),
                 next_attempt_ms: Some(4_200),
             }),

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::domain::{CallFailure, LinkState, ProviderName};
+use crate::domain::{CallFailure, LinkState, ProviderName, Reason, Trouble};
 
 pub use conflicts::CONFLICT_RETRY;
 pub use messages::{LinkEffect, LinkInput, McpdChange, Settings};
@@ -45,7 +45,7 @@ const CONTESTED_RETRY: Duration = Duration::from_secs(60);
 /// The link to mcpd.
 #[derive(Debug)]
 pub(super) struct Link {
-    credentials: Result<(), String>,
+    credentials: Result<(), Reason>,
     wanted: ProviderSet,
     registration: Registration,
     conflicts: Conflicts,
@@ -53,7 +53,7 @@ pub(super) struct Link {
     channel: ControlChannel,
     retry: Retry,
     /// What is wrong with the way of results.
-    results_trouble: Option<String>,
+    results_trouble: Option<(Trouble, Reason)>,
     draining: bool,
     /// Whether tasks are under way: they need the channel for their cancels, and the heartbeat to keep their session alive.
     busy: bool,
@@ -63,7 +63,7 @@ impl Link {
     /// A link without credentials and with nothing to publish. `seed` fixes the jitter.
     pub(super) fn new(settings: &Settings, session: Option<String>, seed: u64) -> Self {
         Self {
-            credentials: Err("the credentials have not been read yet".to_owned()),
+            credentials: Err("the credentials have not been read yet".into()),
             wanted: ProviderSet::new(),
             registration: Registration::new(session),
             conflicts: Conflicts::default(),
@@ -177,7 +177,7 @@ impl Link {
         parts.into_iter().flatten().min()
     }
 
-    fn credentials_read(&mut self, read: Result<McpdChange, String>, effects: &mut Vec<LinkEffect>) {
+    fn credentials_read(&mut self, read: Result<McpdChange, Reason>, effects: &mut Vec<LinkEffect>) {
         self.credentials = match read {
             Ok(McpdChange::Other(session)) => {
                 self.change_mcpd(session, effects);
@@ -251,7 +251,8 @@ impl Link {
             }
             CallFailure::Conflict(names) => self.conflicted(names, set, now),
             CallFailure::Unknown(detail) => {
-                let detail = format!("no provider API: {detail}; run `mcprelay check-mcpd`");
+                let detail =
+                    Reason::new(format!("no provider API: {}", detail.what), "run `mcprelay check-mcpd`");
                 self.retry.back_off(LinkState::Refused, detail, None, now);
             }
             failure => {
@@ -265,7 +266,7 @@ impl Link {
     fn conflicted(&mut self, mut names: BTreeSet<ProviderName>, set: &ProviderSet, now: Instant) {
         names.retain(|name| set.contains_key(name));
         if names.is_empty() {
-            let detail = "mcpd answered 409 to register without naming a conflict".to_owned();
+            let detail = "mcpd answered 409 to register without naming a conflict".into();
             return self.retry.back_off(LinkState::Backoff, detail, None, now);
         }
         self.conflicts.refused(names, now);
@@ -275,12 +276,14 @@ impl Link {
         self.registration.doubt();
         match (self.channel.pattern(), why) {
             (Some(pattern @ Pattern::Contested), _) => {
-                self.retry.wait_for(LinkState::Refused, pattern.to_string(), CONTESTED_RETRY, now);
+                self.retry.wait_for(LinkState::Refused, pattern.reason(), CONTESTED_RETRY, now);
+                self.retry.blame(pattern.trouble());
             }
             (Some(pattern), CallFailure::ChannelEnded { .. }) => {
-                self.retry.back_off(LinkState::Backoff, pattern.to_string(), None, now);
+                self.retry.back_off(LinkState::Backoff, pattern.reason(), None, now);
+                self.retry.blame(pattern.trouble());
             }
-            (_, CallFailure::Unknown(detail)) => self.session_unknown(&detail, now, effects),
+            (_, CallFailure::Unknown(detail)) => self.session_unknown(detail, now, effects),
             (_, failure) => self.retry.failed(failure, now),
         }
     }
@@ -304,12 +307,12 @@ impl Link {
                 if changed && self.retry.may_try_new_credentials() {
                     self.heartbeat.hurry(now);
                 } else {
-                    self.heartbeat.refuse(self.retry.check_token(&detail));
+                    self.heartbeat.refuse(self.retry.check_token(detail));
                 }
             }
             Err(CallFailure::Unknown(detail)) => {
                 if self.registration.is_accepted() || !self.channel.is_closed() {
-                    self.session_unknown(&detail, now, effects);
+                    self.session_unknown(detail, now, effects);
                 }
             }
             Err(failure) => self.heartbeat_failed(failure, now, effects),
@@ -317,7 +320,7 @@ impl Link {
     }
 
     fn heartbeat_failed(&mut self, failure: CallFailure, now: Instant, effects: &mut Vec<LinkEffect>) {
-        self.heartbeat.failed(&failure, now);
+        self.heartbeat.failed(failure.reason(), now);
         if let CallFailure::Passing(_, Some(asked)) = failure {
             self.heartbeat.put_off(now + honoured(asked));
         }
@@ -329,12 +332,12 @@ impl Link {
     }
 
     /// mcpd does not know the session: register again, at once the first time.
-    fn session_unknown(&mut self, detail: &str, now: Instant, effects: &mut Vec<LinkEffect>) {
+    fn session_unknown(&mut self, detail: Reason, now: Instant, effects: &mut Vec<LinkEffect>) {
         self.registration.outdate();
         self.start_over(effects);
         self.end_session(LinkEffect::SessionForgotten, effects);
         if !self.retry.forgive() {
-            let detail = format!("mcpd does not know the session: {detail}");
+            let detail = detail.within(|said| format!("mcpd does not know the session: {said}"));
             self.retry.back_off(LinkState::Backoff, detail, None, now);
         }
     }

@@ -20,6 +20,6 @@ pub(crate) use self::{
     headers::{is_html, keep_alive, retry_after},
     idle::IdleLimit,
     outgoing::{Outgoing, Progress},
-    proxy::{ProxySetting, proxy},
+    proxy::{ProxySetting, proxy, refusal},
     trust::{CertificatesError, Trust, TrustFiles},
 };

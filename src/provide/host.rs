@@ -173,7 +173,7 @@ impl Served {
             sharing: entry.sharing.clone(),
             max_in_flight: entry.max_in_flight,
             state: readiness.state,
-            state_detail: readiness.detail,
+            state_detail: readiness.detail.to_string(),
             features: Vec::new(),
             context_tokens: readiness.context_tokens,
             max_output_tokens: None,

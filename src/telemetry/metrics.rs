@@ -19,7 +19,7 @@ use super::{
     names::{key, value},
     server::Server,
 };
-use crate::domain::{EndKind, FailureCode, LinkState, Provider, ProviderName, Usage};
+use crate::domain::{EndKind, FailureCode, LinkState, Provider, ProviderName, Trouble, Usage};
 
 /// All states of the link: each is a series, so that a dashboard sees the ones the link has left.
 const LINK_STATES: [LinkState; 7] = [
@@ -115,11 +115,15 @@ impl Metrics {
         self.task_ended(None, EndKind::Failed(FailureCode::BadTask));
     }
 
-    /// The link to mcpd is in `state` from now on.
-    pub fn link_state(&self, state: LinkState) {
+    /// The link to mcpd is in `state` from now on, and has this trouble or none.
+    pub fn link(&self, state: LinkState, trouble: Option<Trouble>) {
         let Some(i) = self.instruments() else { return };
         for each in LINK_STATES {
             i.link_state.record(u64::from(each == state), &[KeyValue::new(key::LINK_STATE, each.as_str())]);
+        }
+        for each in Trouble::ALL {
+            let is_so = u64::from(Some(each) == trouble);
+            i.link_trouble.record(is_so, &[KeyValue::new(key::LINK_TROUBLE, each.as_str())]);
         }
     }
 

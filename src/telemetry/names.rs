@@ -115,6 +115,8 @@ pub mod key {
     pub const LONGEST_POST: &str = "mcprelay.deliver.longest_post";
     /// The state of the link to mcpd.
     pub const LINK_STATE: &str = "mcprelay.link.state";
+    /// What is wrong with the link to mcpd.
+    pub const LINK_TROUBLE: &str = "mcprelay.link.trouble";
     /// The state of a provider.
     pub const PROVIDER_STATE: &str = "mcprelay.provider.state";
 }
@@ -171,6 +173,8 @@ pub mod metric {
     pub const HEARTBEATS_MISSED: &str = "mcprelay.link.heartbeats_missed";
     /// 1 for the state the link is in, 0 for the others.
     pub const LINK_STATE: &str = "mcprelay.link.state";
+    /// 1 for the trouble that the link has, 0 for the others.
+    pub const LINK_TROUBLE: &str = "mcprelay.link.trouble";
     /// 1 for the state a provider is in, 0 for the others.
     pub const PROVIDER_STATE: &str = "mcprelay.provider.state";
     /// Chunks that came from providers.

@@ -31,7 +31,7 @@ use super::{
     upload::UploadWays,
 };
 use crate::{
-    domain::{CallFailure, Provider, ProviderName},
+    domain::{CallFailure, Provider, ProviderName, Reason, Trouble},
     http::{TrustFiles, drain, is_html, read, retry_after},
     openai::MemoryBudget,
     telemetry::Server,
@@ -245,24 +245,24 @@ impl Mcpd {
             _ => return Err(self.failure(c, "register", response).await),
         }
         let shown = format!("register at {}", c.url);
-        let body = read(response, REGISTER_REPLY_LIMIT)
-            .await
-            .map_err(|why| CallFailure::Passing(format!("{shown}: {why}"), None))?;
+        let body =
+            read(response, REGISTER_REPLY_LIMIT).await.map_err(|why| passing(format!("{shown}: {why}")))?;
         let reply: RegisterReply = serde_json::from_slice(&body).map_err(|e| {
             let what = if looks_like_html(&body) {
                 "an HTML page".to_owned()
             } else {
                 format!("JSON that cannot be read ({e})")
             };
-            CallFailure::Passing(
-                format!("{shown} was answered 200 with {what}; is the URL really mcpd's?"),
-                None,
-            )
+            passing(Reason::new(
+                format!("{shown} was answered 200 with {what}"),
+                "check that --mcpd-url is really mcpd's",
+            ))
         })?;
         self.note_features(c, &reply);
-        reply.provider_session_id.filter(|id| !id.is_empty() && HeaderValue::from_str(id).is_ok()).ok_or_else(
-            || CallFailure::Passing(format!("{shown} was answered without a usable providerSessionId"), None),
-        )
+        reply
+            .provider_session_id
+            .filter(|id| !id.is_empty() && HeaderValue::from_str(id).is_ok())
+            .ok_or_else(|| passing(format!("{shown} was answered without a usable providerSessionId")))
     }
 
     /// Tells mcpd that the session is alive.
@@ -338,11 +338,12 @@ impl Mcpd {
     }
 
     /// What is wrong with the way of results: they have failed for a minute, or uploads do not get through.
-    pub fn results_trouble(&self) -> Option<String> {
+    pub fn results_trouble(&self) -> Option<(Trouble, Reason)> {
         let failing = self.results.trouble().map(|why| {
-            format!("results have not got through for over a minute: {why}; run `mcprelay doctor`")
+            let what = format!("results have not got through for over a minute: {why}");
+            (Trouble::Results, Reason::new(what, "run `mcprelay doctor`"))
         });
-        failing.or_else(|| self.uploads.trouble())
+        failing.or_else(|| self.uploads.trouble().map(|why| (Trouble::Uploads, why)))
     }
 
     /// Notes what became of a result POST.
@@ -397,13 +398,15 @@ impl Connected {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<Response, CallFailure> {
-        let passing = |text: String| CallFailure::Passing(text, None);
         let url = endpoint(&self.url, path).parse().map_err(|error| passing(format!("{path}: {error}")))?;
         let body = serde_json::to_vec(body).expect("texts always serialise").into();
         let headers =
             HeaderMap::from_iter([(AUTHORIZATION, self.token.clone()), (CONTENT_TYPE, JSON.clone())]);
         let post = Post { url: &url, headers: &headers, content: Content::Whole(&body, limit) };
-        self.calls.post(post).await.map_err(|unanswered| passing(no_answer(&self.way(), &unanswered.why)))
+        match self.calls.post(post).await {
+            Ok(response) => Ok(response),
+            Err(unanswered) => Err(passing(no_answer(self.way(), &unanswered.why).await)),
+        }
     }
 
     /// Bounds a call. One without a whole reply in its time leaves connections that may be dead; the results' may have died with it.
@@ -412,10 +415,11 @@ impl Connected {
         limit: Duration,
         call: impl Future<Output = Result<T, CallFailure>>,
     ) -> Result<T, CallFailure> {
-        timeout(limit, call).await.unwrap_or_else(|_| {
+        let Ok(replied) = timeout(limit, call).await else {
             self.drop_connections();
-            Err(CallFailure::Passing(no_answer(&self.way(), &NoAnswer::Late(limit)), None))
-        })
+            return Err(passing(no_answer(self.way(), &NoAnswer::Late(limit)).await));
+        };
+        replied
     }
 }
 
@@ -424,7 +428,11 @@ fn call_timeout(after_wake: bool) -> Duration {
 }
 
 fn no_credentials() -> CallFailure {
-    CallFailure::Passing("there are no credentials".to_owned(), None)
+    passing("there are no credentials")
+}
+
+fn passing(why: impl Into<Reason>) -> CallFailure {
+    CallFailure::Passing(why.into(), None)
 }
 
 async fn conflict(response: Response) -> CallFailure {

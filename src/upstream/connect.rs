@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use reqwest::{Client, Url};
 
-use crate::http::{self, CertificatesError, ClientError, ClientOptions, Trust, TrustFiles, Version};
+use crate::{
+    domain::Reason,
+    http::{self, CertificatesError, ClientError, ClientOptions, Trust, TrustFiles, Version},
+};
 
 /// For TCP and TLS together: a peer that needs longer is considered unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +39,17 @@ pub enum HttpError {
     /// TLS or the client itself cannot be set up.
     #[error("{0}")]
     Client(String),
+}
+
+impl HttpError {
+    /// What is wrong, and what helps.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::CaFile { .. } => Reason::of_sentence(&self.to_string()),
+            Self::Token => Reason::new(self.to_string(), "log in again with mcpctl"),
+            Self::Url(_) | Self::Client(_) => self.to_string().into(),
+        }
+    }
 }
 
 impl From<ClientError> for HttpError {

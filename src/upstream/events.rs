@@ -20,11 +20,10 @@ use super::{
     Event,
     client::Mcpd,
     contract::{CANCEL_EVENT, CancelEvent, PING_EVENT, RECEIVED_EVENT, ReadFacts, ReceivedEvent, TASK_EVENT},
-    explain::plain,
     task_event::{BadTask, oversized_task, read_task},
 };
 use crate::{
-    domain::{CallFailure, Printable, TaskId},
+    domain::{CallFailure, Printable, Reason, TaskId, Trouble},
     http::root_cause,
 };
 
@@ -32,9 +31,6 @@ use crate::{
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the first bytes of a channel are waited for before it counts as open without them.
 const GREETING: Duration = Duration::from_secs(1);
-/// What the status says of a channel that is no text.
-const COMPRESSED: &str = "the control channel is compressed on its way, which nobody asked for; turn compression off for \
-                          mcpd's path in the proxy there (nginx: gzip off)";
 /// How long a channel is still read after another one has taken its place.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// An event. A task comes with how it was handed over.
@@ -154,14 +150,18 @@ impl Channel {
                         return None;
                     }
                 }
-                Seen::NoText => return Some(CallFailure::Passing(COMPRESSED.to_owned(), None)),
+                Seen::NoText => return Some(compressed()),
                 Seen::Ended(error) => {
                     let silent = source.current.last_byte.elapsed();
-                    let end = |detail, in_order| CallFailure::ChannelEnded { detail, in_order, silent };
+                    let end = |detail: String, in_order| CallFailure::ChannelEnded {
+                        detail: detail.into(),
+                        in_order,
+                        silent,
+                    };
                     return Some(match *error {
                         SourceError::StreamEnded => end("mcpd closed the control channel".to_owned(), true),
                         SourceError::Transport(error) => {
-                            end(format!("the control channel broke: {}", plain(&root_cause(&error))), false)
+                            end(format!("the control channel broke: {}", root_cause(&error)), false)
                         }
                         other => self.ended(mcpd, other).await,
                     });
@@ -222,7 +222,7 @@ impl Channel {
     fn suspect<'a>(&'a self, reading: &mut Reading<'a>, mcpd: &'a Mcpd) -> Result<(), CallFailure> {
         if reading.current.kept_alive {
             let text = format!("the control channel was silent for {} s", self.idle_timeout.as_secs());
-            return Err(CallFailure::Passing(text, None));
+            return Err(passing(text));
         }
         debug!(epoch = self.epoch, "the control channel is silent, another one is opened in its place");
         reading.successor = Some((Box::pin(self.open(mcpd)), Instant::now()));
@@ -231,17 +231,13 @@ impl Channel {
 
     async fn open(&self, mcpd: &Mcpd) -> Result<Source, CallFailure> {
         let request = mcpd.channel(&self.session)?;
-        let mut source = EventSource::new(request).map_err(|e| CallFailure::Passing(e.to_string(), None))?;
+        let mut source = EventSource::new(request).map_err(|e| passing(e.to_string()))?;
         // The agent reconnects by itself: with jitter, with the contract's numbers, and only after a new registration.
         source.set_retry_policy(Box::new(Never));
         let inner = limit_events(source, self.event_limit);
         let mut source = Source { inner, last_byte: Instant::now(), kept_alive: false };
-        let late = || {
-            CallFailure::Passing(
-                format!("mcpd did not open the control channel within {} s", OPEN_TIMEOUT.as_secs()),
-                None,
-            )
-        };
+        let late =
+            || passing(format!("mcpd did not open the control channel within {} s", OPEN_TIMEOUT.as_secs()));
         match timeout(OPEN_TIMEOUT, source.next()).await.map_err(|_| late())? {
             Seen::Ended(error) => Err(self.ended(mcpd, *error).await),
             Seen::Event(_) | Seen::Refused(_) | Seen::Bytes | Seen::NoText => Ok(source),
@@ -253,26 +249,31 @@ impl Channel {
     async fn first_bytes(&self, source: &mut Source) -> Result<Option<Seen>, CallFailure> {
         let first = timeout(GREETING, source.next()).await.ok();
         match first {
-            Some(Seen::NoText) => Err(CallFailure::Passing(COMPRESSED.to_owned(), None)),
+            Some(Seen::NoText) => Err(compressed()),
             first => Ok(first),
         }
     }
 
     async fn ended(&self, mcpd: &Mcpd, error: SourceError) -> CallFailure {
-        let passing = |text: String| CallFailure::Passing(text, None);
         match error {
-            SourceError::StreamEnded => passing("mcpd closed the control channel".to_owned()),
+            SourceError::StreamEnded => passing("mcpd closed the control channel"),
             SourceError::InvalidStatusCode(_, response) => mcpd.channel_refused(response).await,
-            SourceError::InvalidContentType(kind, _) => passing(format!(
-                "the control channel is not an event stream but {}; is the URL really mcpd's?",
-                Printable(kind.to_str().unwrap_or("something unnamed"))
-            )),
+            SourceError::InvalidContentType(kind, _) => {
+                let kind = Printable(kind.to_str().unwrap_or("something unnamed"));
+                CallFailure::Unreadable(
+                    Trouble::NoEventStream,
+                    Reason::new(
+                        format!("the control channel is not an event stream but {kind}"),
+                        "check that --mcpd-url is really mcpd's, and what answers in its place on the way",
+                    ),
+                )
+            }
             SourceError::Parser(error) => {
                 let text = too_large(&error).unwrap_or("the control channel cannot be read");
-                passing(format!("{text}; --event-limit can raise it"))
+                passing(Reason::new(text, "--event-limit can raise it"))
             }
             SourceError::Transport(error) => {
-                passing(format!("the control channel broke: {}", plain(&root_cause(&error))))
+                passing(format!("the control channel broke: {}", root_cause(&error)))
             }
             other => passing(format!("the control channel failed: {other}")),
         }
@@ -325,6 +326,16 @@ impl Channel {
     async fn emit(&self, event: Event) {
         let _ = self.events.send((event, None)).await;
     }
+}
+
+fn passing(why: impl Into<Reason>) -> CallFailure {
+    CallFailure::Passing(why.into(), None)
+}
+
+fn compressed() -> CallFailure {
+    let what = "the control channel is compressed on its way, which nobody asked for";
+    let advice = "turn compression off for mcpd's path in the proxy there (nginx: gzip off)";
+    CallFailure::Unreadable(Trouble::Encoded, Reason::new(what, advice))
 }
 
 impl Reading<'_> {

@@ -5,16 +5,15 @@ use std::{error::Error, io, path::Path};
 use reqwest::Url;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
-use crate::http::{ProxySetting, proxy, root_cause};
+use crate::{
+    domain::Reason,
+    http::{ProxySetting, proxy, refusal, root_cause},
+};
 
-/// A failure in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Explained {
-    /// What is so: "the certificate at https://mcpd has expired".
-    pub(crate) what: String,
-    /// What to do about it.
-    pub(crate) advice: String,
-}
+/// What hyper-util's errors of a CONNECT begin with.
+const TUNNEL: &str = "tunnel error: ";
+/// What follows where the proxy answered anything but 200 and 407.
+const REFUSED: &str = "unsuccessful";
 
 /// What is known of the way to mcpd.
 pub(crate) struct Way<'a> {
@@ -24,18 +23,29 @@ pub(crate) struct Way<'a> {
     pub(crate) ca_file: Option<&'a Path>,
     /// The proxy that leads there.
     pub(crate) proxy: ProxySetting,
+    /// With which status that proxy refuses, where it was asked.
+    pub(crate) refusal: Option<u16>,
 }
 
 impl<'a> Way<'a> {
     /// The way to the mcpd at `url`, as the environment has it.
     pub(crate) fn to(url: &'a str, ca_file: Option<&'a Path>) -> Self {
         let proxy = url.parse::<Url>().map_or(ProxySetting::None, |url| proxy(&url));
-        Self { url, ca_file, proxy }
+        Self { url, ca_file, proxy, refusal: None }
+    }
+
+    /// Asks the proxy with which status it refuses, if that is the error.
+    pub(crate) async fn ask(mut self, error: &reqwest::Error) -> Self {
+        let is_refused = causes(error).any(|cause| cause.to_string() == TUNNEL.to_owned() + REFUSED);
+        if is_refused && let Ok(url) = self.url.parse() {
+            self.refusal = refusal(&url).await;
+        }
+        self
     }
 
     /// Why there is no answer, and what helps.
-    pub(crate) fn explain(&self, error: &(dyn Error + 'static)) -> Explained {
-        let why = plain(&root_cause(error));
+    pub(crate) fn explain(&self, error: &(dyn Error + 'static)) -> Reason {
+        let why = root_cause(error);
         let known = causes(error).find_map(|cause| match tls_error(cause) {
             Some(tls) => self.tls(tls, &why),
             None => self.tunnel(&cause.to_string(), &why),
@@ -44,18 +54,18 @@ impl<'a> Way<'a> {
     }
 
     /// No answer, for a reason that has no sentence of its own.
-    pub(crate) fn silent(&self, why: &str) -> Explained {
+    pub(crate) fn silent(&self, why: &str) -> Reason {
         let url = self.url;
         match &self.proxy {
-            ProxySetting::None => explained(
+            ProxySetting::None => Reason::new(
                 format!("mcpd at {url} does not answer ({why})"),
                 "check that it runs, and --mcpd-url",
             ),
-            ProxySetting::Through(proxy) => explained(
+            ProxySetting::Through(proxy) => Reason::new(
                 format!("mcpd at {url} does not answer through the proxy {proxy} ({why})"),
                 "check that both run, --mcpd-url, and NO_PROXY, which names hosts that need no proxy",
             ),
-            ProxySetting::Nonsense(variable) => explained(
+            ProxySetting::Nonsense(variable) => Reason::new(
                 format!(
                     "mcpd at {url} does not answer ({why}), and no proxy is used because {variable} is not a URL"
                 ),
@@ -64,12 +74,12 @@ impl<'a> Way<'a> {
         }
     }
 
-    fn tls(&self, error: &TlsError, why: &str) -> Option<Explained> {
+    fn tls(&self, error: &TlsError, why: &str) -> Option<Reason> {
         Some(match error {
             TlsError::InvalidCertificate(certificate) => self.certificate(certificate, why),
             TlsError::AlertReceived(alert) => return self.alert(*alert),
             TlsError::PeerIncompatible(_) => self.no_common_version(),
-            TlsError::InvalidMessage(_) => explained(
+            TlsError::InvalidMessage(_) => Reason::new(
                 format!("what answers at {} does not speak TLS ({why})", self.url),
                 "check the port in --mcpd-url, and whether it is http:// there",
             ),
@@ -77,42 +87,46 @@ impl<'a> Way<'a> {
         })
     }
 
-    fn certificate(&self, error: &CertificateError, why: &str) -> Explained {
+    fn certificate(&self, error: &CertificateError, why: &str) -> Reason {
         let at = format!("the certificate at {}", self.url);
         match error {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => explained(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::new(
                 format!("{at} has expired"),
                 "have it renewed, or set this machine's clock if it is wrong",
             ),
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => explained(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Reason::new(
                 format!("{at} is not valid yet"),
                 "set this machine's clock, or wait until the certificate is valid",
             ),
-            CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => explained(
-                format!("{at} is for another name ({})", names(presented)),
-                "pass a URL with a name of the certificate's as --mcpd-url",
-            ),
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => explained(
-                format!("{at} is for another name"),
-                "pass a URL with a name of the certificate's as --mcpd-url",
-            ),
+            CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
+                Reason::new(
+                    format!("{at} is for another name ({})", names(presented)),
+                    "pass a URL with a name of the certificate's as --mcpd-url",
+                )
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Reason::new(
+                    format!("{at} is for another name"),
+                    "pass a URL with a name of the certificate's as --mcpd-url",
+                )
+            }
             // A bad signature is the work of another authority of the same name, such as the one before a renewal.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => self.unknown_issuer(why),
-            _ => explained(
+            _ => Reason::new(
                 format!("{at} cannot be trusted ({why})"),
                 "have it signed by an authority, and pass the authority's PEM file as --ca-file",
             ),
         }
     }
 
-    fn unknown_issuer(&self, why: &str) -> Explained {
+    fn unknown_issuer(&self, why: &str) -> Reason {
         let url = self.url;
         match self.ca_file {
-            None => explained(
+            None => Reason::new(
                 format!("this machine does not know the authority of the certificate at {url} ({why})"),
                 "pass its PEM file as --ca-file",
             ),
-            Some(file) => explained(
+            Some(file) => Reason::new(
                 format!(
                     "neither {} nor the system knows the authority of the certificate at {url} ({why})",
                     file.display()
@@ -122,21 +136,21 @@ impl<'a> Way<'a> {
         }
     }
 
-    fn alert(&self, alert: AlertDescription) -> Option<Explained> {
+    fn alert(&self, alert: AlertDescription) -> Option<Reason> {
         let url = self.url;
         Some(match alert {
             AlertDescription::ProtocolVersion => self.no_common_version(),
-            AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => explained(
+            AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => Reason::new(
                 format!("{url} and this machine have no TLS cipher in common"),
                 "allow the ciphers of TLS 1.3, or ECDHE with AES-GCM or ChaCha20, in the server or ingress there",
             ),
             AlertDescription::CertificateRequired
             | AlertDescription::UnknownCA
-            | AlertDescription::BadCertificate => explained(
+            | AlertDescription::BadCertificate => Reason::new(
                 format!("{url} wants a client certificate, and mcprelay has none"),
                 "turn the check of client certificates off for mcpd's path there",
             ),
-            AlertDescription::UnrecognisedName => explained(
+            AlertDescription::UnrecognisedName => Reason::new(
                 format!("the server at {url} knows no host of this name"),
                 "check the host in --mcpd-url",
             ),
@@ -144,37 +158,53 @@ impl<'a> Way<'a> {
         })
     }
 
-    fn no_common_version(&self) -> Explained {
-        explained(
+    fn no_common_version(&self) -> Reason {
+        Reason::new(
             format!("{} speaks neither TLS 1.2 nor 1.3", self.url),
             "turn one of them on in the server or ingress there",
         )
     }
 
     /// What hyper-util says of a proxy; its type is not open to others.
-    fn tunnel(&self, cause: &str, why: &str) -> Option<Explained> {
-        let said = cause.strip_prefix("tunnel error: ")?;
+    fn tunnel(&self, cause: &str, why: &str) -> Option<Reason> {
+        let said = cause.strip_prefix(TUNNEL)?;
         let (url, proxy) = (self.url, self.proxy_name());
         Some(match said {
-            "failed to create underlying connection" => explained(
+            "failed to create underlying connection" => Reason::new(
                 format!("the proxy {proxy} on the way to {url} cannot be reached ({why})"),
                 "check HTTPS_PROXY, or name mcpd's host in NO_PROXY",
             ),
-            "proxy authorization required" => explained(
+            "proxy authorization required" => Reason::new(
                 format!("the proxy {proxy} on the way to {url} wants a user and a password (407)"),
                 "set HTTPS_PROXY to http://user:password@host:port",
             ),
-            "unsuccessful" => explained(
-                format!(
-                    "the proxy {proxy} makes no connection to {url}: it forbids it (403) or fails to (502)"
-                ),
-                "ask whoever runs the proxy, or name mcpd's host in NO_PROXY",
-            ),
-            _ => explained(
+            REFUSED => self.refused(proxy),
+            _ => Reason::new(
                 format!("the proxy {proxy} on the way to {url} broke off ({why})"),
                 "check HTTPS_PROXY, or name mcpd's host in NO_PROXY",
             ),
         })
+    }
+
+    fn refused(&self, proxy: &str) -> Reason {
+        let url = self.url;
+        match self.refusal {
+            Some(status @ (401 | 403)) => Reason::new(
+                format!("the proxy {proxy} forbids connections to {url} ({status})"),
+                "have mcpd's host and port allowed there, or name the host in NO_PROXY",
+            ),
+            Some(status @ (502..=504)) => Reason::new(
+                format!("the proxy {proxy} gets no connection to {url} ({status})"),
+                "check that mcpd runs and that the proxy knows its host, or name the host in NO_PROXY",
+            ),
+            other => {
+                let status = other.map(|status| format!(" ({status})")).unwrap_or_default();
+                Reason::new(
+                    format!("the proxy {proxy} makes no connection to {url}{status}"),
+                    "ask whoever runs the proxy, or name mcpd's host in NO_PROXY",
+                )
+            }
+        }
     }
 
     fn proxy_name(&self) -> &str {
@@ -183,22 +213,6 @@ impl<'a> Way<'a> {
             ProxySetting::None | ProxySetting::Nonsense(_) => "in between",
         }
     }
-}
-
-impl Explained {
-    /// As one sentence, for a status or a log: "what; advice".
-    pub(crate) fn sentence(&self) -> String {
-        format!("{}; {}", self.what, self.advice)
-    }
-}
-
-fn explained(what: String, advice: impl Into<String>) -> Explained {
-    Explained { what, advice: advice.into() }
-}
-
-/// A library's words, in which nothing looks like the end of a sentence of ours, behind which the advice stands.
-pub(crate) fn plain(words: &str) -> String {
-    words.replace("; ", ", ")
 }
 
 /// "a.example, b.example" of what rustls shows as `DnsName("a.example")`.

@@ -190,7 +190,7 @@ impl ResultPosts {
                 reply => UploadReply::Received(reply.map(|reply| reply.next)),
             };
         }
-        let said = describe("an upload", Reader::Caller, status, response, &c.secret).await;
+        let said = describe("an upload", Reader::Caller, status, response, &c.secret).await.to_string();
         match status.as_u16() {
             404 | 410 => UploadReply::NobodyWaits,
             // The next connection has another token, where there is one.
@@ -219,7 +219,7 @@ impl ResultPosts {
             let _ = timeout(TAIL_TIMEOUT, drain(response, REPLY_LIMIT)).await;
             return PartReply::Accepted;
         }
-        let said = describe("a result", Reader::Caller, status, response, &c.secret).await;
+        let said = describe("a result", Reader::Caller, status, response, &c.secret).await.to_string();
         match status.as_u16() {
             404 | 410 => PartReply::NobodyWaits(said),
             413 => PartReply::TooLarge(said),

@@ -9,12 +9,9 @@ use reqwest::{
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::timeout;
 
-use super::{
-    explain::{Way, plain},
-    pool::NoAnswer,
-};
+use super::{explain::Way, pool::NoAnswer};
 use crate::{
-    domain::Printable,
+    domain::{Printable, Reason},
     http::{is_html, page_title, read},
 };
 
@@ -44,7 +41,7 @@ pub(super) async fn describe(
     status: StatusCode,
     response: Response,
     token: &SecretString,
-) -> String {
+) -> Reason {
     let html = is_html(response.headers());
     let place = match reader {
         Reader::Owner => {
@@ -53,23 +50,27 @@ pub(super) async fn describe(
         Reader::Caller => String::new(),
     };
     if let Some(to) = redirected(&response) {
-        return format!(
-            "{what}: mcpd answered {status}{place} and leads to {to}; pass the final address as --mcpd-url"
+        return Reason::new(
+            format!("{what}: mcpd answered {status}{place} and leads to {to}"),
+            "pass the final address as --mcpd-url",
         );
     }
     let body = timeout(WORDS_TIMEOUT, read(response, REPLY_LIMIT)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     // Some servers and proxies repeat what they refuse; this text goes to logs and the status.
-    let said = plain(&String::from_utf8_lossy(&body).replace(token.expose_secret(), "[token]"));
+    let said = String::from_utf8_lossy(&body).replace(token.expose_secret(), "[token]");
     let quoted = |said: &str| said.trim().chars().take(QUOTE).collect::<String>();
     match said.trim() {
-        "" => format!("{what}: mcpd answered {status}{place}"),
+        "" => format!("{what}: mcpd answered {status}{place}").into(),
         page if html => {
             let title = page_title(page).map(|title| format!(" ({})", Printable(&quoted(title))));
             let title = title.unwrap_or_default();
-            format!("{what}: {status} with an HTML page{title}{place}; is something between here and mcpd?")
+            Reason::new(
+                format!("{what}: {status} with an HTML page{title}{place}"),
+                "look for something between here and mcpd that answers in its place",
+            )
         }
-        said => format!("{what}: mcpd answered {status}{place}: {}", Printable(&quoted(said))),
+        said => format!("{what}: mcpd answered {status}{place}: {}", Printable(&quoted(said))).into(),
     }
 }
 
@@ -85,12 +86,11 @@ pub(super) fn looks_like_html(body: &[u8]) -> bool {
 }
 
 /// Why a call to mcpd got no answer, and what helps.
-pub(super) fn no_answer(way: &Way<'_>, why: &NoAnswer) -> String {
-    let explained = match why {
-        NoAnswer::Failed(error) => way.explain(error),
+pub(super) async fn no_answer(way: Way<'_>, why: &NoAnswer) -> Reason {
+    match why {
+        NoAnswer::Failed(error) => way.ask(error).await.explain(error),
         other => way.silent(&other.to_string()),
-    };
-    explained.sentence()
+    }
 }
 
 #[cfg(test)]
@@ -101,7 +101,9 @@ mod tests {
     async fn a_token_that_a_server_repeats_is_cut_out_of_its_words() {
         let reply = axum::http::Response::new("Bearer s3cret-token is not known");
         let token = SecretString::from("s3cret-token");
-        let text = describe("register", Reader::Caller, StatusCode::UNAUTHORIZED, reply.into(), &token).await;
+        let text = describe("register", Reader::Caller, StatusCode::UNAUTHORIZED, reply.into(), &token)
+            .await
+            .to_string();
         assert!(text.ends_with(": Bearer [token] is not known"), "{text}");
     }
 
@@ -111,13 +113,16 @@ mod tests {
         let reply =
             axum::http::Response::builder().status(307).header("location", "https://mcpd.example/x?y");
         let reply = reply.body("").unwrap();
-        let text =
-            describe("register", Reader::Caller, StatusCode::TEMPORARY_REDIRECT, reply.into(), &token).await;
+        let text = describe("register", Reader::Caller, StatusCode::TEMPORARY_REDIRECT, reply.into(), &token)
+            .await
+            .to_string();
         assert!(text.contains("leads to https://mcpd.example; pass the final address"), "{text}");
         let page = "<html><head><title>400 No required SSL certificate was sent</title></head>";
         let reply = axum::http::Response::builder().status(400).header("content-type", "text/html");
         let reply = reply.body(page).unwrap();
-        let text = describe("register", Reader::Caller, StatusCode::BAD_REQUEST, reply.into(), &token).await;
+        let text = describe("register", Reader::Caller, StatusCode::BAD_REQUEST, reply.into(), &token)
+            .await
+            .to_string();
         assert!(text.contains("(400 No required SSL certificate was sent)"), "{text}");
     }
 }

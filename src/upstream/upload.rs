@@ -24,7 +24,7 @@ use super::{
     post::{ResultPosts, UploadReply},
 };
 use crate::{
-    domain::{Printable, TaskId},
+    domain::{Printable, Reason, TaskId},
     http::Backoff,
     telemetry::{PostTrace, Posts},
 };
@@ -44,8 +44,10 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// What the owner reads of an upload that something held back.
-const HELD_BACK: &str = "something before mcpd holds uploads back, so each part of an answer costs a round trip; switch request \
-                         buffering off there (nginx: proxy_request_buffering off), and run `mcprelay doctor`";
+const HELD_BACK: &str =
+    "something before mcpd holds uploads back, so each part of an answer costs a round trip";
+const UNBUFFER: &str =
+    "switch request buffering off there (nginx: proxy_request_buffering off), and run `mcprelay doctor`";
 
 type Request = Pin<Box<dyn Future<Output = (Option<u16>, UploadReply)> + Send>>;
 
@@ -223,7 +225,7 @@ impl Upload {
             return None;
         }
         self.disconnect(None);
-        self.posts.mcpd().uploads().pause(HELD_BACK.to_owned());
+        self.posts.mcpd().uploads().pause(Reason::new(HELD_BACK, UNBUFFER));
         Some(Over::GivenUp)
     }
 
@@ -256,11 +258,10 @@ impl Upload {
             UploadReply::NobodyWaits => return Some(Over::NobodyWaits),
             UploadReply::Refused(said) => {
                 let said = Printable(&said);
-                let why = format!(
-                    "uploads are refused on their way to mcpd ({said}), so each part of an answer costs a round trip; \
-                     run `mcprelay doctor`"
+                let what = format!(
+                    "uploads are refused on their way to mcpd ({said}), so each part of an answer costs a round trip"
                 );
-                self.posts.mcpd().uploads().pause(why);
+                self.posts.mcpd().uploads().pause(Reason::new(what, "run `mcprelay doctor`"));
                 return Some(Over::GivenUp);
             }
             UploadReply::NoRoom => return Some(Over::GivenUp),

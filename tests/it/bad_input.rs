@@ -231,7 +231,7 @@ async fn a_200_that_is_an_html_page_is_an_error_on_every_call() {
     world.mcpd.answer(Aim::next(CallKind::Register), Answer::status(200).html());
     let mut client = world.client_with("mcplocal", &[provider("llama", true)]).await;
     let link = world.link(AgentState::Backoff).await;
-    assert!(link.detail.contains("HTML page") && link.detail.contains("really mcpd's"), "{}", link.detail);
+    assert!(link.detail.contains("HTML page") && link.advice.contains("really mcpd's"), "{link:?}");
     world.mcpd.answer(Aim::next(CallKind::Stream), Answer::status(200).html());
     let named = |link: &pb::AgentStatus| link.detail.contains("no event stream but text/html");
     let mut watch = crate::support::Watch::open(&world.config.socket).await;

@@ -98,6 +98,20 @@ async fn without_its_password_a_proxy_lets_nobody_through() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_forbids_and_one_that_fails_are_told_apart() {
+    let mcpd = mcpd().await;
+    for (status, says) in [
+        (403, "forbids connections to https://mcpd.test (403); have mcpd's host"),
+        (502, "gets no connection to https://mcpd.test (502); check that mcpd runs"),
+    ] {
+        let (proxy, home) = (ConnectProxy::refusing(status).await, home(&mcpd));
+        let agent = agent(&home, &mcpd, &format!("http://someone:secret-4@{}", proxy.address), "");
+        agent.says(says).await;
+        assert!(!agent.log().contains("secret-4"), "{}", agent.log());
+    }
+}
+
+#[tokio::test]
 async fn a_name_in_no_proxy_is_reached_without_it() {
     let mcpd = mcpd().await;
     let (proxy, home) = (ConnectProxy::start(mcpd.address(), None).await, home(&mcpd));

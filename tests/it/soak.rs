@@ -143,7 +143,7 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
     let nginx = if way == Way::Nginx { Some(Nginx::start(proxy.address()).await) } else { None };
     let home = home(&nginx.as_ref().map_or(direct, Nginx::url), &mcpd.token());
     let ca_file = nginx.as_ref().map(Nginx::ca_file).or_else(|| mcpd.ca_file().map(Path::to_owned));
-    let agent = agent(home.path(), ca_file.as_deref());
+    let mut agent = agent(home.path(), ca_file.as_deref());
     let mut served = provider(home.path());
     for name in ["slow", "fast"] {
         soon("an active row", mcpd.wait_until(|state| state.is_active(name))).await;
@@ -175,6 +175,7 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
             served = provider(home.path());
         }
         figures.pace.watch(proxy.seen());
+        assert!(agent.is_alive(), "the agent has ended:\n{}", agent.log());
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
             figures.resident.push(agent.resident());

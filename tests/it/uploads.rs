@@ -131,7 +131,7 @@ async fn an_upload_that_is_held_back_costs_one_pause_once_in_ten_minutes() {
     assert!(pause <= most && begun.elapsed() < 2 * 40 * TOKEN, "{pause} ms");
     pass(Duration::from_secs(2)).await;
     let status = world.link(AgentState::Online).await;
-    assert!(status.detail.contains("proxy_request_buffering off"), "{}", status.detail);
+    assert!(status.advice.contains("proxy_request_buffering off"), "{}", status.advice);
     let uploads = world.calls(CallKind::ResultStream).len();
     stream(&world, &mut client, 5).await;
     assert_eq!(world.calls(CallKind::ResultStream).len(), uploads, "it does without");

@@ -292,7 +292,7 @@ def test_the_metrics_page_passes_promtool_and_no_label_carries_an_id(tmp_path, m
     labels = {label for line in page.splitlines() if not line.startswith("#") for label in re.findall(r'(\w+)="', line)}
     assert labels <= {
         "error_type", "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_modality",
-        "http_request_method", "http_response_status_code", "le", "mcprelay_link_state", "mcprelay_llm", "mcprelay_provider_state",
+        "http_request_method", "http_response_status_code", "le", "mcprelay_link_state", "mcprelay_link_trouble", "mcprelay_llm", "mcprelay_provider_state",
         "mcprelay_task_outcome", "server_address", "server_port", "service_name", "service_version",
         "telemetry_sdk_language", "telemetry_sdk_name", "telemetry_sdk_version", "otel_scope_name", "otel_scope_version",
     }  # fmt: skip

@@ -7,6 +7,7 @@ export function agentLink(status: WireAgentStatus): AgentLink {
   return {
     state: enumWord(status.state, 'AGENT_STATE_') as AgentState,
     detail: status.detail,
+    advice: status.advice,
     ...(status.next_attempt_ms !== undefined && { nextAttemptMs: status.next_attempt_ms }),
   };
 }

@@ -201,6 +201,8 @@ export interface AgentLink {
   state: AgentState;
   /** Why, for people; may be empty. */
   detail: string;
+  /** What to do about it, for people; may be empty. */
+  advice: string;
   /** In how many milliseconds the agent tries again, where it waits. */
   nextAttemptMs?: number;
 }

@@ -99,6 +99,7 @@ export interface TaskOffer {
 export interface WireAgentStatus {
   state: string;
   detail: string;
+  advice: string;
   next_attempt_ms?: number;
 }
 

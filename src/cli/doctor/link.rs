@@ -18,7 +18,7 @@ use crate::{
         llms::server_time,
         report::{Finding, Report},
     },
-    domain::{Printable, TaskId},
+    domain::{Printable, Reason, TaskId},
     http::{self, ProxySetting},
     upstream::contract::{
         EVENT_STREAM, LLMS_PATH, NDJSON, REGISTER_PATH, RESULT_STREAM, RegisterReply, RegisterRequest,
@@ -173,8 +173,8 @@ async fn first_byte(mcpd: &Mcpd, session: &str) -> Result<(), CallError> {
     let mut response = mcpd.send(request, STREAM_PATH).await?;
     if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING) {
         let what = format!("something on the way encodes the channel ({})", Printable(&lossy(encoding)));
-        let advice = "turn compression off for mcpd's path in the proxy there (nginx: gzip off)".to_owned();
-        return Err(CallError::NoAnswer { what, advice });
+        let advice = "turn compression off for mcpd's path in the proxy there (nginx: gzip off)";
+        return Err(CallError::NoAnswer(Reason::new(what, advice)));
     }
     let kind = response.headers().get(header::CONTENT_TYPE).map(lossy).unwrap_or_default();
     if !kind.to_lowercase().starts_with(EVENT_STREAM) {
@@ -190,7 +190,7 @@ async fn first_byte(mcpd: &Mcpd, session: &str) -> Result<(), CallError> {
 /// A call that failed, with its advice apart from whatever libraries said.
 fn failed(subject: &str, error: &CallError) -> Finding {
     match error {
-        CallError::NoAnswer { what, advice } => Finding::failure(subject, what, advice),
+        CallError::NoAnswer(why) => Finding::failure(subject, &why.what, &why.advice),
         other => Finding::failed(subject, &other.to_string()),
     }
 }

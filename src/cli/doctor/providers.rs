@@ -39,18 +39,21 @@ async fn one(entry: &Entry, clients: &Clients, env: Lookup<'_>) -> Finding {
 
 /// What the host found, as a finding.
 fn told(subject: &str, entry: &Entry, readiness: &Readiness) -> Finding {
-    let (message, advice) = readiness.detail.split_once("; ").unwrap_or((&readiness.detail, MEND));
-    let message = Printable(message).to_string();
-    match (readiness.state, &*readiness.detail) {
-        (ProviderState::Ready, "") => {
+    let detail = &readiness.detail;
+    let message = Printable(&detail.what).to_string();
+    match readiness.state {
+        ProviderState::Ready if detail.is_empty() => {
             let (kind, model) = (Printable(&entry.kind), Printable(&entry.model));
             Finding::ok(subject, format!("ready, with type {kind} and model {model}"))
         }
-        (ProviderState::Ready, _) => {
-            Finding::warning(subject, message, "load it, or correct its name in config.json")
+        ProviderState::Ready => {
+            let advice = detail.clone().or_advice("load it, or correct its name in config.json").advice;
+            Finding::warning(subject, message, advice)
         }
-        (ProviderState::Loading, _) => Finding::warning(subject, message, "wait; its tasks wait too"),
-        (ProviderState::Unavailable, _) => Finding::failure(subject, message, advice),
+        ProviderState::Loading => Finding::warning(subject, message, "wait; its tasks wait too"),
+        ProviderState::Unavailable => {
+            Finding::failure(subject, message, detail.clone().or_advice(MEND).advice)
+        }
     }
 }
 

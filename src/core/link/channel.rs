@@ -9,8 +9,8 @@ pub(super) use super::pattern::Pattern;
 
 /// How long a channel must be open to have proved itself even without a byte (the contract's number).
 const PROVED_AFTER: Duration = Duration::from_secs(30);
-/// How long an open channel may be without a byte before it is not taken for a good one: mcpd greets at once, and sends a keep-alive
-/// every 15 s.
+/// How long an open channel may be without a byte before the status says that it is held back: mcpd greets at once, and sends a
+/// keep-alive every 15 s.
 const FIRST_BYTE_AFTER: Duration = Duration::from_secs(20);
 
 #[derive(Debug, PartialEq, Eq)]
@@ -123,6 +123,11 @@ impl ControlChannel {
             }
             _ => false,
         }
+    }
+
+    /// Whether the open channel has shown its first byte: until then something on the way may hold it back.
+    pub(super) fn is_through(&self) -> bool {
+        matches!(self.state, State::Open { first_byte: FirstByte::Came, .. })
     }
 
     /// Whether the open channel has shown nothing for so long that something on the way seems to hold it back.

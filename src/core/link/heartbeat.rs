@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::domain::CallFailure;
+use crate::domain::Reason;
 
 /// Heartbeats that have failed for this long are no passing trouble: mcpd drops the LLMs of a session after 90 s.
 const TROUBLE_AFTER: Duration = Duration::from_secs(60);
@@ -18,9 +18,9 @@ pub(super) struct Heartbeat {
     /// The number of the one whose reply is awaited.
     in_flight: Option<u64>,
     /// Why mcpd refused the last one, if it did: the channel can stay open long after a token has run out.
-    refused: Option<String>,
+    refused: Option<Reason>,
     /// Since when every one has failed, and why the last one did.
-    failing: Option<(Instant, String)>,
+    failing: Option<(Instant, Reason)>,
 }
 
 impl Heartbeat {
@@ -29,12 +29,12 @@ impl Heartbeat {
     }
 
     /// Why mcpd refused the last one, if it did.
-    pub(super) fn refusal(&self) -> Option<&str> {
-        self.refused.as_deref()
+    pub(super) fn refusal(&self) -> Option<&Reason> {
+        self.refused.as_ref()
     }
 
     /// Why they fail, if they have done so for a minute.
-    pub(super) fn trouble(&self, now: Instant) -> Option<&str> {
+    pub(super) fn trouble(&self, now: Instant) -> Option<&Reason> {
         let (since, why) = self.failing.as_ref()?;
         (now.duration_since(*since) >= TROUBLE_AFTER).then_some(why)
     }
@@ -45,9 +45,9 @@ impl Heartbeat {
     }
 
     /// The last one did not get through.
-    pub(super) fn failed(&mut self, why: &CallFailure, now: Instant) {
+    pub(super) fn failed(&mut self, why: Reason, now: Instant) {
         let since = self.failing.as_ref().map_or(now, |(since, _)| *since);
-        self.failing = Some((since, why.to_string()));
+        self.failing = Some((since, why));
     }
 
     /// When the next one is due, whether or not the last one is answered by then.
@@ -92,7 +92,7 @@ impl Heartbeat {
     }
 
     /// mcpd refused the last one.
-    pub(super) fn refuse(&mut self, why: String) {
+    pub(super) fn refuse(&mut self, why: Reason) {
         self.refused = Some(why);
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{CallFailure, Provider};
+use crate::domain::{CallFailure, Provider, Reason, Trouble};
 
 /// The owner's settings.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub enum LinkInput {
     /// There are usable credentials (`Ok`, with whether they lead to another mcpd than before), or the reason why not.
-    Credentials(Result<McpdChange, String>),
+    Credentials(Result<McpdChange, Reason>),
     /// A register call ended, with the session's sticky id where mcpd took it.
     Registered(u64, Result<String, CallFailure>),
     /// The channel's response headers came: it is open.
@@ -33,7 +33,7 @@ pub enum LinkInput {
     /// The heartbeat of this number ended.
     Heartbeat(u64, Result<(), CallFailure>),
     /// What is wrong with the way of results, or that nothing is any more.
-    Results(Option<String>),
+    Results(Option<(Trouble, Reason)>),
     /// The machine slept and woke.
     Woke,
     /// Other certificate authorities are trusted now: what failed for them may work.

@@ -1,8 +1,8 @@
 //! What the ends of several channels in a row say: another process has the session, or a proxy ends what is silent.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use crate::domain::CallFailure;
+use crate::domain::{CallFailure, Reason, Trouble};
 
 /// A channel that is closed sooner than this was probably taken over by another process that does not wait (the contract's number).
 const QUICK_CLOSE: Duration = Duration::from_secs(5);
@@ -36,21 +36,29 @@ impl Pattern {
             Self::ReadTimeout(silence) => age > 2 * silence,
         }
     }
-}
 
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// What it means, and what helps.
+    pub(super) fn reason(self) -> Reason {
         match self {
-            Self::Contested => f.write_str(
-                "session used by another process: the channel was taken over each time, several times running; \
-                 is another agent or an old registrar using a copy of the same provider-session file?",
+            Self::Contested => Reason::new(
+                "session used by another process: the channel was taken over each time, several times running",
+                "look for another agent or an old registrar with a copy of the same provider-session file",
             ),
-            Self::ReadTimeout(silence) => write!(
-                f,
-                "a proxy before mcpd ends the control channel after {:.0} s of silence: set its read timeout to an hour \
-                 (nginx: proxy_read_timeout, HAProxy: timeout tunnel or timeout server), or let mcpd send keep-alives more often",
-                silence.as_secs_f64()
+            Self::ReadTimeout(silence) => Reason::new(
+                format!(
+                    "a proxy before mcpd ends the control channel after {:.0} s of silence",
+                    silence.as_secs_f64()
+                ),
+                "set its read timeout to an hour (nginx: proxy_read_timeout, HAProxy: timeout tunnel or \
+                 timeout server), or let mcpd send keep-alives more often",
             ),
+        }
+    }
+
+    pub(super) fn trouble(self) -> Trouble {
+        match self {
+            Self::Contested => Trouble::Contested,
+            Self::ReadTimeout(_) => Trouble::ReadTimeout,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::messages::Settings;
-use crate::domain::{CallFailure, LinkState};
+use crate::domain::{CallFailure, LinkState, Reason, Trouble};
 
 /// How long after a wake from sleep the link is tried once a second: the network is back by then.
 const WAKE_EAGER: Duration = Duration::from_secs(60);
@@ -17,7 +17,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 pub(super) struct Wait {
     pub(super) until: Instant,
     pub(super) state: LinkState,
-    pub(super) detail: String,
+    pub(super) detail: Reason,
+    pub(super) trouble: Option<Trouble>,
 }
 
 /// What has failed lately, and the wait that follows from it.
@@ -80,14 +81,18 @@ impl Retry {
         match failure {
             CallFailure::Unauthorized { changed, detail } => {
                 if !(changed && self.may_try_new_credentials()) {
-                    self.back_off(LinkState::Refused, self.check_token(&detail), None, now);
+                    self.back_off(LinkState::Refused, self.check_token(detail), None, now);
                 }
             }
             CallFailure::Unknown(detail) | CallFailure::ChannelEnded { detail, .. } => {
                 self.back_off(LinkState::Backoff, detail, None, now);
             }
             CallFailure::Conflict(_) => {
-                self.back_off(LinkState::Backoff, "mcpd answered 409".to_owned(), None, now);
+                self.back_off(LinkState::Backoff, "mcpd answered 409".into(), None, now);
+            }
+            CallFailure::Unreadable(trouble, detail) => {
+                self.back_off(LinkState::Backoff, detail, None, now);
+                self.blame(trouble);
             }
             CallFailure::Passing(detail, retry_after) => {
                 self.back_off(LinkState::Backoff, detail, retry_after, now);
@@ -100,7 +105,7 @@ impl Retry {
     pub(super) fn back_off(
         &mut self,
         state: LinkState,
-        detail: String,
+        detail: Reason,
         retry_after: Option<Duration>,
         now: Instant,
     ) {
@@ -116,13 +121,20 @@ impl Retry {
     }
 
     /// Waits for this long, whatever has failed before.
-    pub(super) fn wait_for(&mut self, state: LinkState, detail: String, wait: Duration, now: Instant) {
-        self.wait = Some(Wait { until: now + wait, state, detail });
+    pub(super) fn wait_for(&mut self, state: LinkState, detail: Reason, wait: Duration, now: Instant) {
+        self.wait = Some(Wait { until: now + wait, state, detail, trouble: None });
+    }
+
+    /// Says what has made this wait necessary.
+    pub(super) fn blame(&mut self, trouble: Trouble) {
+        if let Some(wait) = &mut self.wait {
+            wait.trouble = Some(trouble);
+        }
     }
 
     /// A refusal, and what to do about it.
-    pub(super) fn check_token(&self, detail: &str) -> String {
-        format!("{detail}; check the token in {}", self.token_source)
+    pub(super) fn check_token(&self, detail: Reason) -> Reason {
+        Reason::new(detail.what, format!("check the token in {}", self.token_source))
     }
 
     /// The next attempt need not wait.

@@ -9,11 +9,11 @@ use crate::{
 };
 
 pub(super) fn passing() -> CallFailure {
-    CallFailure::Passing("it broke".to_owned(), None)
+    CallFailure::Passing("it broke".into(), None)
 }
 
 pub(super) fn unknown() -> CallFailure {
-    CallFailure::Unknown("no such session".to_owned())
+    CallFailure::Unknown("no such session".into())
 }
 
 /// A link with one provider to publish, and a clock.
@@ -215,7 +215,7 @@ fn a_channel_that_proved_itself_starts_the_backoff_over_and_one_that_did_not_doe
 fn retry_after_lengthens_the_wait_and_never_shortens_it() {
     for (asked, least) in [(1, 5), (30, 30), (100_000, 600)] {
         let mut bench = Bench::online();
-        bench.act(LinkInput::ChannelClosed(1, CallFailure::Passing("busy".to_owned(), Some(asked * SECOND))));
+        bench.act(LinkInput::ChannelClosed(1, CallFailure::Passing("busy".into(), Some(asked * SECOND))));
         let next = bench.link.status(bench.now).next_attempt.expect("it waits");
         assert!((least * SECOND..=least * SECOND * 3 / 2).contains(&next), "{asked}: {next:?}");
     }
@@ -297,7 +297,7 @@ fn three_channels_closed_at_once_mean_another_process_and_a_minute_of_rest() {
     }
     let status = bench.link.status(bench.now);
     assert_eq!((status.state, status.next_attempt), (LinkState::Refused, Some(60 * SECOND)));
-    assert!(status.detail.contains("another process"), "{}", status.detail);
+    assert!(status.detail.to_string().contains("another process"), "{}", status.detail);
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn a_wrong_path_is_refused_by_name_and_tried_within_the_backoff() {
         bench.act(LinkInput::Registered(attempt, Err(unknown())));
         let status = bench.link.status(bench.now);
         assert_eq!(status.state, LinkState::Refused);
-        assert!(status.detail.contains("check-mcpd"), "{}", status.detail);
+        assert!(status.detail.to_string().contains("check-mcpd"), "{}", status.detail);
         let (waited, effects) = bench.until_something();
         assert!(waited >= 5 * SECOND && registers(&effects) == [attempt + 1], "{waited:?} {effects:?}");
     }
@@ -336,6 +336,7 @@ fn nothing_of_an_old_channel_or_call_touches_the_new_one() {
     while registers(&bench.until_something().1).is_empty() {}
     assert_eq!(channels(&bench.registered(2)), [2]);
     bench.act(LinkInput::ChannelOpened(2));
+    bench.act(LinkInput::ChannelProved(2));
     let late = [
         LinkInput::ChannelClosed(1, passing()),
         LinkInput::ChannelClosed(1, unknown()),

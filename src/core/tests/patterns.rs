@@ -6,11 +6,11 @@ use super::{
 };
 use crate::{
     core::link::McpdChange,
-    domain::{CallFailure, LinkState},
+    domain::{CallFailure, LinkState, Reason, Trouble},
 };
 
 fn ended(in_order: bool, silent: Duration) -> CallFailure {
-    CallFailure::ChannelEnded { detail: "mcpd closed the control channel".to_owned(), in_order, silent }
+    CallFailure::ChannelEnded { detail: "mcpd closed the control channel".into(), in_order, silent }
 }
 
 /// Lets the open channel live for this long and end, then waits for the next one; how long the whole took.
@@ -43,7 +43,7 @@ fn four_channels_that_mcpd_ended_in_order_within_half_a_minute_are_another_proce
     }
     let status = bench.status();
     assert_eq!((status.state, status.next_attempt), (LinkState::Refused, Some(60 * SECOND)));
-    assert!(status.detail.contains("another process"), "{}", status.detail);
+    assert!(status.detail.to_string().contains("another process"), "{}", status.detail);
     assert!(took < 120 * SECOND, "{took:?}");
 }
 
@@ -72,19 +72,20 @@ fn channels_that_end_after_the_same_silence_say_from_the_second_on_that_a_proxy_
             );
             let status = bench.status();
             assert_eq!(status.state, LinkState::Online);
-            let says = status.detail.contains("read timeout") && status.detail.contains("proxy_read_timeout");
+            let says = status.detail.to_string().contains("read timeout")
+                && status.detail.to_string().contains("proxy_read_timeout");
             assert_eq!(says, epoch >= 2, "after {epoch}: {}", status.detail);
         }
         bench.pass(3 * timeout * SECOND);
-        assert_eq!(bench.status().detail, "", "a channel has outlived it");
+        assert_eq!(bench.status().detail.to_string(), "", "a channel has outlived it");
     }
 }
 
 #[test]
 fn at_another_mcpd_neither_conflicts_nor_waits_nor_what_channels_did_count() {
-    let refused = CallFailure::Unauthorized { detail: "401".to_owned(), changed: false };
+    let refused = CallFailure::Unauthorized { detail: "401".into(), changed: false };
     let conflict = CallFailure::Conflict([name("a")].into());
-    let busy = CallFailure::Passing("busy".to_owned(), Some(600 * SECOND));
+    let busy = CallFailure::Passing("busy".into(), Some(600 * SECOND));
     for why in [refused, conflict, busy] {
         let mut bench = Bench::online();
         bench.act(LinkInput::ChannelClosed(1, ended(true, Duration::ZERO)));
@@ -123,18 +124,18 @@ fn a_channel_taken_over_at_the_former_mcpd_says_nothing_of_the_new_one() {
 }
 
 #[test]
-fn an_open_channel_without_a_byte_is_not_online_after_twenty_seconds_and_says_what_to_set() {
+fn an_open_channel_without_a_byte_is_not_online_and_says_after_twenty_seconds_what_to_set() {
     let mut bench = Bench::opened();
     bench.pass(20 * SECOND - MS);
-    assert_eq!(bench.state(), LinkState::Online);
+    assert_eq!((bench.state(), bench.status().trouble), (LinkState::Connecting, None));
     bench.pass(MS);
     let status = bench.status();
-    assert_eq!(status.state, LinkState::Connecting);
-    assert!(status.detail.contains("proxy_buffering off"), "{}", status.detail);
+    assert_eq!((status.state, status.trouble), (LinkState::Connecting, Some(Trouble::HeldBack)));
+    assert!(status.detail.to_string().contains("proxy_buffering off"), "{}", status.detail);
     bench.pass(60 * SECOND);
     assert_eq!(bench.state(), LinkState::Connecting, "being open for long proves nothing of that");
     bench.act(LinkInput::ChannelProved(1));
-    assert_eq!((bench.state(), bench.status().detail), (LinkState::Online, String::new()));
+    assert_eq!((bench.state(), bench.status().detail), (LinkState::Online, Reason::default()));
 }
 
 #[test]
@@ -142,28 +143,29 @@ fn heartbeats_that_fail_for_a_minute_are_in_the_status_until_one_gets_through() 
     let mut bench = Bench::online();
     for failed in 1..=3 {
         bench.pass(30 * SECOND);
-        bench.beaten(Err(CallFailure::Passing("no route".to_owned(), None)));
+        bench.beaten(Err(CallFailure::Passing("no route".into(), None)));
         let status = bench.status();
-        let says = status.detail.contains("heartbeats have failed") && status.detail.contains("no route");
+        let says = status.detail.to_string().contains("heartbeats have failed")
+            && status.detail.to_string().contains("no route");
         assert_eq!((status.state, says), (LinkState::Online, failed == 3), "{failed}: {}", status.detail);
     }
     bench.pass(30 * SECOND);
     bench.beaten(Ok(()));
-    assert_eq!(bench.status().detail, "");
+    assert_eq!(bench.status().detail.to_string(), "");
 }
 
 #[test]
 fn results_that_do_not_get_through_are_in_the_status_until_they_do_or_mcpd_is_another() {
     for another in [false, true] {
         let mut bench = Bench::online();
-        bench.act(LinkInput::Results(Some("results do not get through".to_owned())));
+        bench.act(LinkInput::Results(Some((Trouble::Results, "results do not get through".into()))));
         let status = bench.status();
         assert_eq!(status.state, LinkState::Online);
-        assert!(status.detail.contains("results do not get through"), "{}", status.detail);
+        assert!(status.detail.to_string().contains("results do not get through"), "{}", status.detail);
         bench.act(match another {
             true => LinkInput::Credentials(Ok(McpdChange::Other(None))),
             false => LinkInput::Results(None),
         });
-        assert_eq!(bench.status().detail, "");
+        assert_eq!(bench.status().detail.to_string(), "");
     }
 }

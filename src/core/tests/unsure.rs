@@ -33,7 +33,7 @@ fn retry_after_is_heeded_right_after_a_wake_too() {
     let mut bench = Bench::online();
     bench.pass(10 * SECOND);
     bench.act(LinkInput::Woke);
-    let busy = CallFailure::Passing("too many".to_owned(), Some(20 * SECOND));
+    let busy = CallFailure::Passing("too many".into(), Some(20 * SECOND));
     bench.act(LinkInput::ChannelClosed(1, busy));
     assert!(registers(&bench.pass(20 * SECOND - MS)).is_empty());
     assert_eq!(registers(&bench.pass(MS)), [2]);

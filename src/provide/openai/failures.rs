@@ -11,7 +11,7 @@ use reqwest::header::{HeaderMap, LOCATION};
 
 use super::http::{BaseUrl, Key};
 use crate::{
-    domain::{Failure, FailureCode, Printable},
+    domain::{Failure, FailureCode, Printable, Reason},
     http::{retry_after, root_cause},
     openai::failure::provider_failure,
 };
@@ -94,7 +94,7 @@ impl Origin {
     fn redirected(&self, status: u16, headers: &HeaderMap) -> Failure {
         let target = headers.get(LOCATION).and_then(|target| target.to_str().ok()).unwrap_or("nowhere");
         Failure::new(FailureCode::Unavailable, format!("the provider's server answers {status}, a redirect"))
-            .with_owner_detail(redirect_advice(&self.name, target))
+            .with_owner_detail(redirected(&self.name, target).to_string())
     }
 
     /// Keeps the key and the server's address from the caller, and the key from the log.
@@ -143,8 +143,9 @@ impl Origin {
 }
 
 /// What the owner of a server that redirects can do.
-pub(in crate::provide) fn redirect_advice(server: &str, target: &str) -> String {
-    format!("{server} redirects to {}; name that address as its url in config.json", Printable(target))
+pub(in crate::provide) fn redirected(server: &str, target: &str) -> Reason {
+    let what = format!("{server} redirects to {}", Printable(target));
+    Reason::new(what, "name that address as its url in config.json")
 }
 
 #[cfg(test)]

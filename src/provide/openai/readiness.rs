@@ -21,12 +21,12 @@ use tokio::{
 };
 
 use super::{
-    failures::redirect_advice,
+    failures::redirected,
     http::{BaseUrl, Key},
     models::{Models, whole},
 };
 use crate::{
-    domain::{Printable, ProviderState},
+    domain::{Printable, ProviderState, Reason},
     http::{read_at_most, root_cause},
     openai::failure::{is_loading, provider_failure},
     provide::providers::Readiness,
@@ -200,20 +200,24 @@ impl Prober {
     /// What is wrong, going by the answer to the first question; `None` if nothing is.
     fn judge(&self, page: &Page) -> Option<Readiness> {
         let base = &self.base;
-        let unavailable = |detail| Some(Readiness::new(ProviderState::Unavailable, detail));
+        let unavailable = |detail: Reason| Some(Readiness::new(ProviderState::Unavailable, detail));
         match page.status {
             503 if is_loading(503, &page.body) || self.is_bare_loading(page) => {
                 Some(Readiness::new(ProviderState::Loading, "the model is loading"))
             }
-            300..=399 => unavailable(redirect_advice(&base.to_string(), &page.location)),
+            300..=399 => unavailable(redirected(&base.to_string(), &page.location)),
             401 => unavailable(match self.key.variable() {
-                Some(variable) => format!("{base} refuses the key in {variable}; put a valid one there"),
-                None => format!("{base} wants a key; name its variable as apiKeyEnv"),
+                Some(variable) => {
+                    Reason::new(format!("{base} refuses the key in {variable}"), "put a valid one there")
+                }
+                None => Reason::new(format!("{base} wants a key"), "name its variable as apiKeyEnv"),
             }),
-            403 => unavailable(self.refusal(page)),
+            403 => unavailable(self.refusal(page).into()),
             // A server without such a page answers nevertheless, which is what matters.
             501 => None,
-            status @ 500.. => unavailable(format!("{base} answers {status}; see that server's log")),
+            status @ 500.. => {
+                unavailable(Reason::new(format!("{base} answers {status}"), "see that server's log"))
+            }
             _ => None,
         }
     }
@@ -247,13 +251,14 @@ impl Prober {
         let models = match (list.status, Models::read(&list.body)) {
             (200, Some(models)) => models,
             (200, None) => {
-                let detail =
-                    format!("{base} answers, but not with a list of models; check its url in config.json");
+                let what = format!("{base} answers, but not with a list of models");
+                let detail = Reason::new(what, "check its url in config.json");
                 return Readiness::new(ProviderState::Unavailable, detail);
             }
             (404, _) => {
-                let detail = format!(
-                    "{base} has no list of models (404); if chats fail too, check its url in config.json"
+                let detail = Reason::new(
+                    format!("{base} has no list of models (404)"),
+                    "if chats fail too, check its url in config.json",
                 );
                 return Readiness { context_tokens: context, ..Readiness::new(ProviderState::Ready, detail) };
             }
@@ -262,8 +267,10 @@ impl Prober {
         let only = models.only().filter(|_| self.probe == Probe::LlamaCpp);
         let ours = models.named(&self.model).or(only);
         let detail = match ours {
-            None if !models.rows.is_empty() => format!("{base} does not list the model {}", self.model),
-            _ => String::new(),
+            None if !models.rows.is_empty() => {
+                format!("{base} does not list the model {}", self.model).into()
+            }
+            _ => Reason::default(),
         };
         let context_tokens = context.or_else(|| ours?.context_tokens);
         Readiness { context_tokens, ..Readiness::new(ProviderState::Ready, detail) }
@@ -322,10 +329,10 @@ impl From<reqwest::Error> for Away {
     }
 }
 
-fn sentence(state: ProviderState, detail: &str) -> String {
-    match (state, detail) {
-        (ProviderState::Ready, "") => "ready".to_owned(),
-        (ProviderState::Ready, detail) => format!("ready, but {detail}"),
-        (_, detail) => format!("not ready: {detail}"),
+fn sentence(state: ProviderState, detail: &Reason) -> String {
+    match state {
+        ProviderState::Ready if detail.is_empty() => "ready".to_owned(),
+        ProviderState::Ready => format!("ready, but {detail}"),
+        _ => format!("not ready: {detail}"),
     }
 }

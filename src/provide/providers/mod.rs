@@ -12,7 +12,7 @@ use super::{
     openai::{http::Clients, readiness::Probe},
     task::Provider,
 };
-use crate::domain::ProviderState;
+use crate::domain::{ProviderState, Reason};
 
 /// One value of `type` in config.json.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +105,7 @@ pub struct Readiness {
     /// Whether it can work.
     pub state: ProviderState,
     /// Why, for people; may be empty.
-    pub detail: String,
+    pub detail: Reason,
     /// Its context window in tokens, if the server tells.
     pub context_tokens: Option<u32>,
     /// Whether anything has been found out yet.
@@ -114,7 +114,7 @@ pub struct Readiness {
 
 impl Readiness {
     /// What has been found out.
-    pub fn new(state: ProviderState, detail: impl Into<String>) -> Self {
+    pub fn new(state: ProviderState, detail: impl Into<Reason>) -> Self {
         Self { state, detail: detail.into(), context_tokens: None, known: true }
     }
 

@@ -34,6 +34,7 @@ pub(super) struct Instruments {
     pub(super) reconnects: Counter<u64>,
     pub(super) heartbeats_missed: Counter<u64>,
     pub(super) link_state: Gauge<u64>,
+    pub(super) link_trouble: Gauge<u64>,
     pub(super) provider_state: Gauge<u64>,
     pub(super) chunks: Counter<u64>,
     pub(super) posts: Counter<u64>,
@@ -99,6 +100,10 @@ impl Instruments {
             link_state: meter
                 .u64_gauge(metric::LINK_STATE)
                 .with_description("1 for the state the link to mcpd is in, 0 for the others")
+                .build(),
+            link_trouble: meter
+                .u64_gauge(metric::LINK_TROUBLE)
+                .with_description("1 for the trouble that the link to mcpd has, 0 for the others")
                 .build(),
             provider_state: meter
                 .u64_gauge(metric::PROVIDER_STATE)

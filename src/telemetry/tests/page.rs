@@ -22,7 +22,7 @@ fn busy() -> (Telemetry, SocketAddr) {
     let handle = telemetry.handle();
     handle.metrics().reconnect();
     handle.metrics().heartbeat_missed();
-    handle.metrics().link_state(crate::domain::LinkState::Online);
+    handle.metrics().link(crate::domain::LinkState::Online, Some(crate::domain::Trouble::ReadTimeout));
     handle.metrics().providers([(provider().name, "loading")].into());
     run(&handle, None, EndKind::Answered);
     run(&handle, None, FAILED);
@@ -38,6 +38,8 @@ fn the_metrics_page_shows_every_instrument() {
     for line in [
         r#"mcprelay_link_state{mcprelay_link_state="online"} 1"#,
         r#"mcprelay_link_state{mcprelay_link_state="backoff"} 0"#,
+        r#"mcprelay_link_trouble{mcprelay_link_trouble="channel_read_timeout"} 1"#,
+        r#"mcprelay_link_trouble{mcprelay_link_trouble="results_fail"} 0"#,
         "mcprelay_link_reconnects_total 1",
         "mcprelay_link_heartbeats_missed_total 1",
         "mcprelay_posts_sent_total 6",

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::lines::Lines;
-use crate::domain::TaskId;
+use crate::domain::{Reason, TaskId};
 
 /// How long a session does without uploads after something held one back or refused it.
 pub const UPLOAD_PAUSE: Duration = Duration::from_secs(600);
@@ -28,7 +28,7 @@ struct State {
     /// Whether lines are known to get through one by one.
     is_proven: bool,
     /// Until when there are no uploads, and why.
-    pause: Option<(Instant, String)>,
+    pause: Option<(Instant, Reason)>,
 }
 
 impl UploadWays {
@@ -42,13 +42,13 @@ impl UploadWays {
     }
 
     /// Why there are no uploads now.
-    pub(in crate::upstream) fn trouble(&self) -> Option<String> {
+    pub(in crate::upstream) fn trouble(&self) -> Option<Reason> {
         let state = self.lock();
         state.pause.as_ref().filter(|(until, _)| *until > Instant::now()).map(|(_, why)| why.clone())
     }
 
     /// Does without uploads for a while, for this reason.
-    pub(super) fn pause(&self, why: String) {
+    pub(super) fn pause(&self, why: Reason) {
         let mut state = self.lock();
         (state.is_proven, state.pause) = (false, Some((Instant::now() + UPLOAD_PAUSE, why)));
     }

@@ -268,8 +268,10 @@ impl<'a> Pump<'a> {
             }
             let piece = &buffer[..read];
             match self.way {
-                // The channel is a GET; its replies never end, so it is left out where replies are cut.
+                // The channel is a GET; its replies never end, so it is left out where replies are cut. An ingress uses a connection
+                // for one after the other.
                 Way::ToMcpd if piece.starts_with(b"POST") => drop(is_call.send_replace(true)),
+                Way::ToMcpd if piece.starts_with(b"GET") => drop(is_call.send_replace(false)),
                 Way::ToMcpd => {}
                 Way::ToAgent if *is_call.borrow() && self.shared.takes_reply() => return What::Cut,
                 Way::ToAgent => {}
