@@ -51,7 +51,7 @@ fn said(changed: &[String], asked: Option<&str>, paused: bool) -> String {
     let word = if paused { "paused" } else { "resumed" };
     match (changed, asked) {
         ([], Some(name)) => format!("{} is already {word}\n", Printable(name)),
-        ([], None) => format!("no provider is connected; those that connect later will be {word} too\n"),
+        ([], None) => format!("no provider changed; any that connects later will be {word} too\n"),
         (names, _) => names.iter().map(|name| format!("{} {word}\n", Printable(name))).collect(),
     }
 }
@@ -65,8 +65,11 @@ mod tests {
     fn it_says_what_changed() {
         let names = ["a".to_owned(), "b\n".to_owned()];
         assert_eq!(said(&names, None, true), "a paused\nb\\u{a} paused\n");
-        assert_eq!(said(&[], Some("a"), false), "a is resumed already\n");
-        assert_eq!(said(&[], None, true), "no provider changed; those that come are paused too\n");
+        assert_eq!(said(&[], Some("a"), false), "a is already resumed\n");
+        assert_eq!(
+            said(&[], None, true),
+            "no provider changed; any that connects later will be paused too\n"
+        );
     }
 
     #[tokio::test]
