@@ -8,6 +8,9 @@ use crate::{config::TOKEN_VARIABLE, domain::nearest};
 /// How the names of all our variables begin.
 const PREFIX: &str = "MCPRELAY_";
 
+/// How the variables begin that Kubernetes puts into every container where there is a Service called "mcprelay".
+const KUBERNETES: [&str; 2] = ["MCPRELAY_SERVICE_", "MCPRELAY_PORT"];
+
 /// A variable that nobody reads.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unread {
@@ -40,6 +43,7 @@ fn among(names: impl Iterator<Item = String>) -> Vec<Unread> {
         what: format!("the environment variable {name} is not read"),
     };
     let ours = names.filter(|name| name.starts_with(PREFIX) && !known.contains(name));
+    let ours = ours.filter(|name| !KUBERNETES.iter().any(|prefix| name.starts_with(prefix)));
     let mut found: Vec<_> = ours.map(unread).collect();
     found.sort_by(|one, other| one.what.cmp(&other.what));
     found
@@ -57,7 +61,10 @@ mod tests {
 
     #[test]
     fn a_variable_that_nobody_reads_is_told_with_the_one_that_may_be_meant() {
-        let names = ["MCPRELAY_MAX_IN_FLIHGT", "MCPRELAY_XYZ", "MCPRELAY_TOKEN", "MCPRELAY_PROVIDE", "PATH"];
+        let read = ["MCPRELAY_TOKEN", "MCPRELAY_PROVIDE", "PATH"];
+        let of_kubernetes = ["MCPRELAY_SERVICE_HOST", "MCPRELAY_PORT_9464_TCP_ADDR", "MCPRELAY_PORT"];
+        let unread = ["MCPRELAY_MAX_IN_FLIHGT", "MCPRELAY_XYZ"];
+        let names = [&read[..], &of_kubernetes, &unread].concat();
         let found = among(names.into_iter().map(str::to_owned));
         let told: Vec<_> = found.iter().map(|unread| format!("{}; {}", unread.what, unread.advice)).collect();
         assert_eq!(

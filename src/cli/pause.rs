@@ -111,7 +111,7 @@ fn refused(status: &tonic::Status, name: Option<&str>) -> Stop {
 fn said(changed: &[String], asked: Option<&str>, word: &str) -> String {
     match (changed, asked) {
         ([], Some(name)) => format!("{} is already {word}\n", Printable(name)),
-        ([], None) => format!("no provider is connected; those that connect later will be {word} too\n"),
+        ([], None) => format!("no provider changed; any that connects later will be {word} too\n"),
         (names, _) => names.iter().map(|name| format!("{} {word}\n", Printable(name))).collect(),
     }
 }
@@ -127,8 +127,11 @@ mod tests {
     fn it_says_what_changed() {
         let names = ["a".to_owned(), "b\n".to_owned()];
         assert_eq!(said(&names, None, "paused"), "a paused\nb\\u{a} paused\n");
-        assert_eq!(said(&[], Some("a"), "resumed"), "a is resumed already\n");
-        assert_eq!(said(&[], None, "paused"), "no provider changed; those that come are paused too\n");
+        assert_eq!(said(&[], Some("a"), "resumed"), "a is already resumed\n");
+        assert_eq!(
+            said(&[], None, "paused"),
+            "no provider changed; any that connects later will be paused too\n"
+        );
     }
 
     #[test]

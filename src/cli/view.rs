@@ -102,8 +102,9 @@ fn totals(status: &WatchStatusResponse) -> String {
         overloaded => format!(" ({overloaded} overloaded)"),
     };
     format!(
-        "tasks: {}: {} ok, {} failed{overloaded}, {} cancelled, {} under way; reconnects: {}",
+        "{} {}: {} ok, {} failed{overloaded}, {} cancelled, {} under way; reconnects: {}",
         totals.tasks,
+        if totals.tasks == 1.0 { "task" } else { "tasks" },
         totals.tasks_ok,
         totals.tasks_failed,
         totals.tasks_cancelled,
@@ -353,7 +354,7 @@ pub(crate) mod tests {
 mcprelay 0.1.0, pid 77, up 3h1m
 mcpd: backoff, https://mcpd.example.com, next attempt in 5s
       connection refused
-tasks: 43: 41 ok, 1 failed, 0 cancelled, 1 under way; reconnects: 0
+43 tasks: 41 ok, 1 failed, 0 cancelled, 1 under way; reconnects: 0
 
 PROVIDER   MODEL             STATE    VERDICT        RUNNING   QUEUED
 qwen3      qwen3:8b-q4_K_M   ready    published      1/4       0/64
@@ -401,7 +402,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
         (totals.tasks, totals.tasks_failed, totals.tasks_overloaded) = (55.0, 13.0, 12.0);
         let text = text(&status, now(), Look { width: Some(80), ..Look::default() });
         assert!(text.contains("private    qwen3:8b-q4_K_M   -       not opted in   0/4"), "{text}");
-        let counts = "tasks: 55: 41 ok, 13 failed (12 overloaded), 0 cancelled, 1 under way; reconnects: 0";
+        let counts = "55 tasks: 41 ok, 13 failed (12 overloaded), 0 cancelled, 1 under way; reconnects: 0";
         assert!(text.lines().any(|line| line == counts), "{text}");
         assert!(line(&status, &|_| None).contains("; private: not opted in, 0/4 running"));
     }
@@ -432,7 +433,7 @@ private    qwen3:8b-q4_K_M   paused   not opted in   0/4       0/64
             line(&example(), &|name| (name == "qwen3").then_some(12.34)),
             "backoff, https://mcpd.example.com, next attempt in 5s (connection refused); \
              qwen3: 1/4 running, 0 queued, 12.3 tok/s; private: paused, 0/4 running, 0 queued; \
-             tasks: 43: 41 ok, 1 failed, 0 cancelled, 1 under way; reconnects: 0"
+             43 tasks: 41 ok, 1 failed, 0 cancelled, 1 under way; reconnects: 0"
         );
     }
 

@@ -95,7 +95,7 @@ fn the_token_comes_from_the_environment_only_and_an_empty_one_is_none() {
 #[test]
 fn a_bad_value_is_refused_with_what_to_write() {
     for (flag, hint) in [
-        ("--heartbeat-interval=0s", "more than nothing"),
+        ("--heartbeat-interval=0s", "greater than zero"),
         ("--task-timeout=5", "30s or 10m"),
         ("--task-timeout=31days", "at most 30 days"),
         ("--event-limit=1KiB", "64KiB to 1GiB"),

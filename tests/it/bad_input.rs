@@ -61,7 +61,7 @@ async fn a_broken_task_event_whose_id_can_be_read_is_answered_so_that_no_caller_
     let (world, mut client) = world().await;
     world.mcpd.send_task(r#"{"taskId":"t-broken","kind":7,"llmName":["llama"]}"#);
     let answer = answer_to(&world, "t-broken").await;
-    assert!(answer["error"].as_str().is_some_and(|e| e.contains("makes no sense at line 1")), "{answer}");
+    assert!(answer["error"].as_str().is_some_and(|e| e.contains("cannot be read at line 1")), "{answer}");
     works(&world, &mut client, "llama").await;
     world.assert_clean();
 }
@@ -233,7 +233,7 @@ async fn a_200_that_is_an_html_page_is_an_error_on_every_call() {
     let link = world.link(AgentState::Backoff).await;
     assert!(link.detail.contains("HTML page") && link.advice.contains("really mcpd's"), "{link:?}");
     world.mcpd.answer(Aim::next(CallKind::Stream), Answer::status(200).html());
-    let named = |link: &pb::AgentStatus| link.detail.contains("no event stream but text/html");
+    let named = |link: &pb::AgentStatus| link.detail.contains("not an event stream but text/html");
     let mut watch = crate::support::Watch::open(&world.config.socket).await;
     watch.until(|s| s.agent.as_ref().is_some_and(named)).await;
     world.active("llama").await;

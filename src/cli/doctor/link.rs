@@ -320,7 +320,7 @@ mod tests {
         examine(&stub.mcpd(), &mut report).await.expect("adds");
         let [finding] = report.findings() else { panic!("{:?}", report.findings()) };
         assert_eq!((&*finding.subject, finding.result), ("mcpd", Level::Failure));
-        assert!(finding.message.contains("is no mcpd"), "{finding:?}");
+        assert!(finding.message.contains("is not an mcpd"), "{finding:?}");
     }
 
     #[tokio::test]

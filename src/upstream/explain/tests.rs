@@ -57,13 +57,13 @@ fn every_failure_of_tls_and_of_proxies_has_its_sentence_and_its_advice() {
         (
             direct(),
             invalid(CertificateError::BadSignature),
-            "nobody here knows the authority",
+            "this machine does not know the authority",
             "as --ca-file",
         ),
         (
             direct(),
             invalid(CertificateError::UnknownIssuer),
-            "nobody here knows the authority",
+            "this machine does not know the authority",
             "as --ca-file",
         ),
         (

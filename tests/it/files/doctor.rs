@@ -77,6 +77,6 @@ async fn credentials_that_are_not_json_are_one_finding_also_beside_an_agent() {
 async fn a_home_that_is_not_there_is_to_be_made() {
     let said = text(&output(Path::new("/nonexistent/home"), &["doctor"]).await);
     let (what, advice) = finding(&said, "home");
-    assert!(what.contains("is not there"), "{said}");
+    assert!(what.contains("does not exist"), "{said}");
     assert!(advice.contains("mkdir -m 700 /nonexistent/home"), "{said}");
 }
