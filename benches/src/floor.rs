@@ -217,6 +217,13 @@ impl BridgeService for Agent {
     ) -> Result<Response<pb::SetPausedResponse>, Status> {
         Err(Status::unimplemented("the floor cannot pause"))
     }
+
+    async fn get_usage(
+        &self,
+        _: Request<pb::GetUsageRequest>,
+    ) -> Result<Response<pb::GetUsageResponse>, Status> {
+        Err(Status::unimplemented("the floor keeps no usage"))
+    }
 }
 
 /// The other half: takes offers from the socket and asks the provider.
