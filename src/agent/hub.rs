@@ -18,9 +18,10 @@ use tokio_util::sync::DropGuard;
 use tracing::{debug, info, warn};
 
 use super::{
-    Deps, Stop, Stopped, core_settings, credentials_watch::CredentialsWatch, executor::Executor,
-    facts::FactWatch, files::PauseFile, journal::Journal, ledger::Ledger, mcpd_link::McpdLink,
-    notices::Notices, relays::Relays, sessions::Sessions, sleep::SleepWatch, spawner::Spawner, status,
+    Deps, Stop, Stopped, awake::Awake, core_settings, credentials_watch::CredentialsWatch,
+    executor::Executor, facts::FactWatch, files::PauseFile, journal::Journal, ledger::Ledger,
+    mcpd_link::McpdLink, notices::Notices, relays::Relays, sessions::Sessions, sleep::SleepWatch,
+    spawner::Spawner, status,
 };
 use crate::{
     bridge::{self, SessionHandle, listener::Serve},
@@ -61,6 +62,7 @@ pub(super) struct Hub {
     parts: Executor,
     credentials: CredentialsWatch,
     sleep: SleepWatch,
+    awake: Awake,
     facts: FactWatch,
     pauses: PauseFile,
     /// `None` if none is to be kept.
@@ -122,6 +124,7 @@ impl Hub {
             parts,
             credentials: CredentialsWatch::new(config.credential_sources()),
             sleep: SleepWatch::new(deps.clock),
+            awake: Awake::new(config.keep_awake),
             facts,
             pauses,
             ledger,
@@ -383,6 +386,9 @@ impl Hub {
         if let Some(ledger) = &mut self.ledger {
             ledger.tick(self.facts.clock()).await;
         }
+        if self.awake.tick(self.core.runs()) {
+            self.parts.notices.status_changed();
+        }
         if let Some(slept) = self.sleep.slept() {
             info!("the machine slept for {} s", slept.as_secs());
             self.feed_link(LinkInput::Woke);
@@ -448,6 +454,7 @@ impl Hub {
             sessions: &self.parts.sessions,
             mcpd_url: url.as_deref().unwrap_or_default(),
             started: self.started,
+            awake: self.awake.is_held(),
         }));
     }
 }

@@ -3,6 +3,7 @@
 //! One loop (the `Hub`) takes what happened, asks the core, and carries out the effects. It never waits for anybody: calls to
 //! mcpd, the control channel, sessions and deliveries are tasks of their own that report back.
 
+mod awake;
 mod clock;
 mod credentials_watch;
 mod executor;

@@ -23,6 +23,7 @@ pub(super) struct Parts<'a> {
     pub(super) sessions: &'a Sessions,
     pub(super) mcpd_url: &'a str,
     pub(super) started: SystemTime,
+    pub(super) awake: bool,
 }
 
 /// The whole status at this moment.
@@ -42,6 +43,7 @@ pub(super) fn of(parts: &Parts<'_>) -> pb::WatchStatusResponse {
         tasks: tasks.map(|view| task_status(&view, relays.get(view.key))).collect(),
         recent: relays.history().recent.iter().map(ended_task).collect(),
         totals: Some(totals(parts)),
+        awake: parts.awake,
     }
 }
 

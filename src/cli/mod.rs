@@ -18,6 +18,7 @@ mod notify;
 pub mod output;
 pub mod pause;
 pub mod provide;
+pub mod publish;
 pub mod rates;
 pub mod report;
 pub mod run;
@@ -84,6 +85,10 @@ pub enum Command {
     Pause(pause::PauseArgs),
     /// Give a paused provider, or all, work again
     Resume(pause::ResumeArgs),
+    /// Publish an entry of config.json: sets its one flag there
+    Publish(publish::PublishArgs),
+    /// Publish an entry of config.json no longer
+    Unpublish(publish::PublishArgs),
     /// Show for whom this machine worked
     Usage(usage::UsageArgs),
     /// Run the agent as your own service, from now on and at every login
@@ -214,6 +219,8 @@ pub async fn dispatch(cli: Cli) -> Result<(), Stop> {
         Command::CheckMcpd(args) => check_mcpd::run(args, env).await,
         Command::Pause(args) => pause::run(args, env).await,
         Command::Resume(args) => pause::resume(args, env).await,
+        Command::Publish(args) => publish::run(&args, true, env),
+        Command::Unpublish(args) => publish::run(&args, false, env),
         Command::Usage(args) => usage::run(args, env).await,
         Command::Service(args) => service::run(args, env).await,
         Command::Deregister(args) => deregister::run(args, env).await,

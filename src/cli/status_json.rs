@@ -23,6 +23,7 @@ pub struct StatusJson<'a> {
     tasks: Vec<Task<'a>>,
     recent: Vec<Ended<'a>>,
     totals: Totals,
+    awake: bool,
 }
 
 /// `state`: no_credentials, idle, connecting, online, backoff, refused or draining.
@@ -133,6 +134,7 @@ impl<'a> From<&'a pb::WatchStatusResponse> for StatusJson<'a> {
             tasks: status.tasks.iter().map(task).collect(),
             recent: status.recent.iter().map(ended).collect(),
             totals: status.totals.as_ref().map(totals).unwrap_or_default(),
+            awake: status.awake,
         }
     }
 }

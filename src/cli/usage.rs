@@ -196,7 +196,7 @@ total         41      0        0           4100         61m
 
     #[test]
     fn since_is_in_days() {
-        assert_eq!(["7d", "1d", "36h", "400d", "5m"].map(|text| days(text)), [7, 1, 2, 400, 1].map(Ok));
+        assert_eq!(["7d", "1d", "36h", "400d", "5m"].map(days), [7, 1, 2, 400, 1].map(Ok));
         assert!(days("0d").is_err() && days("yesterday").is_err());
     }
 }

@@ -70,6 +70,7 @@ pub fn head(status: &WatchStatusResponse, now: SystemTime) -> Vec<String> {
     ];
     lines.extend(why(status).map(|why| format!("      {why}")));
     lines.push(totals(status));
+    lines.extend(status.awake.then(|| "kept awake while tasks run".to_owned()));
     lines
 }
 
@@ -338,6 +339,7 @@ pub(crate) mod tests {
                 ),
                 ended("queue_timeout", None),
             ],
+            awake: false,
             totals: Some(Totals { tasks: 43.0, tasks_ok: 41.0, tasks_failed: 1.0, ..Totals::default() }),
         }
     }

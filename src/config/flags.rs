@@ -125,6 +125,9 @@ pub struct AgentArgs {
     /// Whether the home keeps for whom this machine worked: `mcprelay usage` shows it
     #[arg(long, env = "MCPRELAY_USAGE_LEDGER", value_name = "SWITCH", default_value = "on")]
     pub usage_ledger: Switch,
+    /// Whether the machine is kept from sleeping of idleness while tasks run, where the system has a way
+    #[arg(long, env = "MCPRELAY_KEEP_AWAKE", value_name = "WHEN", default_value = "auto")]
+    pub keep_awake: KeepAwake,
     /// How logs look on standard error; auto is text on a terminal, else json. RUST_LOG filters them
     #[arg(long, env = "MCPRELAY_LOG_FORMAT", value_name = "FORMAT", default_value = "auto", value_parser = Trimmed(EnumValueParser::<LogFormat>::new()))]
     pub log_format: LogFormat,
@@ -146,6 +149,15 @@ pub enum Switch {
     On,
     /// It is not.
     Off,
+}
+
+/// When the machine is kept awake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeepAwake {
+    /// While tasks run.
+    Auto,
+    /// Never.
+    Never,
 }
 
 /// How logs look.

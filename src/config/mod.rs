@@ -23,7 +23,7 @@ use crate::{
     platform::MAX_SOCKET_PATH_BYTES,
 };
 
-pub use flags::{AgentArgs, FolderArgs, HomeArgs, LogFormat, McpdArgs, Switch};
+pub use flags::{AgentArgs, FolderArgs, HomeArgs, KeepAwake, LogFormat, McpdArgs, Switch};
 pub use values::{Trimmed, duration};
 
 /// The socket's name in the home.
@@ -78,6 +78,8 @@ pub struct Config {
     pub max_queued_per_caller: u32,
     /// Whether it is kept for whom the machine worked.
     pub usage_ledger: bool,
+    /// Whether the machine is kept from sleeping of idleness while tasks run.
+    pub keep_awake: bool,
     /// How logs look.
     pub log_format: LogFormat,
     /// Where to serve metrics; a loopback address.
@@ -216,6 +218,7 @@ impl Config {
             max_queued: args.max_queued,
             max_queued_per_caller: args.max_queued_per_caller.unwrap_or(args.max_queued.div_ceil(2)),
             usage_ledger: args.usage_ledger == Switch::On,
+            keep_awake: args.keep_awake == KeepAwake::Auto,
             log_format: args.log_format,
             metrics_listen: args.metrics_listen,
             ca_file: args.mcpd.ca_file,

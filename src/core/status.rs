@@ -123,6 +123,11 @@ impl Core {
         self.tasks.iter().count()
     }
 
+    /// Whether a provider works on a task.
+    pub fn runs(&self) -> bool {
+        self.providers.any_running()
+    }
+
     /// The connected local programs.
     pub fn sessions(&self) -> Vec<SessionView> {
         let connected = self.providers.sessions.iter().filter(|(_, s)| !matches!(s.life, Life::Lost(_)));

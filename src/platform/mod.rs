@@ -21,7 +21,7 @@ mod portable;
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{
     MAX_SOCKET_PATH_BYTES, SERVICE_MANAGER,
-    owner::{idle_for, on_battery},
+    owner::{idle_for, inhibitor, on_battery},
     restart_command, slept_for,
 };
 #[cfg(all(target_os = "linux", not(mcprelay_portable)))]
@@ -29,7 +29,7 @@ pub(crate) use linux::{hangup::is_ignored as ignores_hangup, ticks::Ticks, watch
 #[cfg(target_os = "macos")]
 pub(crate) use macos::{
     MAX_SOCKET_PATH_BYTES, SERVICE_MANAGER,
-    owner::{idle_for, on_battery},
+    owner::{idle_for, inhibitor, on_battery},
     restart_command, slept_for,
 };
 #[cfg(any(target_os = "macos", mcprelay_portable))]

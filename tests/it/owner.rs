@@ -1,15 +1,22 @@
 //! The owner's terms: pauses that last and end, and rules for when a machine is shared.
 
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
-use fake_mcpd::{Call, InferReply, InferRequest};
+use fake_mcpd::{Call, FakeMcpd, InferReply, InferRequest};
 use mcprelay::{
     config::{PAUSES_FILE, USAGE_FOLDER},
     domain::Fact,
     pb::{self, GetUsageRequest, SetPausedRequest, Sharing, UsageBy},
 };
 
-use crate::support::{Client, EPOCH, Logs, Watch, World, chat, completion, pass, provider, soon};
+use crate::{
+    processes,
+    support::{
+        Client, EPOCH, Logs, Watch, World, chat, completion, pass,
+        process::{self, Process, mcprelay},
+        provider, soon,
+    },
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -187,4 +194,51 @@ async fn a_folder_that_cannot_be_written_costs_nothing_and_a_ledger_that_is_off_
     let mut client = world.serving("llama").await;
     let refused = client.rpc.get_usage(GetUsageRequest::default()).await.expect_err("there is none");
     assert!(refused.message().contains("--usage-ledger off"), "{refused}");
+}
+
+/// Stands in for systemd-inhibit: notes its arguments, and is held for as long as the command runs that it was given.
+const INHIBITOR: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "$*" > "$here/arguments"
+while [ "${1#--}" != "$1" ]; do shift; done
+touch "$here/held"
+"$@"
+rm "$here/held"
+"#;
+
+#[tokio::test]
+async fn the_machine_stays_awake_while_a_task_runs_and_nothing_is_left_after_a_kill() {
+    let mcpd = FakeMcpd::start().await.expect("starts");
+    let home = processes::home(&mcpd.url(), &mcpd.token());
+    let script = home.path().join("systemd-inhibit");
+    std::fs::write(&script, INHIBITOR).expect("the home is writable");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let path = format!("{}:{}", home.path().display(), std::env::var("PATH").unwrap_or_default());
+    let start = || {
+        let mut agent = mcprelay(home.path(), &["run", "--provide"]);
+        agent.env("PATH", &path);
+        Process::start(agent)
+    };
+    let held = home.path().join("held");
+    let until = async |is_held: bool| {
+        let change = async {
+            while held.exists() != is_held {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        soon("the inhibitor", change).await;
+    };
+    let mut agent = start();
+    let (call, _) = processes::begun(&mcpd).await;
+    until(true).await;
+    let arguments = std::fs::read_to_string(home.path().join("arguments")).expect("it was called");
+    assert!(arguments.starts_with("--what=idle --mode=block --who=mcprelay --why="), "{arguments}");
+    let status = process::text(&process::output(home.path(), &["status"]).await);
+    assert!(status.contains("\nkept awake while tasks run\n"), "{status}");
+    drop(call);
+    until(false).await;
+    let (_call, _) = processes::begun(&mcpd).await;
+    until(true).await;
+    agent.kill();
+    until(false).await;
 }

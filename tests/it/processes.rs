@@ -25,7 +25,7 @@ const PREFIX: &str = "You said: ";
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A home with credentials for an mcpd, and an echo provider that says a word every 50 ms.
-fn home(url: &str, token: &str) -> TempDir {
+pub(crate) fn home(url: &str, token: &str) -> TempDir {
     let home = tempfile::tempdir().expect("a temporary folder");
     let write = |name: &str, value: Value| {
         std::fs::write(home.path().join(name), value.to_string()).expect("the home is writable");
@@ -50,16 +50,16 @@ fn signal(process: &Process, name: &str) {
     assert!(told.is_ok_and(|status| status.success()), "it runs");
 }
 
-fn prompt() -> String {
+pub(crate) fn prompt() -> String {
     (0..WORDS).map(|n| format!("w{n} ")).collect::<String>().trim_end().to_owned()
 }
 
-async fn active(mcpd: &FakeMcpd) {
+pub(crate) async fn active(mcpd: &FakeMcpd) {
     soon("an active row", mcpd.wait_until(|state| state.is_active("echo"))).await;
 }
 
 /// A stream of which the first words have come.
-async fn begun(mcpd: &FakeMcpd) -> (Call, String) {
+pub(crate) async fn begun(mcpd: &FakeMcpd) -> (Call, String) {
     active(mcpd).await;
     let mut call = mcpd.infer_stream("echo", &chat(&prompt())).expect("accepted");
     let mut text = String::new();

@@ -97,6 +97,10 @@ impl Providers {
         self.running.get(&(name.clone(), session)).copied().unwrap_or(0)
     }
 
+    pub(in crate::core) fn any_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
     pub(in crate::core) fn queued(&self, name: &ProviderName) -> u32 {
         self.queues.get(name).map_or(0, |queue| number(queue.waiting()))
     }

@@ -3,8 +3,11 @@
 use std::{
     fs, io,
     path::Path,
+    process::Stdio,
     time::{Duration, SystemTime},
 };
+
+use tokio::process::Command;
 
 use crate::platform::ask;
 
@@ -81,6 +84,15 @@ fn idle_of_sessions(shown: &str, now: SystemTime) -> Result<Duration, String> {
         });
     }
     Ok(idle)
+}
+
+/// What keeps the machine from sleeping of idleness for as long as it runs, never from a lid or an explicit suspend. It ends when it is
+/// dropped, and also when this process is killed: `cat` reads a pipe that only this process holds open.
+pub(crate) fn inhibitor() -> Command {
+    let mut command = Command::new("systemd-inhibit");
+    command.args(["--what=idle", "--mode=block", "--who=mcprelay", "--why=an inference is running", "cat"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 #[cfg(test)]

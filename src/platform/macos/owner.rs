@@ -1,6 +1,8 @@
 //! What the owner's rules are about, as macOS's own programs print it.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
+
+use tokio::process::Command;
 
 use crate::platform::ask;
 
@@ -29,6 +31,15 @@ fn idle_in(said: &str) -> Result<Duration, String> {
     let line = said.lines().find(|line| line.contains("\"HIDIdleTime\""));
     let nanos = line.and_then(|line| line.rsplit('=').next()?.trim().parse().ok());
     nanos.map(Duration::from_nanos).ok_or_else(|| "ioreg says nothing of HIDIdleTime".to_owned())
+}
+
+/// What keeps the machine from sleeping of idleness for as long as it runs, never from a lid or an explicit sleep. It ends when it is
+/// dropped, and also when this process is killed, which it watches.
+pub(crate) fn inhibitor() -> Command {
+    let mut command = Command::new("caffeinate");
+    command.args(["-i", "-w", &std::process::id().to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 #[cfg(test)]

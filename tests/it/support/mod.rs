@@ -117,6 +117,7 @@ impl World {
         };
         let mut config = Config::defaults(home.path()).expect("the defaults are valid");
         config.ca_file = mcpd.ca_file().map(Path::to_owned);
+        config.keep_awake = false;
         change(&mut config);
         Self {
             mcpd,
