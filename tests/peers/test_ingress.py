@@ -151,3 +151,28 @@ def test_gzip_is_for_those_who_ask_for_it(tmp_path):
     gzip = ("keepalive_timeout 75s;", "keepalive_timeout 75s;\n    gzip on;\n    gzip_types *;\n    gzip_min_length 0;\n    gzip_proxied any;")
     with behind(tmp_path, "nginx", gzip, pace=5) as link:
         is_well(link)
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_an_answer_goes_through_as_one_upload(tmp_path, kind):
+    with behind(tmp_path, kind, pace=20) as link:
+        is_well(link)
+        under_load(link, lambda: None)
+        lines, posts = link.mcpd.journal("line"), link.mcpd.journal("result")
+        assert len(lines) > 10 * (CALLERS + 1) and len(posts) == CALLERS + 1, (len(lines), len(posts))
+        assert not link.agent.status()["agent"].get("detail")
+
+
+@pytest.mark.parametrize("protocol", ["http2", "http1"])
+def test_an_ingress_that_collects_uploads_costs_no_token_and_is_named(tmp_path, protocol):
+    on = ("proxy_request_buffering off", "proxy_request_buffering on")
+    changes = [on] if protocol == "http2" else [HTTP_1, on]
+    with behind(tmp_path, "nginx", *changes, pace=20) as link:
+        assert stream(link.mcpd) == (ANSWER, 1)
+        advice = "proxy_request_buffering off"
+        detail = lambda: link.agent.status()["agent"].get("detail", "")
+        wait_for("the status to name the setting", lambda: advice in detail())
+        assert advice in link.agent.tool("doctor", "--ca-file", link.ingress.ca)
+        under_load(link, lambda: None)
+        uploads = link.mcpd.journal("result-stream")
+        assert not link.mcpd.journal("line") and len(uploads) <= 1, uploads
