@@ -393,7 +393,7 @@ impl Hub {
             info!("the machine slept for {} s", slept.as_secs());
             self.feed_link(LinkInput::Woke);
         }
-        if self.credentials.have_changed() {
+        if self.credentials.have_changed() || self.parts.mcpd.may_access_now() {
             self.read_credentials();
         }
         if let Some(trouble) = self.parts.mcpd.results_changed() {

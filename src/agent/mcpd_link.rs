@@ -147,6 +147,11 @@ impl McpdLink {
         changed.then_some(trouble)
     }
 
+    /// Whether credentials that could not be used for the authorities' sake may be usable now.
+    pub(super) fn may_access_now(&self) -> bool {
+        self.mcpd.may_access_now()
+    }
+
     /// Switches to these credentials. Tasks that another mcpd handed over keep that mcpd: their answers belong to its callers alone.
     pub(super) fn use_access(&mut self, access: &Access) -> Result<McpdChange, HttpError> {
         // Credentials may appear long after the start, and the id on disk may then be another mcpd's.

@@ -7,6 +7,10 @@ use std::{
 };
 
 use reqwest::{Certificate, Url};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 
 use super::with_causes;
 
@@ -54,19 +58,27 @@ impl Trust {
 impl TrustFiles {
     /// As the files are now.
     pub(crate) fn look(url: &Url, ca_file: Option<&Path>) -> Self {
-        if url.scheme() != "https" {
-            return Self::default();
-        }
         let named = ca_file.map(|path| fs::read(path).map_err(|error| error.kind()));
-        Self { named, system: system_places().filter_map(stamp).collect() }
+        let places = system_places().filter(|_| url.scheme() == "https");
+        Self { named, system: places.filter_map(stamp).collect() }
     }
 }
 
 fn named(path: &Path) -> Result<Vec<Certificate>, CertificatesError> {
     let bad = |reason: String| CertificatesError { path: path.to_owned(), reason };
     let pem = fs::read(path).map_err(|error| bad(error.to_string()))?;
-    let found = Certificate::from_pem_bundle(&pem).map_err(|error| bad(with_causes(&error)))?;
-    if found.is_empty() { Err(bad("it has no PEM certificate".to_owned())) } else { Ok(found) }
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.map_err(|error| bad(with_causes(&error)))?;
+    if found.is_empty() {
+        return Err(bad("it has no PEM certificate".to_owned()));
+    }
+    // A Client that is built with it would say that it is bad, and not which file it is from.
+    let checked = |der: CertificateDer<'static>| {
+        RootCertStore::empty().add(der.clone())?;
+        Ok(Certificate::from_der(&der))
+    };
+    let read = |der| checked(der).map_err(|error: rustls::Error| bad(error.to_string()));
+    found.into_iter().map(|der| read(der)?.map_err(|error| bad(with_causes(&error)))).collect()
 }
 
 /// Where the system's store is: the variables decide alone where one is set.

@@ -4,7 +4,10 @@
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,6 +22,8 @@ use crate::{
     domain::{self, Failure, FailureCode, ProviderState},
 };
 
+/// Between two looks at the files with certificate authorities: a change is followed within 5 s.
+const AUTHORITIES: Duration = Duration::from_secs(4);
 /// The host's id when it is a process of its own.
 pub const CLIENT_ID: &str = "mcprelay/provide";
 /// The host's id inside the agent's process: a session from outside outranks it.
@@ -128,10 +133,19 @@ struct Served {
 
 impl Serving {
     async fn run(&mut self, registrar: &Registrar) {
+        let mut looks = interval(AUTHORITIES);
         loop {
             tokio::select! {
                 // The file has changed.
                 Ok(()) = self.entries.changed() => self.update().await,
+                _ = looks.tick() => {
+                    if !self.clients.follow_authorities() {
+                        continue;
+                    }
+                    // Tasks that run keep what they run on.
+                    self.served.clear();
+                    self.update().await;
+                }
                 // A provider has become ready, or has gone.
                 () = any_changed(&mut self.served) => {}
             }

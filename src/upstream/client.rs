@@ -89,6 +89,8 @@ pub struct Mcpd {
     settings: HttpSettings,
     reload: Reload,
     shared: Arc<Mutex<Option<Arc<Connected>>>>,
+    /// Where mcpd would be if the authorities could be used, and how their files were when they were tried.
+    unusable: Arc<Mutex<Option<(Url, TrustFiles)>>>,
     /// One permit per result POST that may be under way.
     places: Arc<Semaphore>,
     /// The memory that waiting output may take.
@@ -110,6 +112,7 @@ impl Mcpd {
             settings,
             reload,
             shared: Arc::default(),
+            unusable: Arc::default(),
             places: Arc::new(Semaphore::new(POSTS_AT_ONCE)),
             room: MemoryBudget::new(WAITING_LIMIT),
             results: Arc::default(),
@@ -130,6 +133,7 @@ impl Mcpd {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", access.token.expose_secret()))
             .map_err(|_| HttpError::Token)?;
         token.set_sensitive(true);
+        *self.unusable.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let former = self.connected().filter(|c| *c.url == *access.url);
         let connected = match former {
             Some(same) => Connected { token, secret: access.token.clone(), ..Connected::clone(&same) },
@@ -142,7 +146,13 @@ impl Mcpd {
     fn connect(&self, access: &Access, token: HeaderValue) -> Result<Connected, HttpError> {
         let url: Url = access.url.parse().map_err(|_| HttpError::Url(access.url.clone()))?;
         let (trust, trust_files) = self.settings.trust(&url);
-        let trust = trust?;
+        let trust = match trust {
+            Ok(trust) => trust,
+            Err(bad) => {
+                *self.unusable.lock().unwrap_or_else(PoisonError::into_inner) = Some((url, trust_files));
+                return Err(bad);
+            }
+        };
         let pool = |most| ClientPool::new(trust.clone(), url.clone(), most).map(Arc::new);
         Ok(Connected {
             server: Server::of(&access.url),
@@ -180,6 +190,12 @@ impl Mcpd {
                 false
             }
         }
+    }
+
+    /// Whether credentials that could not be used for the authorities' sake may be usable now: their files have changed.
+    pub fn may_access_now(&self) -> bool {
+        let unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+        unusable.as_ref().is_some_and(|(url, files)| self.settings.trust_files(url) != *files)
     }
 
     /// Where mcpd is, once that is known.

@@ -23,7 +23,7 @@ pub struct HttpSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The CA file cannot be used.
-    #[error("cannot use the CA file {} ({reason}): pass a readable PEM file as --ca-file and start again", .path.display())]
+    #[error("cannot use the CA file {} ({reason}): put a readable PEM file there, or pass another one as --ca-file", .path.display())]
     CaFile {
         /// The file.
         path: PathBuf,

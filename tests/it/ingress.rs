@@ -63,6 +63,22 @@ async fn an_authority_that_is_replaced_in_its_file_is_trusted_within_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_of_authorities_that_was_bad_at_the_start_is_used_once_it_is_mended() {
+    let mut world = over(Tls::default()).await;
+    let right = fs::read_to_string(world.path("authorities.pem")).expect("it is there");
+    world.write("authorities.pem", STRANGER);
+    world.start_agent();
+    let mut client = world.client_with("mcplocal", &[provider("llama", true)]).await;
+    let link = world.link(AgentState::NoCredentials).await;
+    assert!(link.detail.contains("authorities.pem") && link.advice.contains("readable PEM file"), "{link:?}");
+    let mended = Instant::now();
+    world.write("authorities.pem", &right);
+    world.link(AgentState::Online).await;
+    assert!(mended.elapsed() <= Duration::from_secs(5), "{:?}", mended.elapsed());
+    answer_comes_whole(&world, &mut client).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broken_file_of_authorities_leaves_the_old_ones_in_force() {
     let mut world = over(Tls::default()).await;
     world.start_agent();

@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn comments_and_mere_bytes_are_told_from_events() {
-        let pieces = stream::iter([Ok::<_, ()>(": ping\n\n"), Ok("da"), Ok("ta: x\n\ndata:y\n\n")]);
+        let pieces = stream::iter([Ok::<_, ()>(": ping\n\n"), Ok(""), Ok("da"), Ok("ta: x\n\ndata:y\n\n")]);
         // The stream is made where the limit holds, as `reqwest-eventsource` makes it.
         let made = stream::once(async { pieces }).flat_map(crate::EventStream::new);
         let events = limit_events(Box::pin(made), 100).collect::<Vec<_>>().now_or_never().expect("ready");

@@ -92,6 +92,8 @@ where
                 return Poll::Ready(Some(Ok(event)));
             }
             match ready!(this.source.as_mut().poll_next(cx)) {
+                // The end of an HTTP/2 stream may come as one; it is no byte of the server's.
+                Some(Ok(piece)) if piece.as_ref().is_empty() => {}
                 Some(Ok(piece)) => {
                     if std::mem::replace(this.untouched, false)
                         && *this.signals

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fmt,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +15,9 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::http::{ClientError, ClientOptions, Trust, Version, client, is_loopback, is_this_machine};
+use crate::http::{
+    ClientError, ClientOptions, Trust, TrustFiles, Version, client, is_loopback, is_this_machine,
+};
 
 /// How long it may take to make a connection. The answer as a whole has no limit here: the agent decides on that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,12 +31,35 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 pub struct Clients {
     ca_file: Option<PathBuf>,
     made: Mutex<BTreeMap<(bool, bool), Client>>,
+    /// For which server the authorities were read last, and how their files were then.
+    read: Mutex<Option<(Url, TrustFiles)>>,
 }
 
 impl Clients {
     /// Clients that trust the authorities in this PEM file besides the system's.
     pub fn trusting(ca_file: Option<PathBuf>) -> Self {
-        Self { ca_file, made: Mutex::default() }
+        Self { ca_file, ..Self::default() }
+    }
+
+    /// Follows the files with the authorities; whether there are others now, which clients trust that are made from here on. With a file
+    /// that cannot be used everything stays as it is.
+    pub(in crate::provide) fn follow_authorities(&self) -> bool {
+        let mut read = lock(&self.read);
+        let Some((url, before)) = &mut *read else { return false };
+        let now = TrustFiles::look(url, self.ca_file.as_deref());
+        if now == *before {
+            return false;
+        }
+        *before = now;
+        match Trust::load(url, self.ca_file.as_deref()) {
+            Ok(_) => lock(&self.made).clear(),
+            Err(bad) => {
+                tracing::warn!("{bad}; until that is mended, the authorities that were read before are used");
+                return false;
+            }
+        }
+        tracing::info!("the certificate authorities have changed, and are used from now on");
+        true
     }
 
     /// The client for a server; made at its first use. Its pool keeps every connection that is given back, so that in a steady state no
@@ -44,17 +69,25 @@ impl Clients {
     /// If the certificates cannot be used.
     pub(in crate::provide) fn for_url(&self, url: &Url) -> Result<Client, ClientError> {
         let kind @ (_, tls) = (is_this_machine(url), url.scheme() == "https");
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = lock(&self.made);
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
-        let trust = &Trust::load(url, self.ca_file.as_deref().filter(|_| tls))?;
+        let ca_file = self.ca_file.as_deref().filter(|_| tls);
+        if tls {
+            *lock(&self.read) = Some((url.clone(), TrustFiles::look(url, ca_file)));
+        }
+        let trust = &Trust::load(url, ca_file)?;
         let (connect_timeout, idle, version) = (CONNECT_TIMEOUT, IDLE_CONNECTION, Version::Negotiated);
         let options = ClientOptions { connect_timeout, idle, version, trust };
         let client = client(url, options)?;
         made.insert(kind, client.clone());
         Ok(client)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A server's OpenAI paths, "http://127.0.0.1:11434/v1": never with a slash at its end.
@@ -271,5 +304,31 @@ mod tests {
         let missing = Key::from_env(Some("MCPRELAY_TEST_NO_SUCH_VARIABLE")).unwrap_err();
         assert!(missing.contains("MCPRELAY_TEST_NO_SUCH_VARIABLE"), "{missing}");
         assert!(Key::from_env(None).unwrap().header().is_none());
+    }
+}
+
+#[cfg(test)]
+mod authorities {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_authorities_is_followed_and_a_broken_one_leaves_the_clients_as_they_are() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |text: &str| fs::write(file.path(), text).unwrap();
+        let pem = || rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap().cert.pem();
+        let url: Url = "https://h".parse().unwrap();
+        let clients = Clients::trusting(Some(file.path().to_owned()));
+        write("no authority");
+        assert!(!clients.follow_authorities(), "nothing has been read yet");
+        assert!(clients.for_url(&url).is_err());
+        write(&pem());
+        assert!(clients.follow_authorities() && clients.for_url(&url).is_ok());
+        write("broken");
+        assert!(!clients.follow_authorities() && clients.for_url(&url).is_ok());
+        assert!(!clients.follow_authorities(), "said once");
+        write(&pem());
+        assert!(clients.follow_authorities() && !clients.follow_authorities());
     }
 }
