@@ -54,6 +54,13 @@ proto_lint() {
     fi
 }
 
+# What macOS is built with, on this machine. Another level of debug information makes it a build beside the usual one, which
+# shares all dependencies with it and stays as it is.
+portable() {
+    MCPRELAY_PORTABLE=1 cargo test --quiet --workspace --lib \
+        --config 'profile.dev.package.mcprelay.debug="none"' platform::
+}
+
 # What came in from outside: licences, sources, versions. Its install takes some minutes, once.
 supply_chain() {
     local version=0.20.2
@@ -100,6 +107,7 @@ step "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
 step "documentation" cargo doc --quiet --workspace --no-deps
 step "build" cargo build --quiet --workspace
 step "tests" rust_tests
+step "portable ways" portable
 if [ "${1:-all}" != rust ]; then
     step "proto" proto_lint
     step "supply chain" supply_chain

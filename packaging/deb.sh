@@ -72,7 +72,7 @@ files=(
     /usr/share/zsh/vendor-completions/_mcprelay
     /usr/share/fish/vendor_completions.d/mcprelay.fish
     /usr/share/doc/mcprelay/copyright
-    /usr/share/doc/mcprelay/guides/packaging.md
+    /usr/share/doc/mcprelay/guides/service.md
     /etc/default/mcprelay
 )
 

@@ -50,7 +50,14 @@ pub(super) async fn withdraw(args: &DeregisterArgs, env: Lookup<'_>) -> Result<S
         RegisterRequest { provider_session_id: Some(&session.provider_session_id), providers: Vec::new() };
     mcpd.send(mcpd.post(REGISTER_PATH).json(&empty).timeout(CALL_TIMEOUT), REGISTER_PATH).await?;
     forget(&file)?;
-    Ok(format!("withdrew the LLMs of {} from mcpd at {}\n", home.display(), mcpd.url()))
+    let done = format!("withdrew the LLMs of {} from mcpd at {}\n", home.display(), mcpd.url());
+    let former: Vec<_> = session.others.iter().map(|other| &*other.mcpd_url).collect();
+    Ok(match &*former.join(", ") {
+        "" => done,
+        urls => {
+            format!("{done}forgot its sessions at {urls}, where the agent withdrew everything when it left\n")
+        }
+    })
 }
 
 /// Another mcpd does not know the session, and would give it to this home as a new one.

@@ -38,7 +38,7 @@ NOT_RUN = {
     "cargo test": "tests are a step of their own",
     "cargo run --release -p mcprelay-bench": "measures for minutes, and wants a machine that does nothing else",
     "systemctl": "needs a running systemd",
-    "loginctl": "needs a running systemd",
+    "mcprelay service": "needs a service manager; tests/it/service runs it with a stand-in",
     "journalctl": "needs a running systemd",
     "apt install": "packaging/deb.sh installs and purges the package itself",
     "packaging/deb.sh": "a step of its own",
@@ -347,7 +347,7 @@ def prepare(path, world):
     if path.name == "README.md" and path.parent == ROOT:
         return
     world.configure(json.dumps({"llm": {"providers": [example | {"name": name} for name in ("my-laptop", "llama")]}}))
-    if path.name in ("troubleshooting.md", "packaging.md", "README.md"):
+    if path.name in ("troubleshooting.md", "service.md", "README.md"):
         world.serve("mcprelay run --provide", [])
         world.until("an LLM is listed", lambda: world.lists("llama"))
     elif path.name == "operating.md":

@@ -152,8 +152,13 @@ async fn deregister_withdraws_a_stopped_agents_rows_and_refuses_while_it_runs() 
     assert!(text(&refused).contains("already runs in"), "{}", text(&refused));
     assert!(user.mcpd.state().is_active("echo"));
     agent.kill();
+    let file = home.join("provider-session");
+    let mut session: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    session["others"] = json!([{"providerSessionId": "s", "mcpdUrl": "https://former.example/"}]);
+    fs::write(&file, session.to_string()).unwrap();
     let done = output(&home, &["deregister"]).await;
     assert!(done.status.success(), "{}", text(&done));
+    assert!(text(&done).contains("forgot its sessions at https://former.example/"), "{}", text(&done));
     assert!(!user.mcpd.state().is_active("echo"), "the killed agent had not said goodbye");
     let again = output(&home, &["deregister"]).await;
     assert!(again.status.success() && text(&again).contains("nothing to withdraw"), "{}", text(&again));
