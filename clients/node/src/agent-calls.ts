@@ -1,17 +1,31 @@
 /** The calls to the agent besides the session: watch it, and steer its providers. */
-import { Client, credentials, type ServiceError } from '@grpc/grpc-js';
-import type { AgentStatus } from './agent-status.js';
+import { Client, credentials, type ClientUnaryCall, type ServiceError } from '@grpc/grpc-js';
+import type { AgentStatus, UsageRow } from './agent-status.js';
 import { checkNames } from './registrar-options.js';
 import { checkedSocketPath, defaultSocketPath, targetOf, whyEnded } from './socket.js';
-import { statusOf } from './status.js';
-import { codecOf, pathOf } from './wire.js';
+import { statusOf, usageOf } from './status.js';
+import { codecOf, pathOf, uint32 } from './wire.js';
 
-/** Where the agent is, for `watchAgent`, `pause` and `resume`. */
+/** Where the agent is. */
 export interface AgentOptions {
   /** The agent's socket: an absolute path or `unix:///path`; by default `~/.mcpctl/mcprelay.sock`. */
   socketPath?: string | undefined;
   /** Ends the call; what waits for it is rejected with the signal's reason. */
   signal?: AbortSignal | undefined;
+}
+
+/** How long a pause lasts, besides where the agent is. */
+export interface PauseOptions extends AgentOptions {
+  /** After so many milliseconds the pause ends by itself; by default it lasts until `resume`. */
+  for?: number | undefined;
+}
+
+/** What `usage` is to sum up, besides where the agent is. */
+export interface UsageOptions extends AgentOptions {
+  /** By "caller", which is the default, "llm" or "day". */
+  by?: 'caller' | 'llm' | 'day' | undefined;
+  /** How many days, today included; by default all that are kept. */
+  days?: number | undefined;
 }
 
 /** Why a call to the agent failed: there is none, it is stopping, or it knows no provider of that name. */
@@ -29,8 +43,13 @@ export class AgentError extends Error {
 
 const watchRequest = codecOf<object>('WatchStatusRequest');
 const watchResponse = codecOf<object>('WatchStatusResponse');
-const pauseRequest = codecOf<{ provider_name: string; paused: boolean }>('SetPausedRequest');
+const pauseRequest = codecOf<{ provider_name: string; paused: boolean; until: string }>('SetPausedRequest');
 const pauseResponse = codecOf<{ changed: string[] }>('SetPausedResponse');
+const usageRequest = codecOf<{ by: string; days: number }>('GetUsageRequest');
+const usageResponse = codecOf<{ rows: object[] }>('GetUsageResponse');
+const USAGE_BY: readonly string[] = ['caller', 'llm', 'day'];
+/** The last moment that RFC 3339 can write. */
+const LAST_MOMENT = Date.parse('9999-12-31T00:00:00Z');
 
 /**
  * The agent's whole status: at once, and then whenever it changes. It goes on until the loop that reads it is left, or ends
@@ -62,33 +81,60 @@ async function* watch(target: string, signal: AbortSignal | undefined): AsyncGen
 }
 
 /**
- * Lets a provider, or without a name every one that is there or comes, take no new work until `resume`. Running work goes
- * on. Gives the names of the providers that this changed.
+ * Lets a provider, or without a name every one that is there or comes, take no new work until `resume`, or for a time. Running
+ * work goes on. Gives the names of the providers that this changed.
  *
  * @throws AgentError where there is no agent, or nobody has pushed a provider of this name.
  */
-export function pause(name?: string, options: AgentOptions = {}): Promise<string[]> {
-  return setPaused('pause()', name, true, options);
+export function pause(name?: string, options: PauseOptions = {}): Promise<string[]> {
+  const { for: lasting, ...rest } = Object(options) as PauseOptions;
+  if (lasting === undefined) return setPaused('pause()', name, true, '', rest);
+  const end = Date.now() + (typeof lasting === 'number' ? lasting : NaN);
+  if (!(lasting > 0 && end < LAST_MOMENT)) return Promise.reject(new TypeError('the option "for" of pause() is a number of milliseconds'));
+  return setPaused('pause()', name, true, new Date(end).toISOString(), rest);
 }
 
 /** Lets a provider, or without a name every one, take work again; the rest is as for `pause`. */
 export function resume(name?: string, options: AgentOptions = {}): Promise<string[]> {
-  return setPaused('resume()', name, false, options);
+  return setPaused('resume()', name, false, '', options);
 }
 
-async function setPaused(by: string, name = '', paused: boolean, options: AgentOptions): Promise<string[]> {
+async function setPaused(by: string, name = '', paused: boolean, until: string, options: AgentOptions): Promise<string[]> {
   if (typeof name !== 'string') throw new TypeError(`the first argument of ${by} is a provider's name`);
-  const target = checkedTarget(by, options);
+  const call = (client: Client, answer: Answer<{ changed: string[] }>) =>
+    client.makeUnaryRequest(pathOf('SetPaused'), pauseRequest.encode, pauseResponse.decode, { provider_name: name, paused, until }, answer);
+  return (await asked(by, options, ['socketPath', 'signal'], call)).changed;
+}
+
+/**
+ * For whom this machine worked, the most first; days in their order.
+ *
+ * @throws AgentError where there is no agent, or it keeps no usage.
+ */
+export async function usage(options: UsageOptions = {}): Promise<UsageRow[]> {
+  const { by = 'caller', days = 0 } = Object(options) as UsageOptions;
+  if (!USAGE_BY.includes(by)) throw new TypeError('the option "by" of usage() is "caller", "llm" or "day"');
+  if (!(typeof days === 'number' && days >= 0)) throw new TypeError('the option "days" of usage() is a number from 0');
+  const request = { by: `USAGE_BY_${by.toUpperCase()}`, days: uint32(days) };
+  const call = (client: Client, answer: Answer<{ rows: object[] }>) =>
+    client.makeUnaryRequest(pathOf('GetUsage'), usageRequest.encode, usageResponse.decode, request, answer);
+  return usageOf((await asked('usage()', options, ['socketPath', 'signal', 'by', 'days'], call)).rows);
+}
+
+type Answer<T> = (error: ServiceError | null, response?: T) => void;
+
+/** What the agent answers to one call. */
+async function asked<T>(by: string, options: AgentOptions, names: string[], start: (client: Client, answer: Answer<T>) => ClientUnaryCall): Promise<T> {
+  const target = checkedTarget(by, options, names);
   const { signal } = options;
   signal?.throwIfAborted();
   const client = clientOf(target);
   const abort = new AbortController();
   try {
     return await new Promise((resolve, reject) => {
-      const request = { provider_name: name, paused };
-      const call = client.makeUnaryRequest(pathOf('SetPaused'), pauseRequest.encode, pauseResponse.decode, request, (error, response) => {
-        if (error) reject(signal?.aborted ? signal.reason : agentError(error, target));
-        else resolve(response?.changed ?? []);
+      const call = start(client, (error, response) => {
+        if (error || !response) reject(signal?.aborted ? signal.reason : agentError(error, target));
+        else resolve(response);
       });
       signal?.addEventListener('abort', () => call.cancel(), { once: true, signal: abort.signal });
     });
@@ -98,9 +144,9 @@ async function setPaused(by: string, name = '', paused: boolean, options: AgentO
   }
 }
 
-function checkedTarget(by: string, options: AgentOptions): string {
+function checkedTarget(by: string, options: AgentOptions, names = ['socketPath', 'signal']): string {
   if (typeof options !== 'object' || options === null) throw new TypeError(`the options of ${by} are an object`);
-  checkNames(by, options, ['socketPath', 'signal']);
+  checkNames(by, options, names);
   return targetOf(checkedSocketPath(options.socketPath ?? defaultSocketPath()));
 }
 

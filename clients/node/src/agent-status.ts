@@ -22,6 +22,8 @@ export interface AgentStatus {
   recent: EndedTask[];
   /** Counts since the agent started. */
   totals: AgentTotals;
+  /** Whether the machine is kept from sleeping of idleness, because tasks are running. */
+  awake: boolean;
 }
 
 export interface AgentSession {
@@ -59,6 +61,8 @@ export interface AgentProvider {
   maxInFlight: number;
   maxQueued: number;
   paused: boolean;
+  /** When the owner's pause ends by itself, RFC 3339; empty where it does not. `detail` says what paused it. */
+  pausedUntil: string;
 }
 
 export interface AgentTask {
@@ -86,6 +90,21 @@ export interface EndedTask {
   usage: { inputTokens?: number; outputTokens?: number } | null;
   chunks: number;
   caller: string;
+  /** Why it failed, for the owner; empty where it did not. */
+  reason: string;
+}
+
+/** What was done for one caller, by one LLM or on one day. */
+export interface UsageRow {
+  /** The caller, the LLM or the day (YYYY-MM-DD); empty for callers whom mcpd does not name. */
+  key: string;
+  tasksOk: number;
+  tasksFailed: number;
+  tasksCancelled: number;
+  /** As far as providers reported them. */
+  inputTokens: number;
+  outputTokens: number;
+  inferenceSeconds: number;
 }
 
 export interface AgentTotals {

@@ -1,4 +1,4 @@
-export { AgentError, pause, resume, watchAgent, type AgentOptions } from './agent-calls.js';
+export { AgentError, pause, resume, usage, watchAgent, type AgentOptions, type PauseOptions, type UsageOptions } from './agent-calls.js';
 export { textOf } from './messages.js';
 export { startRegistrar, Registrar } from './registrar.js';
 export type * from './agent-status.js';

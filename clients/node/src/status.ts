@@ -1,5 +1,5 @@
 /** What the agent says of itself, as this package's callers read it. */
-import type { AgentStatus } from './agent-status.js';
+import type { AgentStatus, UsageRow } from './agent-status.js';
 import type { AgentLink, AgentState, ProviderVerdict, Verdict } from './types.js';
 import type { ProviderSnapshotResult, WireAgentStatus } from './wire.js';
 
@@ -28,6 +28,11 @@ const PREFIX = /^(AGENT_STATE|PROVIDER_STATE|TASK_STATE|VERDICT)_(?=[A-Z_]+$)/;
 /** A status of the agent with names in JavaScript's spelling; what a newer agent adds is in it, too. */
 export function statusOf(message: object): AgentStatus {
   return renamed(message) as AgentStatus;
+}
+
+/** Rows of usage with names in JavaScript's spelling. */
+export function usageOf(rows: object[]): UsageRow[] {
+  return renamed(rows) as UsageRow[];
 }
 
 function renamed(value: unknown, key = ''): unknown {

@@ -11,6 +11,8 @@ export interface Provider {
   model: string;
   /** The owner's consent. Without it the provider is pushed and shown by `mcprelay status`, but never published. */
   publish?: boolean | undefined;
+  /** The owner's rules for when it works for others, as config.json has them: `llm.sharing`, the entry's `sharing`, or both. */
+  sharing?: Sharing | readonly Sharing[] | undefined;
   /** The owner's word for its class: "fast", "heavy". */
   tier?: string | undefined;
   /** For people. */
@@ -34,6 +36,16 @@ export interface Provider {
   complete(options: CompletionOptions, signal: AbortSignal): Completion | Promise<Completion>;
   /** Gives the answer piece by piece. The next piece is only asked for when the agent can take it. */
   stream?(options: CompletionOptions, signal: AbortSignal): Pieces | Promise<Pieces>;
+}
+
+/** When a provider works for others. Whatever is set has to be fulfilled; the agent pauses the provider while it is not. */
+export interface Sharing {
+  /** In one of these windows of the machine's time zone: "Mon-Fri 18:00-08:00", "Sat-Sun", "22:00-06:00". */
+  hours?: readonly string[] | null | undefined;
+  /** False: not while the machine is on battery. */
+  onBattery?: boolean | null | undefined;
+  /** Only when nobody has used the machine for this long: "10m", or milliseconds. */
+  whenIdleFor?: string | number | null | undefined;
 }
 
 /**

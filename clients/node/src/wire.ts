@@ -78,6 +78,13 @@ export interface WireProvider {
   features: string[];
   context_tokens?: number;
   max_output_tokens?: number;
+  sharing?: WireSharing[];
+}
+
+export interface WireSharing {
+  hours: string[];
+  on_battery?: boolean;
+  when_idle_for_ms?: number;
 }
 
 export type SessionRequest =

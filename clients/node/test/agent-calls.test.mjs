@@ -1,7 +1,7 @@
 // Watching the agent and steering its providers.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { AgentError, pause, resume, startRegistrar, watchAgent } from '../dist/esm/index.js';
+import { AgentError, pause, resume, startRegistrar, usage, watchAgent } from '../dist/esm/index.js';
 import { startFakeAgent } from '../dist/esm/testing/index.js';
 
 const provider = (name) => ({ name, type: 't', model: 'm', publish: true, complete: async () => 'ok' });
@@ -35,6 +35,38 @@ test('the status comes at once and again when it changes, until the loop is left
   assert.deepEqual(seen, [[row('a', false), row('b', false)], [row('a', false), row('b', true)]]);
   assert.deepEqual(await pause(undefined, here()), ['a']);
   assert.deepEqual(await resume(undefined, here()), ['a', 'b']);
+});
+
+test('a pause may end by itself, and the status says when', async () => {
+  const before = Date.now();
+  assert.deepEqual(await pause('a', { ...here(), for: 60_000 }), ['a']);
+  for await (const { providers } of watchAgent(here())) {
+    const until = Date.parse(providers[0].pausedUntil) - before;
+    assert.ok(until >= 60_000 && until < 120_000, providers[0].pausedUntil);
+    break;
+  }
+  assert.deepEqual(await resume('a', here()), ['a']);
+  await assert.rejects(pause('a', { ...here(), for: '1h' }), /number of milliseconds/);
+});
+
+test('usage comes in JavaScript names', async () => {
+  agent.usage = [{ key: 'alice', tasks_ok: 3, input_tokens: 2 ** 40, inference_seconds: 1.5 }];
+  const [row] = await usage({ ...here(), by: 'llm', days: 7 });
+  assert.deepEqual([row.key, row.tasksOk, row.inputTokens, row.tasksFailed, row.inferenceSeconds], ['alice', 3, 2 ** 40, 0, 1.5]);
+  await assert.rejects(usage({ ...here(), by: 'week' }), /"caller", "llm" or "day"/);
+});
+
+test('sharing rules are pushed as they stand in config.json, and what is not understood is refused', async () => {
+  const rules = [{ hours: ['Sat-Sun'], onBattery: null }, { onBattery: false, whenIdleFor: '10m' }];
+  registrar.update([{ ...provider('a'), sharing: rules }, provider('b')]);
+  for await (const { providers } of watchAgent(here())) {
+    const { sharing } = providers[0].provider;
+    if (sharing.length === 0) continue;
+    assert.deepEqual(sharing, [{ hours: ['Sat-Sun'] }, { hours: [], onBattery: false, whenIdleForMs: 600_000 }]);
+    break;
+  }
+  const refused = (sharing) => assert.throws(() => registrar.update([{ ...provider('a'), sharing }]), /has a? ?sharing/);
+  for (const sharing of [{ hours: [] }, { hours: 'Sat-Sun' }, { onBattery: 'no' }, { whenIdleFor: 'soon' }, 7]) refused(sharing);
 });
 
 test('a name that nobody has pushed, and an agent that is not there, are errors that say so', async () => {

@@ -60,6 +60,10 @@ export class FakeAgent {
   private readonly watchers = new Set<ServerWritableStream<object, object>>();
   /** The names of the providers that were paused. */
   readonly paused = new Set<string>();
+  /** When each of them ends by itself, RFC 3339, or empty. */
+  private readonly pauseEnds = new Map<string, string>();
+  /** What `usage()` gives, with the proto's names. */
+  usage: object[] = [];
 
   constructor(options: FakeAgentOptions = {}) {
     this.folder = options.socketPath === undefined ? mkdtempSync(join(tmpdir(), 'fake-agent-')) : undefined;
@@ -82,6 +86,7 @@ export class FakeAgent {
       Session: (call: ServerDuplexStream<Heard, SessionResponse>) => this.opened(call),
       WatchStatus: (call: ServerWritableStream<object, object>) => this.watched(call),
       SetPaused: (call: { request: PauseRequest }, answer: sendUnaryData<object>) => this.steered(call.request, answer),
+      GetUsage: (_: object, answer: sendUnaryData<object>) => answer(null, { rows: this.usage }),
     });
     await new Promise<void>((resolve, reject) => {
       const bound = (error: Error | null) => (error ? reject(error) : resolve());
@@ -167,13 +172,14 @@ export class FakeAgent {
     call.write(this.status());
   }
 
-  private steered({ provider_name: name, paused }: PauseRequest, answer: sendUnaryData<object>): void {
+  private steered({ provider_name: name, paused, until }: PauseRequest, answer: sendUnaryData<object>): void {
     const named = this.providers.map((provider) => provider.name).filter((known) => name === '' || known === name);
     if (name !== '' && named.length === 0) {
       return answer({ code: status.NOT_FOUND, details: `no provider named '${name}' was pushed` });
     }
     const changed = named.filter((known) => this.paused.has(known) !== paused);
     for (const known of changed) paused ? this.paused.add(known) : this.paused.delete(known);
+    for (const known of named) this.pauseEnds.set(known, paused ? until : '');
     answer(null, { changed });
     for (const watcher of this.watchers) watcher.write(this.status());
   }
@@ -184,7 +190,7 @@ export class FakeAgent {
       agent: this.welcome.welcome?.agent_status,
       agent_version: VERSION,
       pid: process.pid,
-      providers: providers.map((provider) => ({ provider, verdict: provider.publish ? 'VERDICT_PUBLISHED' : 'VERDICT_NOT_OPTED_IN', paused: this.paused.has(provider.name) })),
+      providers: providers.map((provider) => ({ provider, verdict: provider.publish ? 'VERDICT_PUBLISHED' : 'VERDICT_NOT_OPTED_IN', paused: this.paused.has(provider.name), paused_until: this.pauseEnds.get(provider.name) ?? '' })),
       totals: {},
     };
   }
@@ -205,4 +211,5 @@ const VERSION = '0.0.0-fake';
 interface PauseRequest {
   provider_name: string;
   paused: boolean;
+  until: string;
 }

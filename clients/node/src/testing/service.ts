@@ -22,5 +22,6 @@ function method(name: string, request: Codec<object>, response: Codec<object>, s
 export const SERVICE: ServiceDefinition = {
   Session: method('Session', codecOf('SessionRequest'), codecOf('SessionResponse'), { request: true, response: true }),
   WatchStatus: method('WatchStatus', codecOf('WatchStatusRequest'), codecOf('WatchStatusResponse'), { request: false, response: true }),
+  GetUsage: method('GetUsage', codecOf('GetUsageRequest'), codecOf('GetUsageResponse'), { request: false, response: false }),
   SetPaused: method('SetPaused', codecOf('SetPausedRequest'), codecOf('SetPausedResponse'), { request: false, response: false }),
 };
