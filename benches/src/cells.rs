@@ -23,13 +23,15 @@ pub struct Cell {
     delay_us: u64,
     stream: bool,
     amount: Amount,
+    /// The round trip to mcpd.
+    pub rtt_ms: u64,
     /// How long it takes until the last caller has begun. Without it all callers of a paced load stay in step: each burst
     /// of first tokens is all of them in one millisecond.
     ramp_ms: u64,
 }
 
 /// The loads of the tables.
-pub const CELLS: [Cell; 6] = [
+pub const CELLS: [Cell; 9] = [
     Cell {
         id: "plain",
         title: "plain, 16 tokens, 32 callers",
@@ -38,6 +40,7 @@ pub const CELLS: [Cell; 6] = [
         delay_us: 0,
         stream: false,
         amount: Amount::Seconds(2.0),
+        rtt_ms: 0,
         ramp_ms: 0,
     },
     Cell {
@@ -48,6 +51,7 @@ pub const CELLS: [Cell; 6] = [
         delay_us: 0,
         stream: true,
         amount: Amount::Seconds(2.0),
+        rtt_ms: 0,
         ramp_ms: 0,
     },
     paced("paced8", "streaming, 128 tokens 10 ms apart, 8 callers", 8, 2),
@@ -58,6 +62,9 @@ pub const CELLS: [Cell; 6] = [
         ..paced("spread64", "like paced64, but the callers begin one after the other", 64, 3)
     },
     paced("paced256", "streaming, 128 tokens 10 ms apart, 256 callers", 256, 3),
+    distant("rtt20", "streaming, 128 tokens 20 ms apart, 8 callers, mcpd 20 ms away", 20),
+    distant("rtt50", "streaming, 128 tokens 20 ms apart, 8 callers, mcpd 50 ms away", 50),
+    distant("rtt100", "streaming, 128 tokens 20 ms apart, 8 callers, mcpd 100 ms away", 100),
 ];
 /// The cell without a load: a start, and an agent that has nothing to do.
 pub const IDLE: &str = "idle";
@@ -71,8 +78,13 @@ const fn paced(id: &'static str, title: &'static str, callers: u32, each: u32) -
         delay_us: 10_000,
         stream: true,
         amount: Amount::Each(each),
+        rtt_ms: 0,
         ramp_ms: 0,
     }
+}
+
+const fn distant(id: &'static str, title: &'static str, rtt_ms: u64) -> Cell {
+    Cell { delay_us: 20_000, rtt_ms, ..paced(id, title, 8, 2) }
 }
 
 impl Cell {
@@ -133,6 +145,8 @@ pub mod metric {
     pub const CPU_TOKENS: &str = "CPU s per million tokens";
     /// The CPU time of the agent beside a Node program.
     pub const CPU_BESIDE: &str = "and of the agent beside it";
+    /// The CPU time of the stand-in for mcpd.
+    pub const CPU_MCPD: &str = "CPU s of mcpd per 1,000 requests";
     /// The most memory the relay ever had.
     pub const PEAK_RSS: &str = "peak RSS MiB";
     /// Result POSTs, chunks and ends together.
@@ -155,7 +169,7 @@ pub mod metric {
     pub const PROGRAM: &str = "program MiB";
 
     /// All, in the order of a table's lines.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         REQUESTS,
         TOKENS,
         LATENCY_P50,
@@ -169,6 +183,7 @@ pub mod metric {
         CPU_REQUESTS,
         CPU_TOKENS,
         CPU_BESIDE,
+        CPU_MCPD,
         PEAK_RSS,
         POSTS,
         CHUNKS,

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt};
 use crate::{
     cells::{IDLE, metric::*},
     run::Values,
-    system::{AGENT, AGENT_NODE, DIRECT, FLOOR, NODE, NODE_PER_TOKEN, Scheme, TRACED_GRPC, TRACED_HTTP},
+    system::{
+        AGENT, AGENT_NODE, AGENT_POSTS, DIRECT, FLOOR, NODE, NODE_PER_TOKEN, Scheme, TRACED_GRPC, TRACED_HTTP,
+    },
 };
 
 /// A line of the table: in all of these cells over all of these schemes one value of a system keeps to a bound.
@@ -47,7 +49,7 @@ const H2: &[Scheme] = &[Scheme::H2];
 const HTTP: &[Scheme] = &[Scheme::Http];
 
 /// What the relay has to reach.
-pub const GOALS: [Goal; 29] = [
+pub const GOALS: [Goal; 35] = [
     // Against the build before.
     goal(AGENT, EVERY, TLS, CPU_REQUESTS, AtMost(Times(1.2, BEFORE))),
     goal(AGENT, ALL_BUT_BURST, HTTP, CPU_REQUESTS, AtMost(Times(1.5, BEFORE))),
@@ -62,6 +64,13 @@ pub const GOALS: [Goal; 29] = [
     goal(AGENT, STEADY, TLS, FIRST_OVER_P50, AtMost(Times(1.3, FLOOR))),
     goal(AGENT, STEADY, TLS, GAP_P99, AtMost(Times(1.25, DIRECT))),
     goal(AGENT, &["paced8"], TLS, CHUNKS, AtLeast(Fixed(120.0))),
+    // An mcpd that is far away, and what an upload saves.
+    goal(AGENT, &["rtt100"], TLS, GAP_P50, AtMost(Fixed(22.0))),
+    goal(AGENT, &["rtt100"], TLS, GAP_P99, AtMost(Fixed(45.0))),
+    goal(AGENT, &["rtt100"], TLS, FIRST_P50, AtMost(Times(1.05, AGENT_POSTS))),
+    goal(AGENT, &["paced64"], TLS, CPU_REQUESTS, AtMost(Times(0.5, AGENT_POSTS))),
+    goal(AGENT, &["paced64"], TLS, CPU_MCPD, AtMost(Times(0.5, AGENT_POSTS))),
+    goal(AGENT, &["burst"], TLS, TOKENS, AtLeast(Times(1.0, AGENT_POSTS))),
     // What the machine feels.
     goal(AGENT, &["burst"], TLS, CPU_REQUESTS, AtMost(Fixed(1.0))),
     goal(AGENT, &["paced256"], TLS, CPU_REQUESTS, AtMost(Fixed(5.2))),

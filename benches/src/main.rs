@@ -10,6 +10,7 @@ use mcprelay_bench::hot;
 use tokio::{net::TcpListener, task::LocalSet};
 
 mod cells;
+mod delay;
 mod floor;
 mod goals;
 mod http;
@@ -41,7 +42,9 @@ enum Command {
     /// The provider: an OpenAI-compatible server whose answers are known
     Mock,
     /// The lean stand-in for mcpd
-    Mcpd(http::TlsArgs),
+    Mcpd(mcpd::McpdArgs),
+    /// A relay that delays, as distance does
+    Delay(delay::DelayArgs),
     /// A collector that only counts
     Sink,
     /// The floor: the agent's I/O without its logic
@@ -89,8 +92,11 @@ async fn dispatch(command: Command) -> Result<ExitCode, String> {
         }
         Command::Floor(args) => floor::run(args).await.map_err(|error| error.to_string()),
         Command::Mock => mock::serve(listen("mock").await?).await.map_err(|error| error.to_string()),
-        Command::Mcpd(tls) => {
-            mcpd::serve(listen("mcpd").await?, tls).await.map_err(|error| error.to_string())
+        Command::Mcpd(args) => {
+            mcpd::serve(listen("mcpd").await?, args).await.map_err(|error| error.to_string())
+        }
+        Command::Delay(args) => {
+            delay::serve(listen("delay").await?, args).await.map_err(|error| error.to_string())
         }
         Command::Sink => sink::serve(listen("sink").await?).await.map_err(|error| error.to_string()),
     };

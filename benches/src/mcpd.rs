@@ -7,6 +7,7 @@ use std::{
     convert::Infallible,
     io,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -17,11 +18,12 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use clap::Args;
 use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::http::{Connection, Connections, TlsArgs, event_stream, json, serve as serve_http};
@@ -35,14 +37,28 @@ pub const STATS_PATH: &str = "/_bench/stats";
 /// Where it says which providers are online.
 pub const ROWS_PATH: &str = "/api/v1/llms";
 const HELLO: &str = "event: hello\ndata: {\"providerSessionId\":\"bench-session\"}\n\n";
-const REGISTERED: &str = r#"{"providerSessionId":"bench-session","features":["idempotent-results"],"llms":[{"id":"1","name":"bench","kind":"virtual","status":"active"}]}"#;
+const REGISTERED: &str = r#"{"providerSessionId":"bench-session","features":["idempotent-results","result-stream"],"llms":[{"id":"1","name":"bench","kind":"virtual","status":"active"}]}"#;
+/// The same of an mcpd that takes no uploads.
+const REGISTERED_FOR_POSTS: &str = r#"{"providerSessionId":"bench-session","features":["idempotent-results"],"llms":[{"id":"1","name":"bench","kind":"virtual","status":"active"}]}"#;
+/// Least time between two `received` of an upload.
+const RECEIVED_EVERY: Duration = Duration::from_secs(1);
 const ROWS: &str =
     r#"[{"id":"1","name":"bench","kind":"virtual","type":"openai","model":"m","status":"active"}]"#;
+
+/// Arguments of `mcpd`.
+#[derive(Clone, Debug, Args)]
+pub struct McpdArgs {
+    #[command(flatten)]
+    tls: TlsArgs,
+    /// Take no answer as one upload
+    #[arg(long)]
+    no_result_stream: bool,
+}
 
 /// What the stand-in has counted since it started.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Stats {
-    /// Result POSTs that it took.
+    /// Result POSTs that it took; an upload is one.
     pub posts: u64,
     /// Result POSTs that it answered 404: their task was over.
     pub late_posts: u64,
@@ -73,6 +89,12 @@ struct Shared {
     stats: Stats,
 }
 
+/// A line of an upload, without its part.
+#[derive(Deserialize)]
+struct Line {
+    n: u64,
+}
+
 #[derive(Deserialize)]
 struct ResultPart<'a> {
     #[serde(borrow)]
@@ -95,17 +117,19 @@ struct Chunk<'a> {
 type Shares = State<Arc<Mcpd>>;
 
 /// Serves until the process is killed.
-pub async fn serve(listener: TcpListener, tls: TlsArgs) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, args: McpdArgs) -> io::Result<()> {
+    let registered = if args.no_result_stream { REGISTERED_FOR_POSTS } else { REGISTERED };
     let routes = Router::new()
-        .route("/api/v1/llms/_provider-register", post(async || json(200, REGISTERED)))
+        .route("/api/v1/llms/_provider-register", post(async move || json(200, registered)))
         .route("/api/v1/llms/_provider-heartbeat", post(async || json(200, "{}")))
         .route("/api/v1/llms/_provider-stream", get(async |State(mcpd): Shares| mcpd.channel()))
         .route("/api/v1/llms/_provider-task/{task}/result", post(result))
+        .route("/api/v1/llms/_provider-task/{task}/result-stream", post(upload))
         .route("/api/v1/llms/bench/infer", post(async |State(mcpd): Shares, body| mcpd.infer(body).await))
         .route(ROWS_PATH, get(async |State(mcpd): Shares| json(200, mcpd.rows())))
         .route(STATS_PATH, get(async |State(mcpd): Shares| Json(mcpd.stats())))
         .with_state(Arc::default());
-    serve_http(listener, routes, tls.acceptor()?).await
+    serve_http(listener, routes, args.tls.acceptor()?).await
 }
 
 async fn result(
@@ -118,7 +142,51 @@ async fn result(
     (mcpd.result(task, &body).await, "{}")
 }
 
+/// Takes lines until the last part; it is lines as far as they are in order, and nobody's otherwise.
+async fn upload(
+    State(mcpd): Shares,
+    Extension(connection): Extension<Connection>,
+    Path(task): Path<u64>,
+    body: Body,
+) -> (StatusCode, String) {
+    mcpd.connections.saw(&connection);
+    mcpd.shared().stats.posts += 1;
+    let (mut body, mut rest, mut next, mut told) = (body.into_data_stream(), BytesMut::new(), 1, None);
+    while let Some(Ok(piece)) = body.next().await {
+        rest.extend_from_slice(&piece);
+        while let Some(end) = memchr::memchr(b'\n', &rest) {
+            let line = rest.split_to(end + 1);
+            let Some((number, part)) = read_line(&line) else { continue };
+            if number != next {
+                return (StatusCode::CONFLICT, format!(r#"{{"next":{next}}}"#));
+            }
+            let is_end = !matches!(part, Part::Event(_, false));
+            match mcpd.caller(task, &part) {
+                Some(caller) if caller.send(part).await.is_ok() => next += 1,
+                _ => return (StatusCode::NOT_FOUND, String::new()),
+            }
+            if is_end {
+                return (StatusCode::OK, format!(r#"{{"next":{next}}}"#));
+            }
+            if told.is_none_or(|at: Instant| at.elapsed() >= RECEIVED_EVERY) {
+                told = Some(Instant::now());
+                mcpd.received(task, next).await;
+            }
+        }
+    }
+    (StatusCode::OK, format!(r#"{{"next":{next}}}"#))
+}
+
 impl Mcpd {
+    async fn received(&self, task: u64, next: u64) {
+        let event = format!("event: received\ndata: {{\"taskId\":\"{task}\",\"next\":{next}}}\n\n");
+        let channel = self.shared().channel.clone();
+        if let Some(channel) = channel {
+            // An agent without a channel hears it from the reply.
+            let _ = channel.send(event.into()).await;
+        }
+    }
+
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,6 +262,11 @@ fn task_event(task: u64, body: &[u8]) -> Bytes {
         "event: task\ndata: {{\"kind\":\"infer\",\"taskId\":\"{task}\",\"llmName\":\"bench\",\"streaming\":{streaming},\"request\":"
     );
     [head.as_bytes(), body, b"}\n\n"].concat().into()
+}
+
+fn read_line(line: &[u8]) -> Option<(u64, Part)> {
+    let Line { n } = serde_json::from_slice(line).ok()?;
+    Some((n, read_part(line)?))
 }
 
 fn read_part(body: &[u8]) -> Option<Part> {

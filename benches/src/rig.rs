@@ -58,6 +58,8 @@ struct Relay {
     /// The agent, where a program that uses it is what is measured.
     beside: Option<Running>,
     mcpd: (Running, String),
+    /// What keeps mcpd at a distance, where something does.
+    _distance: Option<(Running, String)>,
     /// The collector, where there is one.
     sink: Option<(Running, String)>,
 }
@@ -69,6 +71,8 @@ pub struct Counts {
     pub relay: Usage,
     /// The same of the agent beside it.
     pub beside: Option<Usage>,
+    /// The same of the stand-in for mcpd.
+    pub mcpd: Usage,
     /// Result POSTs that mcpd took.
     pub posts: u64,
     /// Those that it refused, for their task was over.
@@ -91,24 +95,34 @@ struct Around<'a> {
 }
 
 impl Rig {
-    /// Starts everything and waits until the system takes requests.
-    pub async fn start(system: &System, scheme: Scheme) -> Result<Self, String> {
+    /// Starts everything, with mcpd a round trip away, and waits until the system takes requests.
+    pub async fn start(system: &System, scheme: Scheme, rtt_ms: u64) -> Result<Self, String> {
         let folder = || tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"));
         let mock = Running::listening(&mut myself(["mock"])?).await?;
         let mut rig = Self { relay: None, mock, home: folder()?, logs: folder()?, start: Duration::ZERO };
         if system.kind != Kind::Direct {
-            rig.start_relay(system, scheme).await?;
+            rig.start_relay(system, scheme, rtt_ms).await?;
         }
         Ok(rig)
     }
 
-    async fn start_relay(&mut self, system: &System, scheme: Scheme) -> Result<(), String> {
+    async fn start_relay(&mut self, system: &System, scheme: Scheme, rtt_ms: u64) -> Result<(), String> {
         let ca_file = scheme.alpn().map(|_| self.logs.path().join("ca.pem"));
         let mut command = myself(["mcpd", "--scheme", scheme.flag()])?;
         command.args(ca_file.iter().flat_map(|path| [Path::new("--ca-file"), path]));
+        if matches!(system.kind, Kind::Posts(_)) {
+            command.arg("--no-result-stream");
+        }
         let mcpd = Running::listening(&mut command).await?;
+        let distance = match rtt_ms {
+            0 => None,
+            rtt => {
+                let mut delay = myself(["delay", "--to", &mcpd.1, "--rtt-ms", &rtt.to_string()])?;
+                Some(Running::listening(&mut delay).await?)
+            }
+        };
         let around = Around {
-            mcpd: scheme.url(&mcpd.1),
+            mcpd: scheme.url(distance.as_ref().map_or(&mcpd.1, |(_, address)| address)),
             ca_file,
             provider: &self.mock.1,
             home: self.home.path(),
@@ -127,7 +141,7 @@ impl Rig {
             sleep(LOOK).await;
         }
         self.start = began.elapsed();
-        self.relay = Some(Relay { process, beside, mcpd, sink });
+        self.relay = Some(Relay { process, beside, mcpd, _distance: distance, sink });
         Ok(())
     }
 
@@ -178,6 +192,7 @@ impl Rig {
             // Exporting is part of the cost.
             relay: if spans.is_some() { relay.process.usage()? } else { process },
             beside: beside.transpose()?,
+            mcpd: relay.mcpd.0.usage()?,
             posts: stats.posts,
             late_posts: stats.late_posts,
             to_mcpd: stats.connections,
@@ -204,6 +219,7 @@ impl Around<'_> {
                 command.envs(variables.into_iter().flatten());
                 command
             }
+            Kind::Posts(program) => self.agent(program, &["run", "--provide"])?,
             Kind::Package(folder) => {
                 let agent = self.agent(&beside("mcprelay")?, &["run"])?;
                 let agent = self.running(agent)?;

@@ -18,8 +18,8 @@ use crate::{
     report::Report,
     rig::{Counts, Rig, beside, build, build_package},
     system::{
-        AGENT, AGENT_NODE, DIRECT, FLOOR, Kind, NODE, NODE_PER_TOKEN, Otlp, Registrar, Scheme, System,
-        TRACED_GRPC, TRACED_HTTP,
+        AGENT, AGENT_NODE, AGENT_POSTS, DIRECT, FLOOR, Kind, NODE, NODE_PER_TOKEN, Otlp, Registrar, Scheme,
+        System, TRACED_GRPC, TRACED_HTTP,
     },
 };
 
@@ -120,6 +120,7 @@ fn systems(args: &RunArgs) -> Result<Vec<System>, String> {
         System::new(DIRECT, Kind::Direct),
         System::new(FLOOR, Kind::Floor),
         System::new(AGENT, Kind::Agent(agent.clone(), None)),
+        System::new(AGENT_POSTS, Kind::Posts(agent.clone())),
         System::new(TRACED_HTTP, Kind::Agent(agent.clone(), Some(Otlp::Http))),
         System::new(TRACED_GRPC, Kind::Agent(agent, Some(Otlp::Grpc))),
         System::new(AGENT_NODE, Kind::Package(package())),
@@ -143,6 +144,9 @@ pub fn package() -> PathBuf {
 /// What telemetry costs shows where the load pushes, and in a paced stream.
 fn takes_part(system: &System, cell: &Cell) -> bool {
     match system.kind {
+        Kind::Agent(_, None) => true,
+        Kind::Posts(_) => matches!(cell.id, "burst" | "paced64") || cell.rtt_ms > 0,
+        _ if cell.rtt_ms > 0 => false,
         Kind::Registrar(Registrar::PerToken) => !matches!(cell.id, "plain" | "paced256"),
         Kind::Agent(_, Some(_)) => matches!(cell.id, "plain" | "burst" | "paced64"),
         _ => true,
@@ -171,7 +175,7 @@ async fn measure_cell(
 }
 
 async fn measure(system: &System, cell: &Cell, scheme: Scheme) -> Result<Values, String> {
-    let rig = Rig::start(system, scheme).await?;
+    let rig = Rig::start(system, scheme, cell.rtt_ms).await?;
     rig.warm_up(cell).await?;
     let before = rig.counts().await?;
     let load = rig.load(cell).await?;
@@ -212,6 +216,7 @@ fn of_relay(values: &mut Values, load: &LoadReport, before: Counts, after: Count
     values.extend(named([
         (metric::CPU_REQUESTS, cpu / requests * 1e3),
         (metric::CPU_TOKENS, cpu / tokens * 1e6),
+        (metric::CPU_MCPD, (after.mcpd.cpu - before.mcpd.cpu) / requests * 1e3),
         (metric::PEAK_RSS, after.relay.peak_rss as f64 / KIB_PER_MIB),
         (metric::POSTS, since(|counts| counts.posts) / tokens * 100.0),
         (metric::TO_MCPD, since(|counts| counts.to_mcpd)),
@@ -228,7 +233,7 @@ fn of_relay(values: &mut Values, load: &LoadReport, before: Counts, after: Count
 async fn idle(system: &System, scheme: Scheme) -> Result<Values, String> {
     let Kind::Agent(program, _) = &system.kind else { return Ok(Values::new()) };
     let size = fs::metadata(program).map_err(|error| format!("{}: {error}", program.display()))?.len();
-    let rig = Rig::start(system, scheme).await?;
+    let rig = Rig::start(system, scheme, 0).await?;
     sleep(SETTLE).await;
     let before = rig.counts().await?.relay;
     sleep(REST).await;

@@ -14,6 +14,8 @@ pub const DIRECT: &str = "direct";
 pub const FLOOR: &str = "floor";
 /// The agent, in the tables.
 pub const AGENT: &str = "agent";
+/// The agent with an mcpd that takes no uploads, in the tables.
+pub const AGENT_POSTS: &str = "agent-posts";
 /// The agent that exports over HTTP, in the tables.
 pub const TRACED_HTTP: &str = "agent-otlp-http";
 /// The agent that exports over gRPC, in the tables.
@@ -43,6 +45,8 @@ pub enum Kind {
     Floor,
     /// `mcprelay run --provide`; with a protocol everything is traced and exported.
     Agent(PathBuf, Option<Otlp>),
+    /// `mcprelay run --provide`, with an mcpd that takes no uploads.
+    Posts(PathBuf),
     /// `mcprelay run`, and a Node program with the package in this folder, which is what is measured.
     Package(PathBuf),
     /// A registrar in Node.js.

@@ -68,7 +68,7 @@ async fn a_half_open_channel_is_given_up_after_its_idle_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn a_part_whose_reply_was_lost_arrives_once() {
-    let world = World::start().await;
+    let world = World::with(FakeMcpd::builder().result_stream(false), |_| {}).await;
     let mut client = world.serving("llama").await;
     let (call, offer) = begun(&world, &mut client).await;
     world.mcpd.lose_reply(Aim::next(CallKind::Result).times(3));
@@ -78,7 +78,7 @@ async fn a_part_whose_reply_was_lost_arrives_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_part_was_lost_is_no_success_although_its_provider_had_ended() {
-    let world = World::with(FakeMcpd::builder().idempotent_results(false), |_| {}).await;
+    let world = World::with(FakeMcpd::builder().idempotent_results(false).result_stream(false), |_| {}).await;
     let mut client = world.serving("llama").await;
     let (call, offer) = begun(&world, &mut client).await;
     world.mcpd.delay(Aim::next(CallKind::Result), SECOND);

@@ -299,9 +299,14 @@ impl World {
         self.mcpd.journal().into_iter().filter(|e| e.is_call(kind)).collect()
     }
 
-    /// All results that mcpd got for a task, in order.
+    /// All results that mcpd got for a task, in order: the same whichever way they came.
     pub fn results(&self, task: &str) -> Vec<Value> {
-        self.parts(task).iter().map(Entry::json).collect()
+        let without_number = |part: &Entry| {
+            let mut part = part.json();
+            part.as_object_mut().map(|members| members.remove("n"));
+            part
+        };
+        self.parts(task).iter().map(without_number).collect()
     }
 
     /// The journal's entries of a task's parts, whichever way they came.
