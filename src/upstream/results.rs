@@ -1,6 +1,6 @@
 //! The delivery of one task's output: ordered, retrying, and with exactly one end.
 //!
-//! Part 0 goes by POST, and so do all others unless mcpd takes the rest of a stream as one [`Upload`]; where that gets no further, the parts
+//! Part 0 goes by POST, and so do all others unless mcpd takes the rest of a stream as one upload; where that gets no further, the parts
 //! that are not known to be received go by POST after all. Whichever way a part goes, it has the same number.
 //!
 //! At most one POST of a task is under way. Once a part has been attempted it is frozen: a retry is byte-identical, under the same key.
