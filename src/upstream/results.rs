@@ -183,6 +183,7 @@ impl Delivery {
                 return Err(sent);
             }
         }
+        self.outbox.uploading(0, 0);
         Ok(())
     }
 

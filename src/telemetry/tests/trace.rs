@@ -324,6 +324,21 @@ fn however_many_posts_fail_the_terminal_one_is_the_last_of_32_spans() {
 }
 
 #[test]
+fn an_upload_is_one_span_with_its_lines_and_no_longest_post() {
+    let (statuses, spans) = recorded(PostSpans::Telling, |posts| {
+        posts.post(0, false).end(Some(200));
+        let mut upload = posts.upload(0, format!("{PATH}-stream"));
+        upload.set_lines(120);
+        upload.end(Some(200));
+    });
+    assert_eq!(statuses, ["200", "200"]);
+    let upload = spans.iter().map(attributes).find(|a| a.contains(&"mcprelay.deliver.lines=120".into()));
+    let upload = upload.expect("a span of the upload");
+    assert!(upload.iter().any(|a| a.starts_with("url.full=") && a.ends_with("-stream")), "{upload:?}");
+    assert!(attributes(named(&spans, "deliver")).contains(&"mcprelay.deliver.posts=2".into()));
+}
+
+#[test]
 fn gemini_is_called_what_the_conventions_call_it() {
     let (handle, collected) = in_memory(Content::LeftOut, PostSpans::Telling);
     let mut trace = TaskTrace::start(&handle, &task(None), &ChannelTrace::default());

@@ -58,6 +58,8 @@ struct State {
     proven: bool,
     /// Whether the delivery waits for room.
     is_awaited: bool,
+    /// Whether this connection is given up.
+    is_stalled: bool,
     body: Option<Waker>,
 }
 
@@ -79,7 +81,8 @@ impl State {
     fn supersede(&mut self) {
         self.opening += 1;
         self.cursor = self.first;
-        (self.taken, self.begun, self.unanswered, self.proven) = (0, None, None, false);
+        (self.taken, self.begun, self.unanswered) = (0, None, None);
+        (self.proven, self.is_stalled) = (false, false);
         if let Some(body) = self.body.take() {
             body.wake();
         }
@@ -102,6 +105,7 @@ impl Lines {
             unanswered: None,
             proven: false,
             is_awaited: false,
+            is_stalled: false,
             body: None,
         };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), stalled: Notify::new() })
@@ -218,12 +222,19 @@ impl Lines {
 
     /// Gives up the connection.
     pub(super) fn stall(&self) {
+        self.lock().is_stalled = true;
         self.stalled.notify_one();
     }
 
     /// Resolves once the connection is given up.
     pub(in crate::upstream) async fn stalled(&self) {
-        self.stalled.notified().await;
+        loop {
+            let woken = self.stalled.notified();
+            if self.lock().is_stalled {
+                return;
+            }
+            woken.await;
+        }
     }
 
     /// The body of a new connection, which begins with the first part that is not known to be received.
