@@ -51,7 +51,13 @@ pub fn why_idle(status: &WatchStatusResponse) -> String {
             providers.len()
         );
     }
-    match providers.iter().find(|provider| may_come(provider)).and_then(|found| found.provider.as_ref()) {
+    let coming = providers.iter().find(|provider| may_come(provider));
+    if let Some(paused) = coming.filter(|found| found.paused) {
+        let name = paused.provider.as_ref().map_or("", |pushed| &pushed.name);
+        let why = Printable(&paused.detail);
+        return format!("'{}' is {why}; it works again by itself, see `mcprelay status`", Printable(name));
+    }
+    match coming.and_then(|found| found.provider.as_ref()) {
         None => "every opted-in provider is paused; let them work again with `mcprelay resume`".into(),
         Some(away) => {
             let why = if away.state_detail.is_empty() { "no reason given" } else { &away.state_detail };
@@ -69,7 +75,12 @@ fn opted_in(status: &ProviderStatus) -> bool {
     status.provider.as_ref().is_some_and(|pushed| pushed.publish)
 }
 
+/// Whether a pause ends without anybody's doing: it has an end, or it is a rule's and not its owner's.
+fn ends_by_itself(status: &ProviderStatus) -> bool {
+    !status.paused_until.is_empty() || status.detail.starts_with("paused: ")
+}
+
 /// Whether it may come to be published without its owner's doing.
 pub fn may_come(status: &ProviderStatus) -> bool {
-    opted_in(status) && !status.paused
+    opted_in(status) && (!status.paused || ends_by_itself(status))
 }

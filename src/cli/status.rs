@@ -202,12 +202,18 @@ mod tests {
         pushed.state_detail = "it does not answer".into();
     }
 
+    fn on_battery(status: &mut ProviderStatus) {
+        status.paused = true;
+        status.detail = "paused: on battery".into();
+    }
+
     #[test]
     fn waiting_is_useless_only_where_what_was_pushed_is_not_opted_in_or_paused_or_the_agent_stops() {
         assert_eq!(progress(&at(AgentState::Online)), Progress::Online);
         assert_eq!(progress(&idle(withheld)), Progress::Useless);
         assert_eq!(progress(&idle(|provider| provider.paused = true)), Progress::Useless);
         assert_eq!(progress(&idle(away)), Progress::Waiting);
+        assert_eq!(progress(&idle(on_battery)), Progress::Waiting, "the rule ends by itself");
         assert_eq!(progress(&at(AgentState::Draining)), Progress::Useless);
         assert_eq!(progress(&at(AgentState::NoCredentials)), Progress::Waiting);
         let empty = WatchStatusResponse { providers: Vec::new(), ..at(AgentState::Idle) };
@@ -218,6 +224,7 @@ mod tests {
     fn the_reason_says_what_to_do() {
         assert!(reason(&idle(withheld)).starts_with("no provider is opted in (2 pushed); set"));
         assert!(reason(&idle(|provider| provider.paused = true)).ends_with("`mcprelay resume`"));
+        assert!(reason(&idle(on_battery)).starts_with("'qwen3' is paused: on battery; it works again"));
         assert_eq!(
             reason(&idle(away)),
             "'qwen3' cannot work now (it does not answer); look at what serves its model"

@@ -261,8 +261,8 @@ fn shared(n: usize, minute_of_week: u16, on_battery: bool, idle_minutes: u64) ->
         on_battery: Fact::Is(on_battery),
         idle_for: Fact::Is(60 * SECOND * u32::try_from(idle_minutes).expect("minutes")),
     };
-    let rules = example(n).into_iter().flat_map(|entry| entry.sharing);
-    rules.fold(true, |all, rule| all && rule.judge(&facts) == Some(Ok(())))
+    let mut rules = example(n).into_iter().flat_map(|entry| entry.sharing);
+    rules.all(|rule| rule.judge(&facts) == Some(Ok(())))
 }
 
 #[test]
