@@ -68,7 +68,16 @@ fn why_idle(status: &WatchStatusResponse) -> Reason {
             "set \"publish\": true on one in config.json",
         );
     }
-    match providers.iter().find(|provider| may_come(provider)).and_then(|found| found.provider.as_ref()) {
+    let coming = providers.iter().find(|provider| may_come(provider));
+    if let Some(paused) = coming.filter(|found| found.paused) {
+        let name = paused.provider.as_ref().map_or("", |pushed| &pushed.name);
+        let why = Printable(&paused.detail);
+        return Reason::new(
+            format!("'{}' is {why}", Printable(name)),
+            "it works again by itself, see `mcprelay status`",
+        );
+    }
+    match coming.and_then(|found| found.provider.as_ref()) {
         None => {
             Reason::new("every opted-in provider is paused", "let them work again with `mcprelay resume`")
         }
@@ -87,7 +96,12 @@ pub fn opted_in(status: &ProviderStatus) -> bool {
     status.provider.as_ref().is_some_and(|pushed| pushed.publish)
 }
 
+/// Whether a pause ends without anybody's doing: it has an end, or it is a rule's and not its owner's.
+fn ends_by_itself(status: &ProviderStatus) -> bool {
+    !status.paused_until.is_empty() || status.detail.starts_with("paused: ")
+}
+
 /// Whether it may come to be published without its owner's doing.
 pub fn may_come(status: &ProviderStatus) -> bool {
-    opted_in(status) && !status.paused
+    opted_in(status) && (!status.paused || ends_by_itself(status))
 }

@@ -100,7 +100,8 @@ async fn agent(places: &Places, has_credentials: bool) -> Vec<Finding> {
                 let outdated = version::outdated(&status, &places.home);
                 let outdated = outdated.map(|(why, what)| Finding::warning("version", why, what));
                 let refused = status.providers.iter().filter_map(refused);
-                own.chain(outdated).chain(refused).collect()
+                let paused = status.providers.iter().filter_map(paused);
+                own.chain(outdated).chain(refused).chain(paused).collect()
             }
             Err(Stop::Failed(message)) => vec![Finding::failed("socket", &message)],
             Err(_) => vec![Finding::failure("socket", "its agent gives no status", "see its log")],
@@ -138,11 +139,38 @@ fn refused(provider: &ProviderStatus) -> Option<Finding> {
         .then(|| Finding::warning("agent", format!("{name} is not published: {why}"), advice))
 }
 
+/// A provider that is paused, by its owner or by a rule, also one whose source cannot be read.
+fn paused(provider: &ProviderStatus) -> Option<Finding> {
+    let name = Printable(&provider.provider.as_ref()?.name).to_string();
+    let message = format!("{name} is {}", Printable(&provider.detail));
+    let advice = match provider.detail.starts_with("paused: ") {
+        true => {
+            "it works again when its sharing rules in config.json are fulfilled; the agent's log says what cannot be read"
+        }
+        false => "let it work again with `mcprelay resume`",
+    };
+    provider.paused.then(|| Finding::warning("agent", message, advice))
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::net::UnixListener};
 
     use super::*;
+
+    #[test]
+    fn what_pauses_a_provider_is_told() {
+        let pushed = crate::pb::Provider { name: "a".into(), ..Default::default() };
+        let status = |paused_: bool| ProviderStatus {
+            provider: Some(pushed.clone()),
+            paused: paused_,
+            detail: "paused: on battery".into(),
+            ..ProviderStatus::default()
+        };
+        assert_eq!(paused(&status(false)), None);
+        let found = paused(&status(true)).expect("it is paused");
+        assert_eq!((found.result, &*found.message), (Level::Warning, "a is paused: on battery"));
+    }
 
     #[tokio::test]
     async fn each_kind_of_thing_in_the_sockets_place_is_told_apart() {

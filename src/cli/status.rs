@@ -223,12 +223,18 @@ mod tests {
         pushed.state_detail = "it does not answer".into();
     }
 
+    fn on_battery(status: &mut ProviderStatus) {
+        status.paused = true;
+        status.detail = "paused: on battery".into();
+    }
+
     #[test]
     fn waiting_is_in_vain_only_where_what_was_pushed_is_not_opted_in_or_paused_or_the_agent_stops() {
         assert_eq!(progress(&at(AgentState::Online)), Progress::Online);
         assert_eq!(progress(&idle(withheld)), Progress::NotOptedIn);
         assert_eq!(progress(&idle(|provider| provider.paused = true)), Progress::Useless);
         assert_eq!(progress(&idle(away)), Progress::Waiting);
+        assert_eq!(progress(&idle(on_battery)), Progress::Waiting, "the rule ends by itself");
         assert_eq!(progress(&at(AgentState::Draining)), Progress::Useless);
         assert_eq!(progress(&at(AgentState::NoCredentials)), Progress::Waiting);
         let empty = WatchStatusResponse { providers: Vec::new(), ..at(AgentState::Idle) };
@@ -239,6 +245,7 @@ mod tests {
     fn the_reason_says_what_to_do() {
         assert!(why(&idle(withheld)).starts_with("no provider is opted in (2 pushed); set"));
         assert!(why(&idle(|provider| provider.paused = true)).ends_with("`mcprelay resume`"));
+        assert!(why(&idle(on_battery)).starts_with("'qwen3' is paused: on battery; it works again"));
         assert_eq!(
             why(&idle(away)),
             "'qwen3' cannot work now (it does not answer); look at what serves its model"

@@ -5,8 +5,9 @@ use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 use fake_mcpd::{Call, FakeMcpd, InferReply, InferRequest};
 use mcprelay::{
     config::{PAUSES_FILE, USAGE_FOLDER},
-    domain::Fact,
+    domain::{Fact, Facts, UnixTime},
     pb::{self, GetUsageRequest, SetPausedRequest, Sharing, UsageBy},
+    provide::config_file,
 };
 
 use crate::{
@@ -241,4 +242,38 @@ async fn the_machine_stays_awake_while_a_task_runs_and_nothing_is_left_after_a_k
     until(true).await;
     agent.kill();
     until(false).await;
+}
+
+/// The providers of the n-th example on the first screen of the guide, as the provider host reads them.
+fn example(n: usize) -> Vec<config_file::Entry> {
+    let guide = include_str!("../../docs/guides/sharing.md");
+    let text = guide.split("```json\n").nth(n + 1).and_then(|rest| rest.split("```").next());
+    let parsed = config_file::parse(text.expect("an example").as_bytes()).expect("it is JSON");
+    assert!(parsed.warnings.is_empty() && parsed.entries.iter().all(|entry| entry.unshared.is_none()));
+    parsed.entries
+}
+
+/// Whether each provider of an example works under these facts.
+fn shared(n: usize, minute_of_week: u16, on_battery: bool, idle_minutes: u64) -> bool {
+    let facts = Facts {
+        now: UnixTime(0),
+        minute_of_week,
+        on_battery: Fact::Is(on_battery),
+        idle_for: Fact::Is(60 * SECOND * u32::try_from(idle_minutes).expect("minutes")),
+    };
+    let mut rules = example(n).into_iter().flat_map(|entry| entry.sharing);
+    rules.all(|rule| rule.judge(&facts) == Some(Ok(())))
+}
+
+#[test]
+fn the_guides_examples_are_nights_and_weekends_not_on_battery_and_only_while_away() {
+    let hour = |day: u16, hour: u16| (day * 24 + hour) * 60;
+    for (at, is_shared) in
+        [(hour(0, 12), false), (hour(0, 18), true), (hour(1, 7), true), (hour(5, 12), true)]
+    {
+        assert_eq!(shared(0, at, true, 0), is_shared, "{at}");
+    }
+    assert!(shared(1, 0, false, 0) && !shared(1, 0, true, 60));
+    assert!(example(1).iter().all(|entry| entry.sharing.len() == 1), "for all of them");
+    assert!(shared(2, 0, true, 10) && !shared(2, 0, true, 9));
 }

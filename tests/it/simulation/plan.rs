@@ -87,6 +87,10 @@ pub enum Fault {
     Mcpd(McpdFault),
     /// The owner pauses or resumes everything.
     Pause(bool),
+    /// The machine is unplugged for so many ms, and every provider is shared only while it is not on battery.
+    Unplug(u64),
+    /// It is plugged in again.
+    Plug,
     /// The agent is killed.
     Kill,
     /// It is started again.
@@ -258,6 +262,7 @@ fn trouble(rng: &mut Rng) -> Vec<(u64, Fault)> {
         } else {
             McpdFault::NoSessionId { times: 1 }
         }),
+        24 if rng.bool() => vec![(at, Fault::Unplug(lasting)), (at + lasting, Fault::Plug)],
         24 => vec![(at, Fault::Pause(true)), (at + lasting.min(12_000), Fault::Pause(false))],
         25 => vec![(at, Fault::Kill), (at + [10, 2_000, 20_000][rng.usize(..3)], Fault::Revive)],
         26 => vec![(at, Fault::Sleep(slept(rng))), (at, network(Order::CutAll))],

@@ -153,7 +153,8 @@ impl Program {
         let mut providers = Vec::new();
         for name in &self.plan.names {
             let max_in_flight = Some(self.max_in_flight);
-            providers.push(pb::Provider { max_in_flight, ..provider(name, publish) });
+            let sharing = vec![pb::Sharing { on_battery: Some(false), ..pb::Sharing::default() }];
+            providers.push(pb::Provider { max_in_flight, sharing, ..provider(name, publish) });
         }
         let snapshot = pb::ProviderSnapshot { generation: 1, providers };
         session.client.send(Payload::ProviderSnapshot(snapshot)).await;

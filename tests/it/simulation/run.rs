@@ -4,7 +4,8 @@ use std::{fs, sync::atomic::Ordering, time::Duration};
 
 use fake_mcpd::{Aim, CallKind, Entry, FakeMcpd, InferRequest, Kind, TaskEnd};
 use fastrand::Rng;
-use mcprelay::agent::Stopped;
+use mcprelay::{agent::Stopped, domain::Fact};
+
 use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
@@ -45,6 +46,8 @@ struct Stage<'a> {
     programs: JoinSet<()>,
     calls: JoinSet<()>,
     dead: bool,
+    /// Whether the owner wanted to resume while no agent ran.
+    resume_due: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -86,8 +89,16 @@ impl<'a> Stage<'a> {
         world.seed = plan.seed;
         let proxy = Proxy::start(world.mcpd.address()).await.expect("a loopback port");
         let scribe = Scribe::new();
-        let mut stage =
-            Self { plan, world, proxy, scribe, programs: JoinSet::new(), calls: JoinSet::new(), dead: false };
+        let mut stage = Self {
+            plan,
+            world,
+            proxy,
+            scribe,
+            programs: JoinSet::new(),
+            calls: JoinSet::new(),
+            dead: false,
+            resume_due: false,
+        };
         stage.write_credentials();
         stage.world.start_agent();
         stage.begin_life();
@@ -156,8 +167,14 @@ impl<'a> Stage<'a> {
             Fault::Network(order) => self.proxy.order(order),
             Fault::Mcpd(fault) => self.mcpd(fault, now),
             Fault::Pause(paused) => self.pause(paused, now).await,
+            Fault::Unplug(lasting) => {
+                // The rule has to hold for 30 s again, and the agent looks once a second.
+                self.scribe.story().paused.push((now, now + lasting + 33_000));
+                self.world.now(|facts| facts.on_battery = Fact::Is(true));
+            }
+            Fault::Plug => self.world.now(|facts| facts.on_battery = Fact::Is(false)),
             Fault::Kill => self.kill().await,
-            Fault::Revive => self.revive(),
+            Fault::Revive => self.revive().await,
             Fault::Sleep(ms) => {
                 self.scribe.story().woke.push(now);
                 self.world.slept.fetch_add(ms, Ordering::Relaxed);
@@ -179,7 +196,9 @@ impl<'a> Stage<'a> {
         self.world.mcpd.fault(fault);
     }
 
-    async fn pause(&self, paused: bool, now: u64) {
+    async fn pause(&mut self, paused: bool, now: u64) {
+        // A pause outlives the agent, so its owner ends it once there is one again.
+        self.resume_due = self.dead && !paused;
         let client = crate::support::Client::try_connect(&self.world.config.socket, "owner");
         let Some(mut client) = client.await else { return };
         let request = mcprelay::pb::SetPausedRequest { paused, ..mcprelay::pb::SetPausedRequest::default() };
@@ -197,15 +216,16 @@ impl<'a> Stage<'a> {
         if !std::mem::replace(&mut self.dead, true) {
             self.world.kill_agent().await;
             self.end_life();
-            // The next life knows nothing of it.
-            close(&mut self.scribe.story().paused, self.scribe.now());
         }
     }
 
-    fn revive(&mut self) {
+    async fn revive(&mut self) {
         if std::mem::take(&mut self.dead) {
             self.world.start_agent();
             self.begin_life();
+            if self.resume_due {
+                self.pause(false, self.scribe.now()).await;
+            }
         }
     }
 
@@ -262,7 +282,7 @@ impl<'a> Stage<'a> {
     async fn end(mut self) -> Story {
         self.scribe.log("the agent is told to stop");
         let began = self.scribe.now();
-        self.revive();
+        self.revive().await;
         self.scribe.story().drain_at = began;
         self.world.drain();
         let stopped = tokio::time::timeout(PATIENCE, self.world.stopped()).await;
