@@ -41,6 +41,7 @@ pub(crate) struct Settings {
     pub(crate) idempotent: bool,
     pub(crate) result_stream: bool,
     pub(crate) keep_alive: Option<Duration>,
+    pub(crate) streams: Option<u32>,
     pub(crate) event_limit: usize,
     pub(crate) result_limit: usize,
     pub(crate) journal: usize,
@@ -72,6 +73,7 @@ impl Default for Builder {
             idempotent: true,
             result_stream: true,
             keep_alive: None,
+            streams: None,
             event_limit: BODY_LIMIT,
             result_limit: BODY_LIMIT,
             journal: DEFAULT_ENTRIES,
@@ -143,6 +145,12 @@ impl Builder {
     /// Whether a stream may come as one upload, and `result-stream` is announced.
     pub fn result_stream(mut self, on: bool) -> Self {
         self.settings.result_stream = on;
+        self
+    }
+
+    /// Takes this many requests at once on a connection of HTTP/2; hyper's own limit unless set.
+    pub fn streams(mut self, most: u32) -> Self {
+        self.settings.streams = Some(most);
         self
     }
 

@@ -69,6 +69,9 @@ async fn requests(hub: Arc<Hub>, stream: impl AsyncRead + AsyncWrite + Unpin + S
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().header_read_timeout(None);
+    if let Some(most) = hub.settings.streams {
+        server.http2().max_concurrent_streams(most);
+    }
     let server = if http2 { server.http2_only() } else { server.http1_only() };
     let connection = server.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

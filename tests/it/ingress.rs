@@ -2,12 +2,12 @@
 
 use std::{fs, time::Duration};
 
-use fake_mcpd::{CallKind, FakeMcpd, TaskEnd, Tls};
-use mcprelay::pb::AgentState;
+use fake_mcpd::{Aim, CallKind, FakeMcpd, InferRequest, TaskEnd, Tls};
+use mcprelay::pb::{self, AgentState};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::support::{Client, World, pass, provider, soon};
+use crate::support::{Client, World, chat, gaps, pass, provider, soon};
 
 /// Nobody's authority.
 const STRANGER: &str = "-----BEGIN CERTIFICATE-----
@@ -17,7 +17,11 @@ MIIBWzCCAQ2gAwIBAgIUK5QZ5qBvYt1rZ3q0N0xXx6yG0mAwBQYDK2VwMBMxETAP
 
 /// A world whose mcpd speaks TLS, and the file with its authority.
 async fn over(tls: Tls) -> World {
-    let mut world = World::offline(FakeMcpd::builder().tls(tls), |_| {}).await;
+    reached(FakeMcpd::builder().tls(tls)).await
+}
+
+async fn reached(mcpd: fake_mcpd::Builder) -> World {
+    let mut world = World::offline(mcpd, |config| config.max_queued = 0).await;
     let authority = fs::read_to_string(world.mcpd.ca_file().expect("it serves TLS")).expect("it is there");
     world.write("authorities.pem", &authority);
     world.config.ca_file = Some(world.path("authorities.pem"));
@@ -91,4 +95,28 @@ async fn a_broken_file_of_authorities_leaves_the_old_ones_in_force() {
     world.link(AgentState::Backoff).await;
     world.link(AgentState::Online).await;
     answer_comes_whole(&world, &mut client).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_whose_answers_mcpd_is_slow_to_take_delay_no_heartbeat_and_no_register_call() {
+    // As many as the agent posts at once find room on all connections for results together, and none is left.
+    let mcpd = FakeMcpd::builder().tls(Tls::default().without_http1()).streams(4);
+    let mut world = reached(mcpd).await;
+    world.start_agent();
+    let full = pb::Provider { max_in_flight: Some(0), ..provider("full", true) };
+    let mut client = world.client_with("mcplocal", &[full.clone()]).await;
+    world.active("full").await;
+    world.mcpd.delay(Aim::next(CallKind::Result).times(0), Duration::from_secs(600));
+    let infer = |_| world.mcpd.submit(InferRequest::new("full", &chat("hi"))).expect("accepted");
+    let callers: Vec<_> = (0..128).map(infer).collect();
+    pass(Duration::from_secs(1)).await;
+    let before = world.calls(CallKind::Heartbeat).len();
+    let began = Instant::now();
+    client.push(&[full, provider("another", true)]).await;
+    world.active("another").await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let heartbeats = world.calls_of(CallKind::Heartbeat, before + 3).await;
+    let gaps = gaps(&heartbeats);
+    assert!(gaps.iter().all(|gap| *gap <= 31_000), "{gaps:?}");
+    drop(callers);
 }

@@ -6,6 +6,7 @@
 //!
 //! A normal test run has a few seconds of it. Callers rest between their calls, so that it takes a fraction of one core.
 
+mod after_end;
 mod nginx;
 
 use std::{
@@ -24,7 +25,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::nginx::Nginx;
+use self::{after_end::AfterEnd, nginx::Nginx};
 use crate::support::{
     Scheme, chat,
     process::{Process, mcprelay},
@@ -126,6 +127,7 @@ struct Figures {
     kills: u64,
     resident: Vec<usize>,
     pace: Pace,
+    after_end: AfterEnd,
 }
 
 #[tokio::test]
@@ -175,6 +177,7 @@ async fn a_soak_of_mixed_load_and_faults_breaks_nothing() {
             served = provider(home.path());
         }
         figures.pace.watch(proxy.seen());
+        figures.after_end.watch(&mcpd);
         assert!(agent.is_alive(), "the agent has ended:\n{}", agent.log());
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
@@ -204,11 +207,7 @@ fn judge(way: Way, mcpd: &FakeMcpd, harvest: &Harvest, figures: &Figures) {
     let late: Vec<_> = harvest.overdue.iter().filter(arrived).collect();
     assert!(late.is_empty(), "{late:?} had reached the agent, and no end came in time");
     // What is held up by the network reaches mcpd close together, or late: that is judged by when the agent sent it.
-    // An nginx whose client has gone may still send what it had from it, behind the agent's repetition of it.
-    let by_arrival = |rule: Rule| {
-        matches!(rule, Rule::RegisterTooOften | Rule::MissingHeartbeat)
-            || (way == Way::Nginx && rule == Rule::ResultAfterEnd)
-    };
+    let by_arrival = |rule: Rule| matches!(rule, Rule::RegisterTooOften | Rule::MissingHeartbeat);
     let violations: Vec<_> = mcpd.violations().into_iter().filter(|v| !by_arrival(v.rule)).collect();
     assert!(violations.is_empty(), "{violations:#?}");
     assert!(figures.pace.broken.is_empty(), "{:#?}", figures.pace.broken);

@@ -103,3 +103,16 @@ async fn a_refusal_is_heard_where_the_rest_of_a_large_request_can_no_longer_be_w
         assert_eq!(refused.status(), 413);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_idle_for_longer_than_servers_keep_it_is_not_used_again() {
+    let server = Played::new(Version::Negotiated, 8).await;
+    let (status, first) = tokio::join!(server.post(), async { answer(server.accept().await).await });
+    assert_eq!(status.unwrap(), 200);
+    tokio::time::sleep(IDLE_HTTP1 - Duration::from_millis(500)).await;
+    let (status, _first) = tokio::join!(server.post(), answer(first));
+    assert_eq!(status.unwrap(), 200, "on the same connection");
+    tokio::time::sleep(IDLE_HTTP1 + Duration::from_secs(1)).await;
+    let (status, _second) = tokio::join!(server.post(), async { answer(server.accept().await).await });
+    assert_eq!(status.unwrap(), 200);
+}
