@@ -104,7 +104,7 @@ async fn callers_whose_answers_mcpd_is_slow_to_take_delay_no_heartbeat_and_no_re
     let mut world = reached(mcpd).await;
     world.start_agent();
     let full = pb::Provider { max_in_flight: Some(0), ..provider("full", true) };
-    let mut client = world.client_with("mcplocal", &[full.clone()]).await;
+    let mut client = world.client_with("mcplocal", std::slice::from_ref(&full)).await;
     world.active("full").await;
     world.mcpd.delay(Aim::next(CallKind::Result).times(0), Duration::from_secs(600));
     let infer = |_| world.mcpd.submit(InferRequest::new("full", &chat("hi"))).expect("accepted");
