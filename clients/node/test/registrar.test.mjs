@@ -66,7 +66,7 @@ test('the status tells the agent\'s link and the verdicts, refusals with their r
     { name: 'p', verdict: 'refused', reason: 'the name is taken' },
     { name: 'q', verdict: 'not_opted_in' },
   ]);
-  assert.deepEqual(status.agent, { state: 'backoff', detail: 'mcpd is down', nextAttemptMs: 5000 });
+  assert.deepEqual(status.agent, { state: 'backoff', detail: 'mcpd is down', advice: '', nextAttemptMs: 5000 });
   assert.deepEqual([status.state, status.sessionId, status.agentVersion], ['connected', 's1', '0.0.0-fake']);
 });
 

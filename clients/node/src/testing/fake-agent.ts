@@ -74,7 +74,7 @@ export class FakeAgent {
         session_id: 's1',
         agent_version: VERSION,
         max_message_bytes: options.maxMessageBytes ?? 4 * 1024 * 1024,
-        agent_status: { state: `AGENT_STATE_${(options.link ?? 'online').toUpperCase()}`, detail: '' },
+        agent_status: { state: `AGENT_STATE_${(options.link ?? 'online').toUpperCase()}`, detail: '', advice: '' },
       },
     };
   }
@@ -135,7 +135,7 @@ export class FakeAgent {
 
   /** Tells every session the state of the link to mcpd. */
   linkIs(state: AgentState, detail = '', nextAttemptMs?: number): void {
-    const status = { state: `AGENT_STATE_${state.toUpperCase()}`, detail, ...(nextAttemptMs !== undefined && { next_attempt_ms: nextAttemptMs }) };
+    const status = { state: `AGENT_STATE_${state.toUpperCase()}`, detail, advice: '', ...(nextAttemptMs !== undefined && { next_attempt_ms: nextAttemptMs }) };
     for (const session of this.open()) session.send({ agent_status: status });
   }
 
