@@ -258,7 +258,8 @@ impl Session {
     fn cancel(&mut self, cancel: &pb::TaskCancel) {
         // An unknown id has just ended: the two messages passed each other.
         if let Some(running) = self.running.get(cancel.task_id.as_str()) {
-            tracing::debug!(task = %Printable(&cancel.task_id), reason = cancel.reason().as_str_name(), "task cancelled");
+            let (id, reason) = (Printable(&cancel.task_id), cancel.reason().as_str_name());
+            tracing::debug!(task_id = %id, reason, "task cancelled");
             running.cancel.cancel();
         }
     }

@@ -177,7 +177,7 @@ pub(super) async fn run(
     let (id, outgoing, max) =
         (Arc::clone(&chunks.task_id), chunks.outgoing.clone(), chunks.max_message_bytes);
     let finished = end_of(provider.run(task, chunks, cancel.clone()), &cancel).await;
-    tracing::debug!(task = %Printable(&id), outcome = outcome_word(&finished.outcome), "task ended");
+    tracing::debug!(task_id = %Printable(&id), outcome = outcome_word(&finished.outcome), "task ended");
     let mut message = wire::finished(&id, finished.outcome, finished.usage);
     if let Err(reason) = within(&message, max) {
         // An error that says so, instead of the end of the whole session.

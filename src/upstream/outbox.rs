@@ -21,12 +21,13 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
+use tracing::field::{DisplayValue, display};
 
 use super::contract::{CHUNK_HEAD, CHUNK_TAIL};
 use crate::{
     domain::{Activity, End, Failure, FailureCode, Outcome, Output, Taken, Task, TaskSink, Usage},
     openai::{ChunkEnvelope, MemoryBudget, Reservation, ResponseMeta},
-    telemetry::{AnswerContent, TaskReport, TaskTrace},
+    telemetry::{AnswerContent, TaskReport, TaskTrace, TraceId},
 };
 
 use pending::{Origin, Pending};
@@ -83,6 +84,8 @@ pub struct Outbox {
     wake: Notify,
     /// The task's spans and measurements; `None` once they have ended.
     trace: Mutex<Option<TaskTrace>>,
+    /// Stays known when the trace has ended.
+    trace_id: Option<TraceId>,
     /// The answer's content, where somebody wants it recorded.
     answer: Option<Mutex<AnswerContent>>,
 }
@@ -120,6 +123,7 @@ impl Outbox {
         Arc::new(Self {
             state: Mutex::new(state),
             wake: Notify::new(),
+            trace_id: trace.trace_id(),
             trace: Mutex::new(Some(trace)),
             answer,
         })
@@ -146,6 +150,11 @@ impl Outbox {
     /// Uses the task's trace, unless it has ended.
     pub fn trace<T>(&self, with: impl FnOnce(&mut TaskTrace) -> T) -> Option<T> {
         self.trace.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(with)
+    }
+
+    /// The trace's id, for log lines; `None` where there is no trace.
+    pub(super) fn trace_id(&self) -> Option<DisplayValue<TraceId>> {
+        self.trace_id.map(display)
     }
 
     /// Shows a piece of the answer to whoever records its content, if anybody does.
@@ -368,7 +377,7 @@ impl Outbox {
             chunks: state.pending.chunks(),
             first_token_at: state.first_token_at,
             posts: state.posts,
-            trace_id: trace.as_ref().and_then(TaskTrace::trace_id),
+            trace_id: self.trace_id,
         };
         if let Some(trace) = trace {
             let answer = self.answer.as_ref().map(|a| a.lock().unwrap_or_else(PoisonError::into_inner));

@@ -286,7 +286,9 @@ impl Delivery {
         }
         let summary = self.outbox.summary(&end);
         if undelivered {
-            warn!(task_id = %self.task.id, outcome = summary.outcome.as_str(), "mcpd did not take the task's end");
+            let outcome = summary.outcome.as_str();
+            let trace_id = self.outbox.trace_id();
+            warn!(task_id = %self.task.id, trace_id, outcome, "mcpd did not take the task's end");
         }
         self.tell(if told { Report::NobodyWaits(summary) } else { Report::Settled(summary) }).await;
     }
@@ -371,7 +373,8 @@ impl Delivery {
             // At least what mcpd asked for, but not beyond the latest time.
             let wait =
                 latest.map_or(wait, |latest| wait.min(latest.saturating_duration_since(Instant::now())));
-            debug!(task_id = %self.task.id, key, attempt, ?wait, "result part not taken, sent again: {said}");
+            let (id, trace_id) = (&self.task.id, self.outbox.trace_id());
+            debug!(task_id = %id, trace_id, key, attempt, ?wait, "result part not taken, sent again: {said}");
             sleep(wait).await;
             attempt += 1;
         }
@@ -389,7 +392,11 @@ impl Delivery {
     /// Warns if this answers the very first POST of a task: it may be the path that mcpd does not know.
     fn nobody_waits(&self, said: &str, at_the_first_post: bool) -> Sent {
         if at_the_first_post {
-            warn!(task_id = %self.task.id, "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which");
+            warn!(
+                task_id = %self.task.id,
+                trace_id = self.outbox.trace_id(),
+                "{said}: nobody waits, or the path is wrong; `mcprelay check-mcpd` tells which"
+            );
         }
         Sent::NobodyWaits
     }

@@ -284,7 +284,12 @@ impl Upload {
             let wait = Instant::now() + self.backoff.next(&mut self.rng);
             self.not_before = Some(self.not_before.map_or(wait, |asked| asked.max(wait)));
         }
-        debug!(task_id = %self.task, breaks = self.breaks, "an upload broke, and goes on on another connection: {why}");
+        debug!(
+            task_id = %self.task,
+            trace_id = self.outbox.trace_id(),
+            breaks = self.breaks,
+            "an upload broke, and goes on on another connection: {why}"
+        );
         None
     }
 }

@@ -253,7 +253,10 @@ fn the_sdks_limits_of_a_span_and_of_a_batch_are_the_environments() {
     if std::env::var_os(ROLE).is_some() {
         let (handle, collected) = in_memory(Content::LeftOut, PostSpans::Telling);
         run(&handle, None, EndKind::Answered);
-        let most = collected.take().iter().map(|span| span.attributes.len()).max().unwrap();
+        let spans = collected.take();
+        let most = |count: fn(&SpanData) -> usize| spans.iter().map(count).max().unwrap();
+        let (attributes, events, links) =
+            (most(|s| s.attributes.len()), most(|s| s.events.len()), most(|s| s.links.len()));
         let (url, told) = willing();
         let get = |name: &str| match name {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => Some(url.clone()),
@@ -263,12 +266,37 @@ fn the_sdks_limits_of_a_span_and_of_a_batch_are_the_environments() {
         let (telemetry, _) = start(&settings, &get).unwrap();
         traced(&telemetry);
         shut_down(telemetry, PATIENCE);
-        println!("spans: {most} attributes, {} requests", told.try_iter().count());
+        let requests = told.try_iter().count();
+        println!("spans: {attributes} attributes, {events} events, {links} links, {requests} requests");
         return;
     }
-    let limits = [("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "3"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")];
-    assert_eq!(line_of(TEST, &limits), "3 attributes, 4 requests");
-    assert!(line_of(TEST, &[]).ends_with(" attributes, 1 requests"));
+    let limits = [
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "3"),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "0"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2"),
+    ];
+    assert_eq!(line_of(TEST, &limits), "3 attributes, 0 events, 0 links, 4 requests");
+    assert!(line_of(TEST, &[]).ends_with(" attributes, 1 events, 1 links, 1 requests"));
+}
+
+#[test]
+fn the_length_of_the_queue_is_the_environments() {
+    const TEST: &str = "the_length_of_the_queue_is_the_environments";
+    if std::env::var_os(ROLE).is_none() {
+        let lengths = [("OTEL_BSP_MAX_QUEUE_SIZE", "3"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")];
+        return assert_eq!(line_of(TEST, &lengths), "1 under way, 3 waiting");
+    }
+    let (url, told, let_go) = slow();
+    let telemetry =
+        telemetry(&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &url)], None);
+    traced(&telemetry);
+    told.recv_timeout(PATIENCE).unwrap();
+    // More than there is room for, while the first export is under way.
+    traced(&telemetry);
+    drop(let_go);
+    shut_down(telemetry, PATIENCE);
+    println!("spans: 1 under way, {} waiting", told.try_iter().count());
 }
 
 #[test]
