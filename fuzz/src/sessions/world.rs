@@ -223,7 +223,7 @@ impl World {
     fn link(&mut self, step: &Step) -> Option<LinkInput> {
         let ledger = &mut self.ledger;
         Some(match step {
-            Step::Credentials(None) => LinkInput::Credentials(Err("none".to_owned())),
+            Step::Credentials(None) => LinkInput::Credentials(Err("none".into())),
             Step::Credentials(Some(other)) => {
                 LinkInput::Credentials(Ok(if *other { McpdChange::Other(None) } else { McpdChange::Same }))
             }
@@ -370,11 +370,11 @@ fn answer(reply: &Reply) -> Result<String, CallFailure> {
     let why = || "so it is".to_owned();
     Err(match reply {
         Reply::Good { session } => return Ok(format!("session {}", session % 2)),
-        Reply::Unauthorized { changed } => CallFailure::Unauthorized { detail: why(), changed: *changed },
-        Reply::Unknown => CallFailure::Unknown(why()),
+        Reply::Unauthorized { changed } => CallFailure::Unauthorized { detail: why().into(), changed: *changed },
+        Reply::Unknown => CallFailure::Unknown(why().into()),
         Reply::Conflict { name: n } => CallFailure::Conflict(BTreeSet::from([name(*n)])),
         Reply::Passing { retry_after_s } => {
-            CallFailure::Passing(why(), retry_after_s.map(|s| Duration::from_secs(s.into())))
+            CallFailure::Passing(why().into(), retry_after_s.map(|s| Duration::from_secs(s.into())))
         }
     })
 }
