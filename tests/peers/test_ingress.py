@@ -171,7 +171,7 @@ def test_connections_that_end_after_so_many_requests_cost_nothing(tmp_path, prot
 
 def test_as_the_guide_sets_it_up_the_thousandth_request_on_a_connection_costs_nothing(tmp_path):
     # nginx's default, which the guide leaves alone: 1,000 requests, here in one answer.
-    with behind(tmp_path, "nginx", pace=1) as link:
+    with behind(tmp_path, "nginx", mcpd=("--no-result-stream",), pace=1) as link:
         words = " ".join(f"w{n}" for n in range(1_500))
         assert stream(link.mcpd, words) == (f"You said: {words}", 1)
         assert len(link.mcpd.journal("result")) > 1_000
@@ -223,7 +223,7 @@ def test_an_ingress_that_collects_uploads_costs_no_token_and_is_named(tmp_path, 
     with behind(tmp_path, "nginx", *changes, pace=20) as link:
         assert stream(link.mcpd) == (ANSWER, 1)
         advice = "proxy_request_buffering off"
-        detail = lambda: link.agent.status()["agent"].get("detail", "")
+        detail = lambda: link.agent.status()["agent"].get("advice", "")
         wait_for("the status to name the setting", lambda: advice in detail())
         assert advice in link.agent.tool("doctor", "--ca-file", link.ingress.ca)
         under_load(link, lambda: None)
