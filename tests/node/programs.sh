@@ -30,8 +30,8 @@ for other in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-da
 done
 "$repo/packaging/npm.sh" "$work/dist"
 
-# A cache of its own and no registry: nothing can come from anywhere but the packed files.
-export npm_config_cache=$work/cache npm_config_registry=http://127.0.0.1:9/ npm_config_audit=false npm_config_fund=false
+# A cache of its own, which is empty; each call of npm is offline, or has the registry that its test serves.
+export npm_config_cache=$work/cache npm_config_audit=false npm_config_fund=false
 export npm_config_update_notifier=false npm_config_fetch_retries=0 npm_config_loglevel=error
 export MCPRELAY_PACKAGES=$work/dist/npm
 cd "$repo/tests/node/programs"
