@@ -293,7 +293,7 @@ impl<'a> Stage<'a> {
         // Callers whose tasks were never handed over wait for mcpd's own deadline.
         self.programs.shutdown().await;
         self.calls.shutdown().await;
-        self.write_journal();
+        self.write_journal(gone);
         match self.plan.scheme {
             Scheme::Http => self.scribe.wire(self.proxy.seen()),
             _ => self.scribe.story().wire = journal::passed(&self.world.mcpd.journal()),
@@ -314,8 +314,12 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn write_journal(&self) {
-        let lines = self.world.mcpd.journal().into_iter().map(|e| {
+    /// What mcpd saw while there was an agent: whether it still notices that the last channel closed, once everybody has
+    /// left, is up to the machine.
+    fn write_journal(&self, gone: Ms) {
+        let noticed = |e: &Entry| e.kind == Kind::ChannelClosed && e.at_ms >= gone;
+        let journal = self.world.mcpd.journal().into_iter().filter(|e| !noticed(e));
+        let lines = journal.map(|e| {
             let (task, key) = (e.task.unwrap_or_default(), e.key.unwrap_or_default());
             format!("{:>7} mcpd {:?} {task} {key} {:?}", e.at_ms, e.kind, e.status)
         });
